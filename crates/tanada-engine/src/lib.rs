@@ -1,0 +1,3 @@
+//! The store's engine: a synchronous state machine, event in, actions out.
+
+pub mod api;
