@@ -1,0 +1,50 @@
+//! What the shell decides about an engine before it opens a store.
+
+use tanada_units::MIB;
+
+/// Sizes and triggers. [`EngineConfig::new`] gives the values meant for production; tests shrink them.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// Bytes of the device or file as it is now.
+    pub device_bytes: u64,
+    /// True where the device is a file that [`tanada_disk::DiskOp::Grow`] may extend.
+    pub device_can_grow: bool,
+    /// Memory budget in bytes: delta, node cache, bitmap pages, buffers.
+    pub memory_bytes: u64,
+    /// Source of hidden volumes' ids and of the incarnation's salt. Take it from the system's random source;
+    /// the same seed and the same events give the same actions.
+    pub seed: u64,
+    /// A checkpoint starts when the delta holds this many entries ...
+    pub checkpoint_entries: u64,
+    /// ... or the journal is filled to this many per cent ...
+    pub checkpoint_journal_percent: u64,
+    /// ... or this many microseconds have passed since the last one, and something changed.
+    pub checkpoint_micros: u64,
+    /// The store syncs by itself after this many bytes of unsynced data (rule J3) ...
+    pub sync_bytes: u64,
+    /// ... or this many microseconds after the first unsynced record.
+    pub sync_micros: u64,
+    /// Blocks kept for checkpoints and deletions (store notes section 6), in bytes.
+    pub reserve_bytes: u64,
+    /// Blocks that one deletion walk frees at most between two checkpoints.
+    pub walk_blocks: u64,
+}
+
+impl EngineConfig {
+    /// Values for production, for a device of `device_bytes`.
+    pub fn new(device_bytes: u64) -> EngineConfig {
+        EngineConfig {
+            device_bytes,
+            device_can_grow: false,
+            memory_bytes: 256 * MIB,
+            seed: 0,
+            checkpoint_entries: 700_000,
+            checkpoint_journal_percent: 45,
+            checkpoint_micros: 60_000_000,
+            sync_bytes: 64 * MIB,
+            sync_micros: 1_000_000,
+            reserve_bytes: 32 * MIB,
+            walk_blocks: 1_000_000,
+        }
+    }
+}
