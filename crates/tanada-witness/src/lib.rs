@@ -1,0 +1,16 @@
+//! Evidence written by a guest and judged from outside: known patterns, and records whose order on two disks proves
+//! that a snapshot of both is one instant.
+//!
+//! ## Ordered records
+//! A writer stores record `n` on disk A, waits until A says it is durable, then stores the same record on disk B, and
+//! goes on with `n + 1`. At every instant A therefore holds each record that B holds. A snapshot of the two disks that
+//! were cut at different moments (A first) can show a record on B that A lacks: [`judge_order`] looks for exactly that.
+//! Records are 4 KiB, kept in a ring of slots (`n mod slots`), each carrying its number and a CRC-32C.
+//!
+//! The program runs inside guests, so it is built statically and depends on next to nothing.
+
+mod order;
+mod pattern;
+
+pub use order::{OrderReport, RECORD_BYTES, decode_record, encode_record, judge_order};
+pub use pattern::{check_block, fill_block};
