@@ -1,1 +1,16 @@
+//! XenAPI from one table: values, types, classes, error codes, both codecs and a client.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`value`] | [`Value`], [`Ref`], [`DateTime`]: what travels in calls, replies and records |
+//! | [`error`] | [`ApiError`]: a code and its parameters, with a constructor per code |
+//! | [`xmlrpc`] | XML-RPC both ways; also the encoding of `ova.xml` and of task results |
+//!
+//! Nothing here knows about storage, QEMU or the daemon: the `xe` command line and the daemon share this crate only.
 
+pub mod error;
+pub mod value;
+pub mod xmlrpc;
+
+pub use error::{ApiError, ApiResult};
+pub use value::{DateTime, Map, Ref, Value};
