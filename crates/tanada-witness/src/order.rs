@@ -45,26 +45,40 @@ pub struct OrderReport {
     pub records_compared: u64,
 }
 
-/// Judges two rings of equal length: every slot whole, every record on B also (or newer) on A, and A at most one ahead.
+/// Judges two rings of equal length. Every slot must be whole; each ring must hold the last records without a gap (a gap
+/// is an acknowledged write that was lost); B must not show what A lacks, and A may be at most one record ahead.
 pub fn judge_order(ring_a: &[u8], ring_b: &[u8]) -> Result<OrderReport> {
     if ring_a.len() != ring_b.len() || ring_a.is_empty() || !ring_a.len().is_multiple_of(RECORD_BYTES) {
         bail!("rings of {} and {} bytes: equal multiples of {RECORD_BYTES} expected", ring_a.len(), ring_b.len());
     }
-    let mut report = OrderReport { newest_on_a: 0, newest_on_b: 0, records_compared: 0 };
-    for (slot, (a, b)) in ring_a.chunks(RECORD_BYTES).zip(ring_b.chunks(RECORD_BYTES)).enumerate() {
-        let a = decode_record(a)?.unwrap_or(0);
-        let b = decode_record(b)?.unwrap_or(0);
-        if b > a {
-            bail!("slot {slot}: B shows record {b}, but A only {a}: the two disks are not of one instant");
+    let newest_on_a = judge_ring("A", ring_a)?;
+    let newest_on_b = judge_ring("B", ring_b)?;
+    if newest_on_b > newest_on_a {
+        bail!("B shows record {newest_on_b}, A only {newest_on_a}: the two disks are not of one instant");
+    }
+    if newest_on_a > newest_on_b + 1 {
+        bail!("A is at record {newest_on_a}, B only at {newest_on_b}: acknowledged writes to B are missing");
+    }
+    let records_compared = newest_on_b.min((ring_b.len() / RECORD_BYTES) as u64);
+    Ok(OrderReport { newest_on_a, newest_on_b, records_compared })
+}
+
+/// The newest record of a ring, after checking that each slot holds the newest record that belongs there.
+fn judge_ring(name: &str, ring: &[u8]) -> Result<u64> {
+    let slots = (ring.len() / RECORD_BYTES) as u64;
+    let mut found = Vec::new();
+    for record in ring.chunks(RECORD_BYTES) {
+        found.push(decode_record(record)?.unwrap_or(0));
+    }
+    let newest = found.iter().copied().max().unwrap_or(0);
+    for (slot, number) in (0..).zip(found) {
+        // The largest number up to `newest` that belongs into the slot; 0 where the ring has not come round yet.
+        let expected = newest.saturating_sub((newest + slots - slot) % slots);
+        if number != expected {
+            bail!("{name}, slot {slot}: record {number} where {expected} belongs (newest is {newest}): a write is missing");
         }
-        report.newest_on_a = report.newest_on_a.max(a);
-        report.newest_on_b = report.newest_on_b.max(b);
-        report.records_compared += u64::from(b > 0);
     }
-    if report.newest_on_a > report.newest_on_b + 1 {
-        bail!("A is at record {}, B only at {}: acknowledged writes to B are missing", report.newest_on_a, report.newest_on_b);
-    }
-    Ok(report)
+    Ok(newest)
 }
 
 #[cfg(test)]
@@ -83,22 +97,29 @@ mod tests {
 
     #[test]
     fn one_instant_is_accepted() {
-        let report = judge_order(&ring(&[5, 2, 3, 4]), &ring(&[5, 2, 3, 4])).unwrap();
-        assert_eq!((report.newest_on_a, report.newest_on_b), (5, 5));
-        judge_order(&ring(&[5, 6, 3, 4]), &ring(&[5, 2, 3, 4])).expect("A may be one ahead");
+        let report = judge_order(&ring(&[4, 5, 2, 3]), &ring(&[4, 5, 2, 3])).unwrap();
+        assert_eq!((report.newest_on_a, report.newest_on_b, report.records_compared), (5, 5, 4));
+        judge_order(&ring(&[4, 5, 6, 3]), &ring(&[4, 5, 2, 3])).expect("A may be one ahead");
         judge_order(&ring(&[0, 1, 0, 0]), &ring(&[0, 0, 0, 0])).expect("nothing on B yet");
     }
 
     #[test]
     fn two_instants_are_seen() {
-        assert!(judge_order(&ring(&[5, 2, 3, 4]), &ring(&[5, 6, 3, 4])).is_err(), "B ahead of A");
-        assert!(judge_order(&ring(&[5, 6, 7, 4]), &ring(&[5, 2, 3, 4])).is_err(), "B lost acknowledged writes");
+        assert!(judge_order(&ring(&[4, 5, 2, 3]), &ring(&[4, 5, 6, 3])).is_err(), "B ahead of A");
+        assert!(judge_order(&ring(&[4, 5, 6, 7]), &ring(&[4, 5, 2, 3])).is_err(), "B lost acknowledged writes");
+    }
+
+    #[test]
+    fn a_lost_write_is_seen() {
+        assert!(judge_order(&ring(&[4, 1, 2, 3]), &ring(&[4, 1, 2, 3])).is_ok());
+        assert!(judge_order(&ring(&[8, 5, 2, 7]), &ring(&[8, 5, 6, 7])).is_err(), "record 6 of A reverted");
+        assert!(judge_order(&ring(&[8, 5, 6, 7]), &ring(&[8, 5, 2, 7])).is_err(), "record 6 of B reverted");
     }
 
     #[test]
     fn a_torn_record_is_seen() {
-        let mut torn = ring(&[5, 2, 3, 4]);
+        let mut torn = ring(&[4, 5, 2, 3]);
         torn[RECORD_BYTES + 512] ^= 1;
-        assert!(judge_order(&torn, &ring(&[5, 2, 3, 4])).is_err());
+        assert!(judge_order(&torn, &ring(&[4, 5, 2, 3])).is_err());
     }
 }

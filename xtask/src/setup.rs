@@ -1,0 +1,85 @@
+//! The Debian packages that the demo and the tests need, installed on demand, and the Python client they talk to.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::sh;
+
+/// A file that must be there and the package that brings it.
+const NEEDED: &[(&str, &str)] = &[
+    ("/usr/bin/qemu-system-x86_64", "qemu-system-x86"),
+    ("/usr/bin/qemu-img", "qemu-utils"),
+    ("/usr/bin/qemu-storage-daemon", "qemu-system-common"),
+    ("/usr/share/seabios/bios-256k.bin", "seabios"),
+    ("/usr/bin/fio", "fio"),
+    ("/usr/bin/nbdkit", "nbdkit"),
+    ("/usr/bin/nbdinfo", "libnbd-bin"),
+    ("/usr/bin/nbdcopy", "libnbd-bin"),
+    ("/usr/bin/zstd", "zstd"),
+    ("/bin/cpio", "cpio"),
+    ("/sbin/modinfo", "kmod"),
+    ("/bin/busybox", "busybox-static"),
+    ("/sbin/mke2fs", "e2fsprogs"),
+    ("/sbin/sfdisk", "fdisk"),
+    ("/sbin/mkfs.fat", "dosfstools"),
+    ("/usr/bin/mcopy", "mtools"),
+    ("/usr/bin/syslinux", "syslinux"),
+    ("/usr/lib/syslinux/mbr/mbr.bin", "syslinux-common"),
+    ("/usr/lib/x86_64-linux-gnu/libnuma.so.1", "libnuma1"),
+    ("/usr/lib/x86_64-linux-gnu/libglib-2.0.so.0", "libglib2.0-0"),
+    ("/usr/bin/sqlite3", "sqlite3"),
+    ("/usr/lib/python3.11/ensurepip/__init__.py", "python3-venv"),
+    ("/usr/bin/python3", "python3"),
+];
+
+/// Debian builds these from one source: they have to be of one version.
+const QEMU_FAMILY: &[&str] = &["qemu-system-x86", "qemu-utils", "qemu-system-common", "qemu-block-extra"];
+
+/// Installs what is missing and says so. Needs root only where something is missing.
+pub fn packages() -> Result<()> {
+    let mut missing: Vec<&str> = NEEDED.iter().filter(|(file, _)| !Path::new(file).exists()).map(|need| need.1).collect();
+    missing.sort_unstable();
+    missing.dedup();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    // SAFETY: geteuid has no preconditions.
+    if unsafe { libc::geteuid() } != 0 {
+        bail!("these Debian packages are missing: {}; install them or run this as root", missing.join(" "));
+    }
+    println!("installing Debian packages: {}", missing.join(" "));
+    sh::output("apt-get", &["update", "-qq"])?;
+    let mut wanted: Vec<String> = missing.iter().filter(|name| !QEMU_FAMILY.contains(name)).map(ToString::to_string).collect();
+    if wanted.len() < missing.len() {
+        // A newer qemu-utils (from backports, say) would be torn out or block the rest: name the release for all of them.
+        let release = codename()?;
+        wanted.extend(QEMU_FAMILY.iter().map(|name| format!("{name}/{release}")));
+    }
+    let mut args: Vec<String> = ["DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-y", "-qq"].map(String::from).to_vec();
+    args.extend(["--no-install-recommends", "--allow-downgrades"].map(String::from));
+    args.extend(wanted);
+    sh::output("env", &args).map(drop)
+}
+
+/// The Debian release's name, from os-release.
+fn codename() -> Result<String> {
+    let text = fs::read_to_string("/etc/os-release").context("reading /etc/os-release")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    line.map(|name| name.trim_matches('"').to_string()).context("/etc/os-release names no VERSION_CODENAME; Debian expected")
+}
+
+/// A Python with the official XenAPI SDK, made once under the target directory; returns the interpreter.
+pub fn python() -> Result<PathBuf> {
+    let venv = sh::target_dir().join("venv");
+    let python = venv.join("bin/python");
+    let ready = venv.join("xenapi-installed");
+    if !ready.exists() {
+        println!("making a Python environment with the XenAPI SDK");
+        sh::output("/usr/bin/python3", &[Path::new("-m"), Path::new("venv"), &venv])?;
+        sh::output(&python.to_string_lossy(), &["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "XenAPI"])?;
+        fs::write(&ready, "").with_context(|| format!("writing {}", ready.display()))?;
+    }
+    Ok(python)
+}
