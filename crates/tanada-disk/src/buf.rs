@@ -4,6 +4,7 @@
 //! Consecutive payloads cut from one chunk are consecutive in memory, so that one device write can cover many requests.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -75,6 +76,74 @@ impl BufMut {
     }
 }
 
+impl BufMut {
+    /// Gives up the bytes beyond `length`. Panics where there are fewer.
+    pub fn truncate(&mut self, length: usize) {
+        assert!(length <= self.len(), "truncation beyond the end of a buffer");
+        self.range.end = self.range.start + length;
+    }
+}
+
+/// Hands out buffers cut from chunks that are used again once nobody holds a part of them.
+///
+/// Buffers that are taken one after another lie one after another, so that one device write can cover them all
+/// ([`Buf::join`]). Their content is whatever was there before: for filling by a socket or a device.
+pub struct BufPool {
+    /// The rest of the chunk being cut up.
+    open: Option<BufMut>,
+    /// Every chunk that may come back, oldest first; the open one is among them.
+    chunks: VecDeque<Arc<Chunk>>,
+    chunk_bytes: usize,
+    chunks_max: usize,
+}
+
+impl BufPool {
+    /// Chunks looked at before a new one is made: the oldest are the likeliest to be free.
+    const LOOKED_AT_MAX: usize = 8;
+
+    /// A pool of chunks of `chunk_bytes` (a multiple of 4 KiB) that keeps at most `chunks_max` for further use.
+    pub fn new(chunk_bytes: usize, chunks_max: usize) -> BufPool {
+        assert!(chunk_bytes.is_multiple_of(ALIGNMENT), "chunks of {chunk_bytes} bytes are not whole blocks");
+        BufPool { open: None, chunks: VecDeque::new(), chunk_bytes, chunks_max }
+    }
+
+    /// A buffer of `length` bytes that starts 4 KiB aligned.
+    pub fn take(&mut self, length: usize) -> BufMut {
+        let whole = length.next_multiple_of(ALIGNMENT);
+        if whole > self.chunk_bytes / 2 {
+            let mut buf = BufMut::zeroed(whole);
+            buf.truncate(length);
+            return buf;
+        }
+        let mut open = match self.open.take() {
+            Some(open) if open.len() >= whole => open,
+            // The old chunk is let go of first: its rest must not keep it from being used again.
+            _ => BufMut { chunk: self.free_chunk(), range: 0..self.chunk_bytes },
+        };
+        let mut buf = open.split_to(whole);
+        self.open = Some(open);
+        buf.truncate(length);
+        buf
+    }
+
+    fn free_chunk(&mut self) -> Arc<Chunk> {
+        for _ in 0..self.chunks.len().min(Self::LOOKED_AT_MAX) {
+            let Some(mut chunk) = self.chunks.pop_front() else { break };
+            let is_free = Arc::get_mut(&mut chunk).is_some();
+            self.chunks.push_back(Arc::clone(&chunk));
+            if is_free {
+                return chunk;
+            }
+        }
+        if self.chunks.len() >= self.chunks_max {
+            self.chunks.pop_front();
+        }
+        let chunk = BufMut::zeroed(self.chunk_bytes).chunk;
+        self.chunks.push_back(Arc::clone(&chunk));
+        chunk
+    }
+}
+
 /// Immutable shared bytes.
 #[derive(Clone)]
 pub struct Buf {
@@ -105,7 +174,11 @@ impl Buf {
 
     /// The part `range`, sharing the memory. Panics where it is out of bounds.
     pub fn slice(&self, range: Range<usize>) -> Buf {
-        assert!(range.start <= range.end && range.end <= self.len(), "slice {range:?} of a buffer of {} bytes", self.len());
+        assert!(
+            range.start <= range.end && range.end <= self.len(),
+            "slice {range:?} of a buffer of {} bytes",
+            self.len()
+        );
         Buf { chunk: Arc::clone(&self.chunk), range: self.range.start + range.start..self.range.start + range.end }
     }
 
@@ -136,7 +209,7 @@ impl std::ops::Deref for Buf {
 
 #[cfg(test)]
 mod tests {
-    use super::{Buf, BufMut};
+    use super::{Buf, BufMut, BufPool};
 
     #[test]
     fn neighbours_join_and_strangers_do_not() {
@@ -150,5 +223,21 @@ mod tests {
         assert!(b.join(&a).is_none());
         assert!(a.join(&Buf::copy_from(&[0; 4096])).is_none());
         assert!(a.is_aligned() && !both.slice(1..4096).is_aligned());
+    }
+
+    #[test]
+    fn a_pool_cuts_neighbours_and_uses_free_chunks_again() {
+        let mut pool = BufPool::new(4 * 4096, 2);
+        let (a, b) = (pool.take(4096).freeze(), pool.take(100).freeze());
+        assert!(a.join(&b).is_some() && b.len() == 100 && b.is_aligned());
+        let first = a.as_slice().as_ptr();
+        let c = pool.take(8192).freeze();
+        assert_eq!(c.as_slice().as_ptr() as usize, first as usize + 8192);
+        let d = pool.take(8192).freeze();
+        assert!(c.join(&d).is_none(), "another chunk");
+        drop((a, b, c));
+        pool.take(8192);
+        assert_eq!(pool.take(8192).freeze().as_slice().as_ptr(), first, "the first chunk is free again");
+        assert_eq!(pool.take(1 << 20).len(), 1 << 20);
     }
 }

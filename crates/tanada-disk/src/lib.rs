@@ -19,5 +19,5 @@
 mod buf;
 mod op;
 
-pub use buf::{Buf, BufMut};
+pub use buf::{Buf, BufMut, BufPool};
 pub use op::{DiskError, DiskOp, DiskResult};
