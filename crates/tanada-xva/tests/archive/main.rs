@@ -1,0 +1,5 @@
+//! Whole archives: ours both ways, other programs' as they are, damaged ones refused.
+
+mod common;
+mod foreign;
+mod round_trip;
