@@ -1,8 +1,11 @@
 //! `cargo xtask …`: everything a developer or CI runs.
 
+mod bench;
+mod demo;
 mod guest;
 mod setup;
 mod sh;
+mod test;
 
 use std::process::ExitCode;
 
@@ -11,7 +14,14 @@ use anyhow::{Result, bail};
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
   setup   installs the Debian packages that demo and tests need (as root)
-  guest   makes the test guest from Debian packages";
+  guest   makes the test guest from Debian packages
+  demo [--keep] [--generations N]
+          the main job end to end on a real guest, one line per step
+  demo --stop DIR
+          ends what a demo with --keep left running
+  test    everything: the tests of all crates, then the main job on a real guest
+  bench [--rounds N] [--seconds N] [--path DIR] [--json FILE]
+          the data plane beside qemu-nbd, in one run";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -28,6 +38,13 @@ fn run(args: &[String]) -> Result<()> {
     match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["setup"] => setup::packages(),
         ["guest"] => setup::packages().and_then(|()| guest::build()).map(|guest| println!("{}", guest.disk.display())),
+        ["demo", "--stop", dir] => {
+            demo::stop(dir);
+            Ok(())
+        }
+        ["demo", options @ ..] => demo::run(demo::Options::parse(options)?),
+        ["test"] => test::run(),
+        ["bench", options @ ..] => bench::run(&bench::Options::parse(options)?),
         _ => bail!(USAGE),
     }
 }

@@ -34,11 +34,6 @@ pub fn output<S: AsRef<OsStr>>(program: &str, args: &[S]) -> Result<String> {
     String::from_utf8(output.stdout).with_context(|| format!("output of {program}"))
 }
 
-/// True where a program is on the path.
-pub fn exists(program: &str) -> bool {
-    std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
-}
-
 fn command<S: AsRef<OsStr>>(program: &str, args: &[S]) -> Command {
     let mut command = Command::new(program);
     command.args(args).current_dir(root()).stdin(Stdio::null());

@@ -9,8 +9,6 @@ use crate::sh;
 
 /// Unpacked packages and what is needed of them.
 pub struct Unpacked {
-    /// Root of the unpacked tree.
-    pub tree: PathBuf,
     pub kernel: PathBuf,
     /// `lib/modules/<version>` in the tree.
     pub modules: PathBuf,
@@ -34,7 +32,7 @@ pub fn unpack(scratch: &Path) -> Result<Unpacked> {
     let kernel = only_entry(&tree.join("boot"), "vmlinuz-")?;
     let modules = only_entry(&tree.join("lib/modules"), "")?;
     let agent = tree.join("usr/sbin/qemu-ga");
-    Ok(Unpacked { tree, kernel, modules, agent })
+    Ok(Unpacked { kernel, modules, agent })
 }
 
 /// The versioned package behind Debian's current cloud kernel.

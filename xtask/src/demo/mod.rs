@@ -1,0 +1,120 @@
+//! `cargo xtask demo`: the main job, end to end, on a real guest, through `xe` alone.
+//!
+//! Every step is judged by content: by what the guest itself finds on its disks, or by what an outsider reads from a
+//! snapshot. One line per step, with its time; the first failure ends the run, with the reason and the logs kept.
+
+mod archive;
+mod generations;
+mod instances;
+mod kills;
+mod machine;
+mod prepare;
+mod snapshot;
+mod world;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{guest, setup};
+use world::World;
+
+/// What the command line may ask for.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Leave everything running and on disk at the end.
+    pub keep: bool,
+    /// Generations taken in the step that takes many.
+    pub generations: usize,
+}
+
+impl Options {
+    pub fn parse(args: &[&str]) -> Result<Options> {
+        let mut options = Options { keep: false, generations: 50 };
+        let mut args = args.iter();
+        while let Some(arg) = args.next() {
+            match *arg {
+                "--keep" => options.keep = true,
+                "--generations" => {
+                    let value = args.next().context("--generations needs a number")?;
+                    options.generations = value.parse().with_context(|| format!("--generations {value}: a number expected"))?;
+                    if !(4..=1000).contains(&options.generations) {
+                        bail!("--generations {value}: 4 to 1000 expected");
+                    }
+                }
+                other => bail!("demo: unknown option {other}; --keep and --generations N are known"),
+            }
+        }
+        Ok(options)
+    }
+}
+
+/// Runs the whole job.
+pub fn run(options: Options) -> Result<()> {
+    setup::packages()?;
+    let guest = guest::build()?;
+    let mut world = World::start()?;
+    let outcome = main_job(&mut world, &guest, options);
+    match &outcome {
+        Ok(()) => println!("main job: ok"),
+        Err(error) => {
+            println!("main job: FAILED: {error:#}");
+            world.show_logs();
+        }
+    }
+    if options.keep {
+        world.keep();
+    } else {
+        world.stop();
+    }
+    outcome
+}
+
+/// Ends what a run with `--keep` left.
+pub fn stop(dir: &str) {
+    world::stop_world(Path::new(dir));
+}
+
+fn main_job(world: &mut World, guest: &guest::Guest, options: Options) -> Result<()> {
+    let sr = step(world, "sr-create", prepare::storage_repository)?;
+    let origin = step(world, "import-and-start", |world| prepare::virtual_machine(world, &sr, guest))?;
+    step(world, "guest-writes", |world| prepare::known_data(world, &origin))?;
+    let first = step(world, "vm-snapshot", |world| snapshot::take_and_judge(world, &origin))?;
+    step(world, "snapshot-is-template", |world| snapshot::is_a_template(world, &origin, &first))?;
+    let kept = step(world, "generations", |world| generations::take_many(world, &origin, options.generations))?;
+    step(world, "snapshot-pause", |world| generations::report_pause(world, &kept))?;
+    let instances = step(world, "vm-install", |world| instances::three(world, &origin, &first))?;
+    step(world, "backup-by-mount", |world| instances::backup_by_mount(world, &instances, &first))?;
+    step(world, "instances-gone", |world| instances::remove_all(world, &instances))?;
+    step(world, "template-export-import", |world| archive::there_and_back(world, &sr, &first))?;
+    step(world, "damaged-archives", |world| archive::damaged_are_refused(world, &sr))?;
+    step(world, "kill-tanadad", |world| kills::control_plane(world, &origin))?;
+    step(world, "kill-blockd", |world| kills::data_plane(world, &origin))?;
+    step(world, "snapshot-revert", |world| generations::revert(world, &origin, &kept))?;
+    step(world, "delete-generations", |world| generations::delete_scrambled(world, &sr, kept))?;
+    step(world, "store-check", |world| prepare::nothing_left(world, &sr, &origin))
+}
+
+/// Runs one step and prints its line, then what it has to say, indented.
+fn step<T>(world: &mut World, name: &str, act: impl FnOnce(&mut World) -> Result<T>) -> Result<T> {
+    let start = Instant::now();
+    let value = act(world).with_context(|| format!("step {name}"))?;
+    println!("ok {name} {}", start.elapsed().as_millis());
+    for line in world.take_notes() {
+        println!("   {line}");
+    }
+    Ok(value)
+}
+
+/// Tries until it succeeds; for conditions inside a guest, which sends no events.
+fn eventually<T>(what: &str, limit: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        match attempt() {
+            Ok(value) => return Ok(value),
+            Err(error) if start.elapsed() > limit => return Err(error.context(format!("{what}: not within {limit:?}"))),
+            Err(_) => std::thread::sleep(Duration::from_millis(100)),
+        }
+    }
+}

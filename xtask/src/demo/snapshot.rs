@@ -1,0 +1,65 @@
+//! One snapshot of the running machine, judged, and what a snapshot is.
+
+use anyhow::{Result, bail};
+
+use super::machine::{Judgement, Machine};
+use super::world::World;
+
+/// Where the name and content of a generation are kept.
+#[derive(Debug, Clone)]
+pub struct Generation {
+    pub template: Machine,
+    pub name: String,
+    pub judgement: Judgement,
+    /// Upper bound of the write pause that the guest could see, microseconds.
+    pub pause_us: u64,
+}
+
+/// Takes a snapshot while the guest writes.
+pub fn take(world: &World, origin: &Machine, name: &str) -> Result<(Machine, u64)> {
+    let uuid = world.xe(&["vm-snapshot", &format!("uuid={}", origin.uuid), &format!("new-name-label={name}")])?;
+    let pause = world.param_key("snapshot", &uuid, "snapshot-info", "slowest_write_us")?;
+    Ok((Machine { uuid }, pause.parse().unwrap_or(0)))
+}
+
+/// Step 4: a snapshot under load, whose two data disks are of one instant.
+pub fn take_and_judge(world: &mut World, origin: &Machine) -> Result<Generation> {
+    let name = "first".to_string();
+    let (template, pause_us) = take(world, origin, &name)?;
+    let judgement = template.judge(world)?;
+    if judgement.order.newest_on_a == 0 {
+        bail!("the writer had written nothing when the snapshot was taken");
+    }
+    let info = world.param("snapshot", &template.uuid, "snapshot-info")?;
+    world.note(format!("one instant: record {} on A, {} on B; {info}", judgement.order.newest_on_a, judgement.order.newest_on_b));
+    Ok(Generation { template, name, judgement, pause_us })
+}
+
+/// Step 5: it is a template and a snapshot, is no VM, cannot be started, and knows its machine.
+pub fn is_a_template(world: &mut World, origin: &Machine, first: &Generation) -> Result<()> {
+    let uuid = &first.template.uuid;
+    for (class, filter) in [("snapshot", "is-a-snapshot=true"), ("template", "is-a-snapshot=true")] {
+        let listed = world.xe(&[&format!("{class}-list"), filter, "--minimal"])?;
+        if !listed.contains(uuid.as_str()) {
+            bail!("{class}-list {filter} does not show {uuid}: {listed}");
+        }
+    }
+    if world.xe(&["vm-list", "--minimal"])?.contains(uuid.as_str()) {
+        bail!("vm-list shows the snapshot {uuid}");
+    }
+    for (name, expected) in [("is-a-template", "true"), ("is-a-snapshot", "true"), ("snapshot-of", origin.uuid.as_str()), ("power-state", "halted")] {
+        let value = world.param("snapshot", uuid, name)?;
+        if value != expected {
+            bail!("snapshot {uuid}: {name} is '{value}', '{expected}' expected");
+        }
+    }
+    for name in ["memory-static-max", "VCPUs-max"] {
+        let (kept, origins) = (world.param("snapshot", uuid, name)?, world.param("vm", &origin.uuid, name)?);
+        if kept != origins {
+            bail!("the snapshot's {name} is {kept}, the machine's {origins}");
+        }
+    }
+    let refusal = world.xe_fails(&["vm-start", &format!("uuid={uuid}")])?;
+    world.note(format!("vm-start on it: {}", refusal.trim().replace('\n', "; ")));
+    Ok(())
+}

@@ -1,0 +1,234 @@
+//! The scratch world of a demo: a directory, the daemon in it, and `xe` to talk to it.
+
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::eventually;
+use crate::sh;
+
+/// Scratch directories are known by it; only such are ever removed.
+const SCRATCH_PREFIX: &str = "tanada-demo-";
+
+/// Set by the handler of Ctrl-C; looked at between commands.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Everything a demo made and has to unmake.
+pub struct World {
+    pub dir: PathBuf,
+    binary: PathBuf,
+    xe: PathBuf,
+    daemon: Option<Child>,
+    notes: Vec<String>,
+    started: Instant,
+}
+
+impl World {
+    /// Builds the programs and starts the daemon in a new directory.
+    pub fn start() -> Result<World> {
+        println!("building");
+        sh::run("cargo", &["build", "--quiet", "--release", "--package", "tanada"])?;
+        catch_interrupts();
+        let dir = tempfile::Builder::new().prefix(SCRATCH_PREFIX).tempdir_in("/tmp").context("making a scratch directory")?.keep();
+        // The unprivileged user that QEMU runs as has to pass through.
+        fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        let binary = sh::target_dir().join("release/tanada");
+        let xe = dir.join("xe");
+        std::os::unix::fs::symlink(&binary, &xe).context("linking xe")?;
+        let mut world = World { dir, binary, xe, daemon: None, notes: Vec::new(), started: Instant::now() };
+        println!("scratch directory {}", world.dir.display());
+        world.start_daemon()?;
+        Ok(world)
+    }
+
+    /// Starts (or starts again) the control plane and waits until it answers.
+    pub fn start_daemon(&mut self) -> Result<()> {
+        let log = File::options().create(true).append(true).open(self.log_path())?;
+        let child = Command::new(&self.binary)
+            .arg("daemon")
+            .args([Path::new("--state-dir"), &self.dir.join("state"), Path::new("--runtime-dir"), &self.dir.join("run")])
+            .args([Path::new("--unix-socket"), &self.socket()])
+            .args(["--listen", "127.0.0.1:0"])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .context("starting the daemon")?;
+        self.daemon = Some(child);
+        eventually("the daemon answers", Duration::from_secs(30), || self.xe(&["host-list", "--minimal"])).map(drop)
+    }
+
+    /// Kills the control plane as a crash would.
+    pub fn kill_daemon(&mut self) -> Result<()> {
+        let mut daemon = self.daemon.take().context("the daemon is not running")?;
+        daemon.kill().context("killing the daemon")?;
+        daemon.wait().context("waiting for the daemon")?;
+        Ok(())
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.join("run/xapi.sock")
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.dir.join("tanadad.log")
+    }
+
+    /// Runs `xe`; its trimmed output, or an error with what it said.
+    pub fn xe<S: AsRef<str>>(&self, args: &[S]) -> Result<String> {
+        let (success, out, err) = self.xe_raw(args)?;
+        if !success {
+            let args: Vec<&str> = args.iter().map(AsRef::as_ref).collect();
+            bail!("xe {}: {}", args.join(" "), err.trim());
+        }
+        Ok(out.trim_end().to_string())
+    }
+
+    /// Runs `xe` where failing is what is expected; its standard error.
+    pub fn xe_fails<S: AsRef<str>>(&self, args: &[S]) -> Result<String> {
+        let (success, out, err) = self.xe_raw(args)?;
+        if success {
+            let args: Vec<&str> = args.iter().map(AsRef::as_ref).collect();
+            bail!("xe {} succeeded ({}); it had to be refused", args.join(" "), out.trim());
+        }
+        Ok(err)
+    }
+
+    fn xe_raw<S: AsRef<str>>(&self, args: &[S]) -> Result<(bool, String, String)> {
+        if INTERRUPTED.load(Ordering::Relaxed) {
+            bail!("interrupted");
+        }
+        let output = self.xe_command(args).output().context("starting xe")?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok((output.status.success(), text(&output.stdout), text(&output.stderr)))
+    }
+
+    /// An `xe` that is still to be started.
+    pub fn xe_command<S: AsRef<str>>(&self, args: &[S]) -> Command {
+        let mut command = Command::new(&self.xe);
+        command.args(args.iter().map(AsRef::as_ref)).env("TANADA_SOCKET", self.socket()).stdin(Stdio::null());
+        command
+    }
+
+    /// One field of one object, as `xe X-param-get` prints it.
+    pub fn param(&self, class: &str, uuid: &str, name: &str) -> Result<String> {
+        self.xe(&[&format!("{class}-param-get"), &format!("uuid={uuid}"), &format!("param-name={name}")])
+    }
+
+    /// One entry of a map field; an error where it is not there.
+    pub fn param_key(&self, class: &str, uuid: &str, name: &str, key: &str) -> Result<String> {
+        self.xe(&[&format!("{class}-param-get"), &format!("uuid={uuid}"), &format!("param-name={name}"), &format!("param-key={key}")])
+    }
+
+    /// A field that is a number of bytes.
+    pub fn bytes(&self, class: &str, uuid: &str, name: &str) -> Result<u64> {
+        let text = self.param(class, uuid, name)?;
+        text.parse().with_context(|| format!("{class} {uuid}: {name} is '{text}', a number expected"))
+    }
+
+    /// Says something under the line of the step that is running.
+    pub fn note(&mut self, text: impl Into<String>) {
+        self.notes.push(text.into());
+    }
+
+    pub fn take_notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notes)
+    }
+
+    /// The offline tool on the store's file.
+    pub fn store_tool(&self, args: &[&str]) -> Result<String> {
+        let mut all = vec!["store"];
+        all.extend(args);
+        sh::output(&self.binary.to_string_lossy(), &all)
+    }
+
+    /// What the daemons wrote, last lines only.
+    pub fn show_logs(&self) {
+        for path in [self.log_path()] {
+            let text = fs::read_to_string(&path).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().collect();
+            println!("--- {} (last lines)", path.display());
+            for line in &lines[lines.len().saturating_sub(40)..] {
+                println!("    {line}");
+            }
+        }
+    }
+
+    /// Leaves everything as it is and says how to look at it.
+    pub fn keep(mut self) {
+        if let Some(daemon) = self.daemon.take() {
+            println!("kept: the daemon runs as process {}, for {:?} so far", daemon.id(), self.started.elapsed());
+        }
+        println!("  export TANADA_SOCKET={}", self.socket().display());
+        println!("  {} vm-list", self.xe.display());
+        println!("  logs, state and the store are in {}", self.dir.display());
+        println!("  to end it: {} --stop {}", "cargo xtask demo", self.dir.display());
+    }
+
+    /// Ends every process of this world and removes the directory.
+    pub fn stop(mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
+        stop_world(&self.dir);
+    }
+}
+
+/// Ends all processes whose command line names the directory, then removes it. Only the demo's own are that: the
+/// directory's name is random.
+pub fn stop_world(dir: &Path) {
+    let name = dir.to_string_lossy().into_owned();
+    if !dir.file_name().is_some_and(|last| last.to_string_lossy().starts_with(SCRATCH_PREFIX)) {
+        println!("{name} is no demo's directory: a name that begins with {SCRATCH_PREFIX} expected");
+        return;
+    }
+    // Supervisors first, or they would start again what is ended under them.
+    for pass in ["tanada daemon", "blockd-keeper", ""] {
+        for (pid, command) in processes() {
+            if command.contains(&name) && command.contains(pass) && pid != std::process::id() {
+                // SAFETY: kill has no preconditions; the process was found to be ours by its command line.
+                unsafe { libc::kill(pid as i32, libc::SIGKILL) };
+            }
+        }
+    }
+    let gone = || processes().iter().all(|(pid, command)| !command.contains(&name) || *pid == std::process::id());
+    let start = Instant::now();
+    while !gone() && start.elapsed() < Duration::from_secs(5) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    if let Err(error) = fs::remove_dir_all(dir) {
+        println!("could not remove {}: {error}", dir.display());
+    }
+}
+
+/// Process ids with their command lines.
+fn processes() -> Vec<(u32, String)> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let numbered = entries.filter_map(Result::ok).filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    numbered
+        .filter_map(|pid: u32| {
+            let bytes = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+            let words: Vec<_> = bytes.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
+            Some((pid, words.join(" ")))
+        })
+        .collect()
+}
+
+/// Ctrl-C ends the run in order: what was started is stopped, the directory removed.
+fn catch_interrupts() {
+    extern "C" fn note_interrupt(_: i32) {
+        INTERRUPTED.store(true, Ordering::Relaxed);
+    }
+    let handler: extern "C" fn(i32) = note_interrupt;
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        // SAFETY: the handler only stores to an atomic.
+        unsafe { libc::signal(signal, handler as libc::sighandler_t) };
+    }
+}

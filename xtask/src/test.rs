@@ -1,0 +1,27 @@
+//! `cargo xtask test`: what CI runs.
+
+use anyhow::{Context, Result, bail};
+
+use crate::{demo, guest, setup, sh};
+
+/// Sets up what tests need, runs those of all crates, then the main job.
+pub fn run() -> Result<()> {
+    setup::packages()?;
+    let python = setup::python()?;
+    let guest = guest::build()?;
+    sh::run("cargo", &["build", "--quiet", "--package", "tanada"])?;
+    let binary = sh::target_dir().join("debug/tanada");
+    let mut tests = std::process::Command::new("cargo");
+    tests
+        .args(["test", "--workspace", "--quiet", "--", "--test-threads=2"])
+        .current_dir(sh::root())
+        .env("TANADA_BIN", &binary)
+        .env("TANADA_PYTHON", &python)
+        .env("TANADA_GUEST_KERNEL", &guest.kernel)
+        .env("TANADA_GUEST_INITRD", &guest.initrd)
+        .env("TANADA_GUEST_DISK", &guest.disk);
+    if !tests.status().context("starting cargo test")?.success() {
+        bail!("tests failed");
+    }
+    demo::run(demo::Options { keep: false, generations: 50 })
+}
