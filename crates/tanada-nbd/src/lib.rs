@@ -1,7 +1,11 @@
-//! NBD: the codec that both sides share, and a server session without I/O.
+//! NBD: the codec that both sides share, a server session without I/O, and a client.
 //!
 //! - [`proto`]: constants and fixed-size messages.
 //! - [`server`]: what a server says and understands; bytes in, events and bytes out.
+//! - [`client`]: an asynchronous client; [`copy`] moves whole exports with it.
 
+pub mod client;
+pub mod copy;
+mod handshake;
 pub mod proto;
 pub mod server;
