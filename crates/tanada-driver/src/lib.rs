@@ -6,7 +6,17 @@
 use std::path::PathBuf;
 
 use async_trait::async_trait;
+use tokio::sync::broadcast;
 use uuid::Uuid;
+
+pub mod control;
+pub mod embedded;
+#[cfg(any(test, feature = "memory"))]
+pub mod memory;
+pub mod registry;
+
+/// Something about the storage that an administrator must see.
+pub use tanada_blockd_api::Event as Alert;
 
 /// What a back end can do by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,9 +99,17 @@ pub struct Extent {
 /// How a hypervisor reaches an attached volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Endpoint {
-    NbdUnix { socket: PathBuf, export: String },
+    NbdUnix {
+        socket: PathBuf,
+        export: String,
+    },
     /// Secrets travel beside, never inside.
-    Iscsi { portal: String, iqn: String, lun: u32, chap_user: Option<String> },
+    Iscsi {
+        portal: String,
+        iqn: String,
+        lun: u32,
+        chap_user: Option<String>,
+    },
 }
 
 /// Who attaches what. `token` is chosen by the caller, unguessable, and names the attachment until `detach`.
@@ -151,4 +169,8 @@ pub trait Driver: Send + Sync {
     async fn stat(&self, target: Uuid) -> DriverResult<VolumeFacts>;
     async fn space(&self) -> DriverResult<SpaceFacts>;
     async fn scan(&self) -> DriverResult<Vec<ScanEntry>>;
+    /// Returns when no deletion is pending any more, so that `space` tells the end state.
+    async fn settle(&self) -> DriverResult<()>;
+    /// Alerts from now on.
+    fn alerts(&self) -> broadcast::Receiver<Alert>;
 }
