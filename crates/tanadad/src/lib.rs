@@ -1,1 +1,18 @@
+//! The control daemon: XenAPI, objects, tasks, and the supervision of QEMU and of the data plane.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`config`] | where things are, where to listen |
+//! | [`db`] | every object in memory and in SQLite, transactions, intents |
+//! | [`context`] | [`context::Daemon`], and what a handler of a message gets |
+//! | [`rpc`] | dispatch of calls, implicit messages, sessions, tasks, events |
+//!
+//! A message gets its body in `ops` (objects), `vmm` (running machines) or `transfer` (export and import by HTTP).
 
+pub mod config;
+pub mod context;
+pub mod db;
+pub mod ops;
+pub mod rpc;
+pub mod transfer;
+pub mod vmm;

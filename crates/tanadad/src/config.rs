@@ -1,0 +1,44 @@
+//! What the daemon is told when it starts.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// Where things are and where to listen.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Durable state: database, certificate, logs. Created with mode 0700.
+    pub state_dir: PathBuf,
+    /// Sockets and lock files, gone with a reboot. Created with mode 0700.
+    pub runtime_dir: PathBuf,
+    /// The API for local callers, who are trusted as root. Mode 0600.
+    pub unix_socket: PathBuf,
+    /// HTTPS, when wanted.
+    pub listen: Option<SocketAddr>,
+    /// Plain HTTP, for loopback addresses only; off unless asked for.
+    pub listen_plain: Option<SocketAddr>,
+    /// Least level that is logged.
+    pub log: tracing::Level,
+}
+
+pub const STATE_DIR: &str = "/var/lib/tanada";
+pub const RUNTIME_DIR: &str = "/run/tanada";
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            state_dir: PathBuf::from(STATE_DIR),
+            runtime_dir: PathBuf::from(RUNTIME_DIR),
+            unix_socket: PathBuf::from(RUNTIME_DIR).join("xapi"),
+            listen: None,
+            listen_plain: None,
+            log: tracing::Level::INFO,
+        }
+    }
+}
+
+impl Config {
+    /// The file that holds the database.
+    pub fn database(&self) -> PathBuf {
+        self.state_dir.join("state.db")
+    }
+}

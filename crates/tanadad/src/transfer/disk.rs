@@ -1,0 +1,181 @@
+//! Disk contents through NBD, in both directions, with bounded memory.
+//!
+//! Reading goes strictly forward with several reads under way; holes are told by block status and never read. Writing
+//! takes pieces in any order, several under way; a disk that was made for the purpose is known to be zero, so holes cost
+//! nothing there.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::task::Poll;
+
+use bytes::Bytes;
+use std::future::poll_fn;
+use tanada_nbd::client::{Client, Extent, NbdError};
+use tokio::task::JoinSet;
+
+/// Bytes of one read or write: the chunk of an XVA archive.
+pub const CHUNK_BYTES: u64 = 1 << 20;
+
+/// Reads or writes under way on one disk; 8 MiB of memory at most.
+const UNDER_WAY: usize = 8;
+
+/// How far ahead holes are asked for.
+const WINDOW_BYTES: u64 = 1 << 30;
+
+/// The next part of a disk, at most [`CHUNK_BYTES`] long and ending at a multiple of it or at the end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Chunk {
+    Data(Bytes),
+    /// Known to be zero without having been read; the length in bytes.
+    Zeros(u64),
+}
+
+impl Chunk {
+    pub fn length(&self) -> u64 {
+        match self {
+            Chunk::Data(bytes) => bytes.len() as u64,
+            Chunk::Zeros(length) => *length,
+        }
+    }
+}
+
+type Reading = Pin<Box<dyn Future<Output = Result<Chunk, NbdError>> + Send>>;
+
+/// Reads a disk from its start to its end.
+pub struct DiskReader {
+    client: Client,
+    size: u64,
+    planned: u64,
+    /// Extents from `planned` on, as far as they were asked for.
+    extents: VecDeque<Extent>,
+    under_way: VecDeque<State>,
+}
+
+enum State {
+    Reading(Reading),
+    Done(Result<Chunk, NbdError>),
+}
+
+impl DiskReader {
+    /// The first `size` bytes of the export.
+    pub fn new(client: Client, size: u64) -> DiskReader {
+        DiskReader { client, size, planned: 0, extents: VecDeque::new(), under_way: VecDeque::new() }
+    }
+
+    /// The next chunk; `None` at the end of the disk.
+    pub async fn next(&mut self) -> Result<Option<Chunk>, NbdError> {
+        while self.under_way.len() < UNDER_WAY && self.planned < self.size {
+            let state = self.plan().await?;
+            self.under_way.push_back(state);
+        }
+        if self.under_way.is_empty() {
+            return Ok(None);
+        }
+        poll_fn(|context| {
+            // All of them move on, the first one is what we wait for.
+            for state in &mut self.under_way {
+                if let State::Reading(reading) = state
+                    && let Poll::Ready(result) = reading.as_mut().poll(context)
+                {
+                    *state = State::Done(result);
+                }
+            }
+            match self.under_way.front() {
+                Some(State::Reading(_)) => Poll::Pending,
+                _ => Poll::Ready(()),
+            }
+        })
+        .await;
+        match self.under_way.pop_front() {
+            Some(State::Done(result)) => result.map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    async fn plan(&mut self) -> Result<State, NbdError> {
+        let start = self.planned;
+        let length = CHUNK_BYTES.min(self.size - start);
+        let end = start + length;
+        if self.extents.back().is_none_or(|last| last.offset + last.length < end) {
+            let window = WINDOW_BYTES.min(self.size - start);
+            self.extents = self.client.extents(start, window).await?.into();
+        }
+        while self.extents.front().is_some_and(|extent| extent.offset + extent.length <= start) {
+            self.extents.pop_front();
+        }
+        let inside = self.extents.iter().take_while(|extent| extent.offset < end);
+        let holes_only = !self.extents.is_empty() && inside.clone().all(|extent| !extent.data);
+        self.planned = end;
+        if holes_only {
+            return Ok(State::Done(Ok(Chunk::Zeros(length))));
+        }
+        let client = self.client.clone();
+        // At most CHUNK_BYTES.
+        let reading = async move { client.read_at(start, length as u32).await.map(Chunk::Data) };
+        Ok(State::Reading(Box::pin(reading)))
+    }
+}
+
+/// What a disk holds before it is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Before {
+    /// Made for this, all zero.
+    Zeros,
+    Anything,
+}
+
+/// Writes a disk. Nothing is durable before [`DiskWriter::finish`] has returned.
+pub struct DiskWriter {
+    client: Client,
+    before: Before,
+    under_way: JoinSet<Result<(), NbdError>>,
+}
+
+impl DiskWriter {
+    pub fn new(client: Client, before: Before) -> DiskWriter {
+        DiskWriter { client, before, under_way: JoinSet::new() }
+    }
+
+    pub async fn data(&mut self, offset: u64, bytes: Bytes) -> Result<(), NbdError> {
+        self.room().await?;
+        let client = self.client.clone();
+        self.under_way.spawn(async move { client.write_at(offset, bytes).await });
+        Ok(())
+    }
+
+    pub async fn zeros(&mut self, offset: u64, length: u64) -> Result<(), NbdError> {
+        if self.before == Before::Zeros || length == 0 {
+            return Ok(());
+        }
+        self.room().await?;
+        let client = self.client.clone();
+        self.under_way.spawn(async move { client.zero_at(offset, length).await });
+        Ok(())
+    }
+
+    /// Waits for all writes and makes them durable.
+    pub async fn finish(mut self) -> Result<(), NbdError> {
+        while let Some(joined) = self.under_way.join_next().await {
+            ended(joined)?;
+        }
+        self.client.flush().await
+    }
+
+    async fn room(&mut self) -> Result<(), NbdError> {
+        while self.under_way.len() >= UNDER_WAY {
+            if let Some(joined) = self.under_way.join_next().await {
+                ended(joined)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn ended(joined: Result<Result<(), NbdError>, tokio::task::JoinError>) -> Result<(), NbdError> {
+    joined.map_err(|error| NbdError::Lost(format!("a write did not end: {error}")))?
+}
+
+/// Compares the bytes with themselves shifted by one, which the C library does faster than a loop of ours.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    bytes.first().is_none_or(|first| *first == 0 && bytes[1..] == bytes[..bytes.len() - 1])
+}

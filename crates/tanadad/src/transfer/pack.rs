@@ -1,0 +1,173 @@
+//! From the database to the objects of an archive: which are collected, what is blanked.
+//!
+//! Every reference that leads out of the archive becomes null and every list of references keeps only exported objects
+//! (xapi leaves some foreign references standing; nobody may use them). A snapshot leaves as a plain template: what it
+//! knew about its consistency travels in `other_config` under [`CERTIFICATE_PREFIX`], because importers of other makes
+//! drop `snapshot_info` of what is no snapshot.
+
+use std::collections::BTreeMap;
+
+use tanada_xapi::types::Type;
+use tanada_xapi::{ApiError, ApiResult, DateTime, Map, Ref, Value};
+use tanada_xva::{Object, Ova, Version};
+
+use crate::db::{Record, View};
+
+/// Keys of `VM.snapshot_info` appear in the archive's `VM.other_config` with this in front.
+pub const CERTIFICATE_PREFIX: &str = "snapshot_info:";
+
+/// An archive's objects and the disks to stream into it, by id.
+#[derive(Debug)]
+pub struct Packed {
+    pub ova: Ova,
+    /// Ids in the archive and the VDIs behind them.
+    pub disks: BTreeMap<String, Ref>,
+}
+
+/// The objects that go into one archive, by their references.
+#[derive(Default)]
+struct Collected {
+    objects: Vec<(&'static str, std::sync::Arc<Record>)>,
+    /// Padded, so that their order as text is their order as numbers.
+    ids: BTreeMap<Ref, String>,
+}
+
+impl Collected {
+    fn add(&mut self, class: &'static str, record: std::sync::Arc<Record>) {
+        let next = format!("Ref:{:04}", self.ids.len());
+        if self.ids.insert(record.id().clone(), next.clone()).is_none() {
+            self.objects.push((class, record));
+        } else {
+            // Seen before (two disks of one SR): the first id stays.
+            let first = self.objects.iter().position(|(_, known)| known.id() == record.id()).unwrap_or_default();
+            self.ids.insert(record.id().clone(), format!("Ref:{first:04}"));
+        }
+    }
+}
+
+/// The machine, snapshot or template with everything that a full export carries.
+pub fn pack(view: &impl View, vm: &Ref) -> ApiResult<Packed> {
+    let machine = view.get("VM", vm)?;
+    let mut collected = Collected::default();
+    let mut disks = Vec::new();
+    collected.add("VM", machine.clone());
+    for (class, field) in [("VM_metrics", "metrics"), ("VM_guest_metrics", "guest_metrics")] {
+        if let Some(record) = view.find(class, &machine.reference(field)) {
+            collected.add(class, record);
+        }
+    }
+    for vbd in view.resolve("VBD", &machine.refs("VBDs")) {
+        collected.add("VBD", vbd.clone());
+        let Some(vdi) = view.find("VDI", &vbd.reference("VDI")) else { continue };
+        let sr = view.find("SR", &vdi.reference("SR"));
+        let library = sr.as_ref().is_some_and(|sr| sr.str("content_type") == "iso");
+        if vbd.str("type") == "CD" && !library {
+            continue;
+        }
+        if vbd.str("type") != "CD" && !library {
+            check_size(&vdi)?;
+            disks.push(vdi.id().clone());
+        }
+        collected.add("VDI", vdi);
+        if let Some(sr) = sr {
+            collected.add("SR", sr);
+        }
+    }
+    for vif in view.resolve("VIF", &machine.refs("VIFs")) {
+        let network = view.find("network", &vif.reference("network"));
+        collected.add("VIF", vif);
+        if let Some(network) = network {
+            collected.add("network", network);
+        }
+    }
+    let objects = collected.objects.iter().map(|(class, record)| Object {
+        class: (*class).to_owned(),
+        id: collected.ids[record.id()].clone(),
+        record: blanked(class, record, &collected.ids),
+    });
+    let ova = Ova { version: Version::default(), objects: objects.collect() };
+    let disks = disks.into_iter().map(|vdi| (collected.ids[&vdi].clone(), vdi)).collect();
+    Ok(Packed { ova, disks })
+}
+
+/// Sizes that no importer can place are refused before a byte is sent.
+fn check_size(vdi: &Record) -> ApiResult<()> {
+    let size = vdi.int("virtual_size");
+    if size > 0 && size % 512 == 0 {
+        return Ok(());
+    }
+    Err(ApiError::vdi_incompatible_type(vdi.id(), format!("its size of {size} bytes is not a multiple of 512")))
+}
+
+fn blanked(class: &str, record: &Record, ids: &BTreeMap<Ref, String>) -> Map {
+    let mut map = record.to_map();
+    for field in &record.class().fields {
+        if let Some(value) = map.get_mut(field.name) {
+            translate(&field.ty, value, ids);
+        }
+    }
+    for field in ["allowed_operations", "current_operations", "blobs"] {
+        if let Some(field) = record.class().field(field) {
+            map.insert(field.name.to_owned(), field.ty.zero());
+        }
+    }
+    let mut put = |field: &str, value: Value| map.insert(field.to_owned(), value);
+    match class {
+        "VM" => {
+            put("power_state", "Halted".into());
+            put("is_a_snapshot", false.into());
+            put("snapshot_of", Ref::null().into());
+            put("parent", Ref::null().into());
+            put("snapshots", Value::empty_set());
+            put("children", Value::empty_set());
+            put("snapshot_time", DateTime::EPOCH.into());
+            put("transportable_snapshot_id", "".into());
+            put("snapshot_metadata", "".into());
+            put("other_config", with_certificate(record));
+        }
+        "VBD" | "VIF" => {
+            put("currently_attached", false.into());
+            if class == "VBD" && !ids.contains_key(&record.reference("VDI")) {
+                put("empty", true.into());
+            }
+        }
+        "VDI" => {
+            put("is_a_snapshot", false.into());
+            put("snapshot_time", DateTime::EPOCH.into());
+            put("read_only", false.into());
+            put("sm_config", Value::empty_map());
+        }
+        "SR" => {
+            put("sm_config", Value::empty_map());
+        }
+        _ => {}
+    }
+    map
+}
+
+fn with_certificate(machine: &Record) -> Value {
+    let mut other_config = machine.map("other_config").clone();
+    for (key, value) in machine.map("snapshot_info") {
+        other_config.insert(format!("{CERTIFICATE_PREFIX}{key}"), value.clone());
+    }
+    Value::Map(other_config)
+}
+
+/// Puts ids of the archive in place of references.
+fn translate(ty: &Type, value: &mut Value, ids: &BTreeMap<Ref, String>) {
+    let id_of = |value: &Value| ids.get(value.as_str()?).cloned();
+    match (ty, value) {
+        (Type::Ref(_), value) => *value = id_of(value).map_or(Ref::null().into(), Value::from),
+        (Type::Set(item), Value::Set(items)) if matches!(**item, Type::Ref(_)) => {
+            *items = items.iter().filter_map(|item| id_of(item).map(Value::from)).collect();
+        }
+        (Type::Map(key, item), Value::Map(map)) => {
+            if matches!(**key, Type::Ref(_)) {
+                let known = |(key, value)| Some((ids.get::<str>(&key)?.clone(), value));
+                *map = std::mem::take(map).into_iter().filter_map(known).collect();
+            }
+            map.values_mut().for_each(|value| translate(item, value, ids));
+        }
+        _ => {}
+    }
+}

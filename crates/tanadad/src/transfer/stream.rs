@@ -1,0 +1,117 @@
+//! Where the async side and a thread that may block meet: byte pieces through bounded channels.
+//!
+//! ```text
+//! request body ──▶ Sender ══bounded══▶ PieceReader (std::io::Read)  ──▶ archive reader, decompressor
+//! archive writer, compressor ──▶ PieceWriter (std::io::Write) ══bounded══▶ Receiver ──▶ response body
+//! ```
+//!
+//! A sender that is dropped is the end of the stream; a failure travels as an error. A receiver that is dropped makes
+//! the other side's next write fail, so that a thread ends when nobody wants its bytes.
+
+use std::io::{self, Read, Write};
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::sync::mpsc;
+
+/// A piece of a stream, or why there is no more.
+pub type Piece = Result<Bytes, io::Error>;
+
+/// Pieces on their way in each direction; with pieces of [`PIECE_BYTES`] this is 2 MiB.
+pub const PIECES_UNDER_WAY: usize = 8;
+
+/// Bytes that a writer collects before it sends a piece.
+pub const PIECE_BYTES: usize = 256 << 10;
+
+/// The blocking end of an incoming stream.
+pub struct PieceReader {
+    pieces: mpsc::Receiver<Piece>,
+    current: Bytes,
+}
+
+impl PieceReader {
+    pub fn channel() -> (mpsc::Sender<Piece>, PieceReader) {
+        let (sender, pieces) = mpsc::channel(PIECES_UNDER_WAY);
+        (sender, PieceReader { pieces, current: Bytes::new() })
+    }
+}
+
+impl Read for PieceReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.current.is_empty() {
+            match self.pieces.blocking_recv() {
+                Some(piece) => self.current = piece?,
+                None => return Ok(0),
+            }
+        }
+        let length = buffer.len().min(self.current.len());
+        self.current.copy_to_slice(&mut buffer[..length]);
+        Ok(length)
+    }
+}
+
+/// The blocking end of an outgoing stream. What is not flushed is not sent.
+pub struct PieceWriter {
+    pieces: mpsc::Sender<Piece>,
+    collected: BytesMut,
+}
+
+impl PieceWriter {
+    pub fn channel() -> (PieceWriter, mpsc::Receiver<Piece>) {
+        let (pieces, receiver) = mpsc::channel(PIECES_UNDER_WAY);
+        (PieceWriter { pieces, collected: BytesMut::new() }, receiver)
+    }
+}
+
+impl Write for PieceWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let length = bytes.len().min(PIECE_BYTES - self.collected.len());
+        self.collected.extend_from_slice(&bytes[..length]);
+        if self.collected.len() == PIECE_BYTES {
+            self.flush()?;
+        }
+        Ok(length)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.collected.is_empty() {
+            return Ok(());
+        }
+        let piece = self.collected.split().freeze();
+        self.collected.reserve(PIECE_BYTES);
+        self.pieces.blocking_send(Ok(piece)).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{ErrorKind, Read, Write};
+
+    use super::{PIECE_BYTES, PieceReader, PieceWriter};
+
+    #[test]
+    fn bytes_arrive_in_order_and_an_error_stays_one() {
+        let (sender, mut reader) = PieceReader::channel();
+        for piece in ["ab", "", "cde"] {
+            sender.blocking_send(Ok(piece.into())).unwrap();
+        }
+        sender.blocking_send(Err(ErrorKind::ConnectionReset.into())).unwrap();
+        let mut text = [0; 5];
+        reader.read_exact(&mut text).unwrap();
+        assert_eq!(&text, b"abcde");
+        assert_eq!(reader.read(&mut text).unwrap_err().kind(), ErrorKind::ConnectionReset);
+        drop(sender);
+        assert_eq!(reader.read(&mut text).unwrap(), 0);
+    }
+
+    #[test]
+    fn writes_become_pieces_and_fail_when_nobody_reads() {
+        let (mut writer, mut pieces) = PieceWriter::channel();
+        writer.write_all(&vec![7; PIECE_BYTES + 1]).unwrap();
+        assert_eq!(pieces.blocking_recv().unwrap().unwrap().len(), PIECE_BYTES);
+        writer.flush().unwrap();
+        assert_eq!(&pieces.blocking_recv().unwrap().unwrap()[..], [7]);
+        drop(pieces);
+        writer.write_all(b"x").unwrap();
+        assert_eq!(writer.flush().unwrap_err().kind(), ErrorKind::BrokenPipe);
+    }
+}

@@ -1,0 +1,352 @@
+//! From the objects of an archive to the database: what is kept, what is made new, what stands already.
+//!
+//! | | a copy (default) | restored (`restore=true`) |
+//! |---|---|---|
+//! | uuids of VM, VBD, VIF | new | kept |
+//! | uuids of VDIs | new | new |
+//! | MAC addresses, `mac_seed` | new | kept |
+//! | `VM.version` | 0 | the archive's + 1 |
+//! | a machine with the same uuid | stays | replaced; it has to be halted and of a lower version (not with `force`); its disks stay |
+//!
+//! Networks are found by name, then by bridge. References to ids without an object are null; fields and classes that we
+//! do not know are left out. Nothing is created before every record was read and found sound.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tanada_xapi::classes;
+use tanada_xapi::types::Type;
+use tanada_xapi::{ApiError, ApiResult, DateTime, Map, Ref, Value};
+use tanada_xva::{Object, Ova};
+use uuid::Uuid;
+
+use crate::db::{Record, Tx, View};
+
+/// How an archive is taken in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Manner {
+    /// Keep uuids and MAC addresses.
+    pub restore: bool,
+    /// Take damaged chunks, overwrite newer machines, keep the marks of default templates.
+    pub force: bool,
+}
+
+/// A disk that has to be made before the machine can be.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewDisk {
+    /// Its id in the archive.
+    pub id: String,
+    pub virtual_size: u64,
+    pub name_label: String,
+    pub name_description: String,
+    pub kind: String,
+    pub sharable: bool,
+    pub other_config: BTreeMap<String, String>,
+    pub tags: Vec<String>,
+}
+
+/// An archive whose records are all sound.
+#[derive(Debug)]
+pub struct Unpacked {
+    manner: Manner,
+    machines: Vec<(String, Map)>,
+    vbds: Vec<Map>,
+    vifs: Vec<Map>,
+    networks: BTreeMap<String, Map>,
+    /// CDs by their id: the place of their VDI in an ISO library.
+    isos: BTreeMap<String, String>,
+    pub disks: Vec<NewDisk>,
+}
+
+impl Unpacked {
+    pub fn read(ova: &Ova, manner: Manner) -> ApiResult<Unpacked> {
+        let typed = |class: &'static str| ova.of_class(class).map(|object| Ok((object.id.clone(), typed(object)?)));
+        let machines = typed("VM").collect::<ApiResult<Vec<_>>>()?;
+        if machines.is_empty() {
+            return Err(ApiError::import_error("the archive holds no VM"));
+        }
+        let networks = typed("network").collect::<ApiResult<BTreeMap<_, _>>>()?;
+        let vifs = typed("VIF").collect::<ApiResult<Vec<_>>>()?;
+        let vbds = typed("VBD").collect::<ApiResult<Vec<_>>>()?;
+        for (_, vbd) in &vbds {
+            let vdi = text(vbd, "VDI");
+            // An id of the archive must be there; anything else is null or foreign.
+            if text(vbd, "type") == "Disk" && vdi.starts_with("Ref:") && ova.find(vdi).is_none() {
+                return Err(ApiError::import_error_failed_to_find_object(vdi));
+            }
+        }
+        let disks = ova.disks().map_err(super::xva_error)?;
+        let disks = disks.iter().filter_map(|plan| Some((plan, ova.find(&plan.id)?)));
+        let disks = disks.map(|(plan, object)| new_disk(&plan.id, plan.size, &typed_vdi(object)?));
+        let disks = disks.collect::<ApiResult<Vec<_>>>()?;
+        let library = |vdi: &&Object| ova.find(vdi.text("SR")).is_some_and(|sr| sr.text("content_type") == "iso");
+        let isos = ova.of_class("VDI").filter(library);
+        let isos = isos.map(|vdi| (vdi.id.clone(), vdi.text("location").to_owned())).collect();
+        let bare = |pairs: Vec<(String, Map)>| pairs.into_iter().map(|(_, record)| record).collect();
+        Ok(Unpacked { manner, machines, vbds: bare(vbds), vifs: bare(vifs), networks, isos, disks })
+    }
+
+    /// What stands in the way of restoring; nothing does for a copy.
+    pub fn check(&self, view: &impl View) -> ApiResult<()> {
+        if !self.manner.restore {
+            return Ok(());
+        }
+        for (_, record) in &self.machines {
+            let existing = view.find_by_uuid("VM", text(record, "uuid"));
+            if let Some(vm) = &existing {
+                if vm.str("power_state") != "Halted" {
+                    return Err(ApiError::vm_bad_power_state(vm.id(), "halted", vm.str("power_state").to_lowercase()));
+                }
+                let (old, new) = (vm.int("version"), int(record, "version"));
+                if new <= old && !self.manner.force {
+                    return Err(ApiError::vm_to_import_is_not_newer_version(vm.id(), old, new));
+                }
+            }
+            let seed = record.get("other_config").and_then(|map| map.get("mac_seed")).and_then(Value::as_str);
+            let existing = existing.map(|vm| vm.id().clone());
+            if let Some(seed) = seed {
+                let clash = view.all("VM").into_iter().any(|vm| {
+                    vm.entry("other_config", "mac_seed") == Some(seed)
+                        && !vm.bool("is_a_snapshot")
+                        && Some(vm.id()) != existing.as_ref()
+                });
+                if clash {
+                    return Err(ApiError::duplicate_mac_seed(seed));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the machines over disks that are complete, and answers them.
+    pub fn create(&self, tx: &mut Tx<'_>, disks: &BTreeMap<String, Ref>, task: &Ref) -> ApiResult<Vec<Ref>> {
+        self.check(tx)?;
+        let mut made = BTreeMap::new();
+        for (id, record) in &self.machines {
+            made.insert(id.clone(), self.machine(tx, record, task)?);
+        }
+        let networks = self.used_networks(tx)?;
+        let fallback = Ref::null();
+        for vbd in &self.vbds {
+            if let Some(vm) = made.get(text(vbd, "VM")) {
+                self.vbd(tx, vbd, vm, disks)?;
+            }
+        }
+        for vif in &self.vifs {
+            if let Some(vm) = made.get(text(vif, "VM")) {
+                let network = networks.get(text(vif, "network")).unwrap_or(&fallback);
+                self.vif(tx, vif, vm, network)?;
+            }
+        }
+        Ok(self.machines.iter().map(|(id, _)| made[id].clone()).collect())
+    }
+
+    fn machine(&self, tx: &mut Tx<'_>, record: &Map, task: &Ref) -> ApiResult<Ref> {
+        let mut fields = kept("VM", record);
+        let Manner { restore, force } = self.manner;
+        if restore {
+            self.replace(tx, text(record, "uuid"))?;
+            fields.insert("uuid".into(), record.get("uuid").cloned().unwrap_or(Value::from("")));
+        }
+        let mut put = |field: &str, value: Value| fields.insert(field.to_owned(), value);
+        put("power_state", "Halted".into());
+        put("is_a_snapshot", false.into());
+        put("snapshot_time", DateTime::EPOCH.into());
+        put("snapshot_metadata", "".into());
+        put("transportable_snapshot_id", "".into());
+        put("is_control_domain", false.into());
+        put("domid", (-1).into());
+        put("last_booted_record", "".into());
+        put("version", Value::Int(if restore { int(record, "version").saturating_add(1) } else { 0 }));
+        let mut other_config = record.get("other_config").and_then(Value::as_map).cloned().unwrap_or_default();
+        if !force {
+            put("is_default_template", false.into());
+            other_config.remove("default_template");
+        }
+        if !restore || !other_config.contains_key("mac_seed") {
+            other_config.insert("mac_seed".into(), Uuid::new_v4().to_string().into());
+        }
+        other_config.remove("grant_api_access");
+        other_config.insert("import_task".into(), task.into());
+        put("other_config", Value::Map(other_config));
+        if !record.get("is_a_template").and_then(Value::as_bool).unwrap_or(false) {
+            put("generation_id", fresh_generation_id().into());
+        }
+        let metrics = [
+            ("memory_actual", Value::Int(0)),
+            ("VCPUs_number", Value::Int(int(record, "VCPUs_at_startup"))),
+            ("last_updated", DateTime::now().into()),
+            ("install_time", DateTime::now().into()),
+        ];
+        put("metrics", tx.create("VM_metrics", metrics)?.into());
+        tx.create("VM", fields)
+    }
+
+    /// Takes the machine that is restored over out of the database. Its disks stay where they are.
+    fn replace(&self, tx: &mut Tx<'_>, uuid: &str) -> ApiResult<()> {
+        let Some(old) = tx.find_by_uuid("VM", uuid) else { return Ok(()) };
+        for (class, field) in [("VBD", "VBDs"), ("VIF", "VIFs"), ("console", "consoles")] {
+            for id in old.refs(field).iter().filter(|id| tx.find(class, id).is_some()).cloned().collect::<Vec<_>>() {
+                tx.destroy(class, &id)?;
+            }
+        }
+        for (class, field) in [("VM_metrics", "metrics"), ("VM_guest_metrics", "guest_metrics")] {
+            let id = old.reference(field);
+            if tx.find(class, &id).is_some() {
+                tx.destroy(class, &id)?;
+            }
+        }
+        tx.destroy("VM", old.id())
+    }
+
+    fn vbd(&self, tx: &mut Tx<'_>, record: &Map, vm: &Ref, disks: &BTreeMap<String, Ref>) -> ApiResult<()> {
+        let vdi = disks.get(text(record, "VDI")).cloned();
+        let vdi = vdi.or_else(|| self.iso(tx, text(record, "VDI")));
+        if vdi.is_none() && text(record, "type") == "Disk" {
+            return Ok(());
+        }
+        let mut fields = kept("VBD", record);
+        self.keep_uuid(tx, "VBD", record, &mut fields);
+        fields.insert("VM".into(), vm.into());
+        fields.insert("empty".into(), vdi.is_none().into());
+        fields.insert("VDI".into(), vdi.unwrap_or_default().into());
+        fields.insert("device".into(), "".into());
+        fields.insert("currently_attached".into(), false.into());
+        tx.create("VBD", fields).map(drop)
+    }
+
+    /// The image of this name in an ISO library here.
+    fn iso(&self, view: &impl View, id: &str) -> Option<Ref> {
+        let location = self.isos.get(id)?;
+        let library = |vdi: &Record| {
+            view.find("SR", &vdi.reference("SR")).is_some_and(|sr| sr.str("content_type") == "iso" && sr.str("type") != "udev")
+        };
+        view.all("VDI").into_iter().find(|vdi| vdi.str("location") == location && library(vdi)).map(|vdi| vdi.id().clone())
+    }
+
+    fn vif(&self, tx: &mut Tx<'_>, record: &Map, vm: &Ref, network: &Ref) -> ApiResult<()> {
+        let mut fields = kept("VIF", record);
+        self.keep_uuid(tx, "VIF", record, &mut fields);
+        fields.insert("VM".into(), vm.into());
+        fields.insert("network".into(), network.into());
+        fields.insert("currently_attached".into(), false.into());
+        if !self.manner.restore {
+            let vm = tx.get("VM", vm)?;
+            let seed = vm.entry("other_config", "mac_seed").unwrap_or_default();
+            let device = text(record, "device").parse().unwrap_or(0);
+            fields.insert("MAC".into(), super::mac::generated(seed, device).into());
+            fields.insert("MAC_autogenerated".into(), true.into());
+        }
+        tx.create("VIF", fields).map(drop)
+    }
+
+    fn keep_uuid(&self, view: &impl View, class: &str, record: &Map, fields: &mut Map) {
+        let uuid = text(record, "uuid");
+        if self.manner.restore && view.find_by_uuid(class, uuid).is_none() {
+            fields.insert("uuid".into(), uuid.into());
+        }
+    }
+
+    /// Finds or makes the networks that some VIF is on.
+    fn used_networks(&self, tx: &mut Tx<'_>) -> ApiResult<BTreeMap<String, Ref>> {
+        let used: BTreeSet<&str> = self.vifs.iter().map(|vif| text(vif, "network")).collect();
+        let mut found = BTreeMap::new();
+        for (id, record) in self.networks.iter().filter(|(id, _)| used.contains(id.as_str())) {
+            let (name, bridge) = (text(record, "name_label"), text(record, "bridge"));
+            let by_name = tx.by_name("network", name).into_iter().next();
+            let known = by_name.or_else(|| tx.all("network").into_iter().find(|known| known.str("bridge") == bridge));
+            let network = match known {
+                Some(known) => known.id().clone(),
+                None => {
+                    let mut fields = kept("network", record);
+                    fields.remove("bridge");
+                    tx.create("network", fields)?
+                }
+            };
+            found.insert(id.clone(), network);
+        }
+        Ok(found)
+    }
+}
+
+/// The fields that we know, each of its declared type.
+fn typed(object: &Object) -> ApiResult<Map> {
+    let Some(class) = classes::class(&object.class) else { return Ok(Map::new()) };
+    let mut fields = Map::new();
+    for field in &class.fields {
+        let Some(value) = object.record.get(field.name) else { continue };
+        let value = match (&field.ty, value) {
+            (Type::Enum(name), Value::String(text)) => Value::from(in_our_case(name, text)),
+            (_, value) => value.clone(),
+        };
+        // What is listed with words of a newer release is left at its default where it says nothing about the machine.
+        let coerced = match field.ty.coerce(value) {
+            Ok(value) => value,
+            Err(_) if matches!(field.name, "allowed_operations" | "current_operations" | "blocked_operations" | "purpose") => continue,
+            Err(why) => {
+                let at = format!("{} {}, field {}", object.class, object.id, field.name);
+                return Err(ApiError::import_error(format!("{at}: {why}")));
+            }
+        };
+        fields.insert(field.name.to_owned(), coerced);
+    }
+    Ok(fields)
+}
+
+fn typed_vdi(object: &Object) -> ApiResult<Map> {
+    let record = typed(object)?;
+    if text(&record, "type") == "cbt_metadata" {
+        return Err(ApiError::vdi_incompatible_type(&object.id, "cbt_metadata"));
+    }
+    Ok(record)
+}
+
+/// Enum texts are matched in any case: other writers send `halted`.
+fn in_our_case(name: &str, text: &str) -> String {
+    let known = classes::enum_texts(name).iter().find(|known| known.eq_ignore_ascii_case(text));
+    known.map_or_else(|| text.to_owned(), |known| (*known).to_owned())
+}
+
+/// What a new object takes over: neither its identity nor what the database derives nor references, which are set one
+/// by one.
+fn kept(class: &str, record: &Map) -> Map {
+    const NEVER: [&str; 5] = ["uuid", "allowed_operations", "current_operations", "blobs", "assigned_ips"];
+    let declared = classes::class(class);
+    let keeps = |field: &str| {
+        let ty = declared.and_then(|class| class.field(field)).map(|field| &field.ty);
+        let reference = match ty {
+            Some(Type::Ref(_)) => true,
+            Some(Type::Set(item)) => matches!(**item, Type::Ref(_)),
+            _ => false,
+        };
+        !reference && !NEVER.contains(&field)
+    };
+    record.iter().filter(|(field, _)| keeps(field)).map(|(field, value)| (field.clone(), value.clone())).collect()
+}
+
+fn new_disk(id: &str, virtual_size: u64, record: &Map) -> ApiResult<NewDisk> {
+    let other_config = record.get("other_config").and_then(Value::as_map).into_iter().flatten();
+    let tags = record.get("tags").and_then(Value::as_set).unwrap_or_default();
+    Ok(NewDisk {
+        id: id.to_owned(),
+        virtual_size,
+        name_label: text(record, "name_label").to_owned(),
+        name_description: text(record, "name_description").to_owned(),
+        kind: Some(text(record, "type")).filter(|kind| !kind.is_empty()).unwrap_or("user").to_owned(),
+        sharable: record.get("sharable").and_then(Value::as_bool).unwrap_or(false),
+        other_config: other_config.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect(),
+        tags: tags.iter().filter_map(|tag| tag.as_str().map(str::to_owned)).collect(),
+    })
+}
+
+fn fresh_generation_id() -> String {
+    let (high, low) = Uuid::new_v4().as_u64_pair();
+    format!("{}:{}", high as i64, low as i64)
+}
+
+fn text<'a>(record: &'a Map, field: &str) -> &'a str {
+    record.get(field).and_then(Value::as_str).unwrap_or_default()
+}
+
+fn int(record: &Map, field: &str) -> i64 {
+    record.get(field).and_then(Value::as_int).unwrap_or_default()
+}
