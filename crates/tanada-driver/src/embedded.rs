@@ -449,7 +449,7 @@ async fn stop_keeper(dir: &Path) -> DriverResult<()> {
     }
     let Some(watch) = watch else { return Ok(()) };
     let ended = tokio::io::unix::AsyncFd::register_with_interest(watch, tokio::io::Interest::READABLE)
-        .map_err(|error| io_error(&pid_file, &error))?;
+        .map_err(|failure| error(DriverErrorKind::Io, format!("process {}: {failure}", text.trim())))?;
     match timeout(STOP_DEADLINE, ended.readable()).await {
         Ok(Ok(_)) => Ok(()),
         _ => Err(error(DriverErrorKind::Busy, format!("the keeper (process {}) does not end", text.trim()))),
