@@ -448,10 +448,13 @@ async fn stop_keeper(dir: &Path) -> DriverResult<()> {
         ));
     }
     let Some(watch) = watch else { return Ok(()) };
-    let ended = tokio::io::unix::AsyncFd::register_with_interest(watch, tokio::io::Interest::READABLE)
-        .map_err(|failure| error(DriverErrorKind::Io, format!("process {}: {failure}", text.trim())))?;
-    match timeout(STOP_DEADLINE, ended.readable()).await {
-        Ok(Ok(_)) => Ok(()),
+    let ended = tokio::task::spawn_blocking(move || {
+        let mut fds = [rustix::event::PollFd::new(&watch, rustix::event::PollFlags::IN)];
+        let limit = rustix::event::Timespec { tv_sec: STOP_DEADLINE.as_secs() as i64, tv_nsec: 0 };
+        rustix::event::poll(&mut fds, Some(&limit))
+    });
+    match ended.await {
+        Ok(Ok(ready)) if ready > 0 => Ok(()),
         _ => Err(error(DriverErrorKind::Busy, format!("the keeper (process {}) does not end", text.trim()))),
     }
 }
