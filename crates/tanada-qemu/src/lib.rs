@@ -1,1 +1,24 @@
+//! QEMU as a supervised program: its process, its machine protocol and the guest's agent. Knows nothing of XenAPI.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`machine`] | a machine's description and the command line it becomes |
+//! | [`launch`] | starting a machine, finding one again |
+//! | [`process`] | the process: user, session, cgroup, state directory, end |
+//! | [`qmp`] | QEMU's protocol: commands by id, events |
+//! | [`agent`] | the guest agent: sync, commands, programs, files |
+//! | [`hotplug`] | disks added and taken away |
+//! | [`resume`] | when a machine stopped by a disk fault goes on |
+//! | [`accel`] | whether KVM works here, proven by a kernel that boots |
 
+pub mod accel;
+pub mod agent;
+pub mod error;
+pub mod hotplug;
+pub mod launch;
+pub mod machine;
+pub mod process;
+pub mod qmp;
+pub mod resume;
+
+pub use error::{QemuError, Result};

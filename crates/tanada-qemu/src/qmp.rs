@@ -1,0 +1,310 @@
+//! The QEMU machine protocol: one connection, commands matched to replies by id, events fanned out.
+//!
+//! ```text
+//!   execute() --line--> QEMU          reader task --reply--> the waiting execute(), by id
+//!                                        |-----event-> every subscriber (bounded, the slow lose the oldest)
+//!                                        +-----EOF---> every waiter gets Closed; closed() wakes
+//! ```
+//! A connection that ended stays ended: the caller connects again and asks for the state, because events sent meanwhile
+//! are lost. In-band commands are serial over all monitors of a QEMU, so a command that blocks inside (a drain against a
+//! dead disk server) delays all others; their deadlines still hold, but what was asked may happen later.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{broadcast, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::error::{QemuError, Result};
+
+/// Deadline for commands that answer from memory.
+pub const QUICK: Duration = Duration::from_secs(10);
+/// Events kept for a slow subscriber; an I/O error of a busy disk alone gives tens.
+const EVENTS_KEPT: usize = 1024;
+/// Replies of QEMU are far smaller; a peer that sends more in one line is not QEMU.
+const LINE_BYTES_MAX: usize = 16 << 20;
+
+/// One event line. `data` is an empty object where QEMU sends none.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Event {
+    pub name: String,
+    pub data: Value,
+    /// QEMU's clock, microseconds since 1970.
+    pub at_us: u64,
+}
+
+/// QEMU's version out of the greeting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version {
+    pub major: u64,
+    pub minor: u64,
+    pub micro: u64,
+}
+
+/// A negotiated connection. Cheap to clone; it ends when the last clone is dropped.
+#[derive(Clone)]
+pub struct Qmp {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    socket: PathBuf,
+    version: Version,
+    peer_pid: Option<i32>,
+    next_id: AtomicU64,
+    writer: tokio::sync::Mutex<OwnedWriteHalf>,
+    waiting: Arc<Waiting>,
+    events: broadcast::Sender<Event>,
+    closed: watch::Receiver<bool>,
+    reader: JoinHandle<()>,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+#[derive(Default)]
+struct Waiting {
+    by_id: Mutex<HashMap<u64, oneshot::Sender<std::result::Result<Value, Value>>>>,
+}
+
+impl Waiting {
+    fn with<T>(&self, f: impl FnOnce(&mut HashMap<u64, oneshot::Sender<std::result::Result<Value, Value>>>) -> T) -> T {
+        f(&mut self.by_id.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Forgets a waiter whose caller went away or ran out of time.
+struct Registered<'a> {
+    waiting: &'a Waiting,
+    id: u64,
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        self.waiting.with(|map| map.remove(&self.id));
+    }
+}
+
+impl Qmp {
+    /// Connects, reads the greeting and leaves negotiation mode, all within `limit`. The receiver sees every event from
+    /// the first on. A socket that another client holds gives no greeting, hence [`QemuError::Deadline`].
+    pub async fn connect(socket: &Path, limit: Duration) -> Result<(Qmp, broadcast::Receiver<Event>)> {
+        let what = format!("QMP greeting on {}", socket.display());
+        match timeout(limit, Qmp::connect_inner(socket)).await {
+            Ok(result) => result,
+            Err(_) => Err(QemuError::Deadline { what, limit }),
+        }
+    }
+
+    async fn connect_inner(socket: &Path) -> Result<(Qmp, broadcast::Receiver<Event>)> {
+        let stream = UnixStream::connect(socket)
+            .await
+            .map_err(|source| QemuError::Connect { socket: socket.to_path_buf(), source })?;
+        let peer_pid = stream.peer_cred().ok().and_then(|cred| cred.pid());
+        let (read, write) = stream.into_split();
+        let mut lines = Lines { reader: BufReader::new(read), socket: socket.to_path_buf() };
+        let greeting = lines.next().await?.ok_or_else(|| lines.closed())?;
+        let version = parse_greeting(&greeting).ok_or_else(|| QemuError::Protocol {
+            what: format!("QMP on {}", socket.display()),
+            detail: format!("no greeting but {greeting}"),
+        })?;
+        let (events, first) = broadcast::channel(EVENTS_KEPT);
+        let (closing, closed) = watch::channel(false);
+        let waiting = Arc::new(Waiting::default());
+        let reader = tokio::spawn(read_all(lines, waiting.clone(), events.clone(), closing));
+        let shared = Shared {
+            socket: socket.to_path_buf(),
+            version,
+            peer_pid,
+            next_id: AtomicU64::new(1),
+            writer: tokio::sync::Mutex::new(write),
+            waiting,
+            events,
+            closed,
+            reader,
+        };
+        let qmp = Qmp { shared: Arc::new(shared) };
+        qmp.execute("qmp_capabilities", json!({}), QUICK).await?;
+        Ok((qmp, first))
+    }
+
+    pub fn version(&self) -> Version {
+        self.shared.version
+    }
+
+    /// The process that listens on the socket, as the kernel recorded it.
+    pub fn peer_pid(&self) -> Option<i32> {
+        self.shared.peer_pid
+    }
+
+    /// Events from now on.
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.shared.events.subscribe()
+    }
+
+    pub fn is_closed(&self) -> bool {
+        *self.shared.closed.borrow()
+    }
+
+    /// Returns when the connection has ended.
+    pub async fn closed(&self) {
+        let mut closed = self.shared.closed.clone();
+        // An error means that the reader is gone, which is the same thing.
+        let _ = closed.wait_for(|closed| *closed).await;
+    }
+
+    /// Runs a command and returns its `return` member.
+    ///
+    /// # Errors
+    /// [`QemuError::Refused`] with QEMU's class, [`QemuError::Deadline`] after `limit` (the command may still run),
+    /// [`QemuError::Closed`] where the connection ended first.
+    pub async fn execute(&self, command: &str, arguments: Value, limit: Duration) -> Result<Value> {
+        match timeout(limit, self.execute_inner(command, arguments)).await {
+            Ok(result) => result,
+            Err(_) => Err(QemuError::Deadline { what: format!("QMP {command}"), limit }),
+        }
+    }
+
+    async fn execute_inner(&self, command: &str, arguments: Value) -> Result<Value> {
+        let closed = || QemuError::Closed { what: format!("QMP {command} on {}", self.shared.socket.display()) };
+        let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
+        let (sender, receiver) = oneshot::channel();
+        self.shared.waiting.with(|map| map.insert(id, sender));
+        let _registered = Registered { waiting: &self.shared.waiting, id };
+        if self.is_closed() {
+            return Err(closed());
+        }
+        let mut request = Map::new();
+        request.insert("execute".into(), command.into());
+        if arguments.as_object().is_some_and(|members| !members.is_empty()) {
+            request.insert("arguments".into(), arguments);
+        }
+        request.insert("id".into(), id.into());
+        self.send(Value::Object(request).to_string()).await.map_err(|_| closed())?;
+        match receiver.await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => Err(refused(command, &error)),
+            Err(_) => Err(closed()),
+        }
+    }
+
+    /// Writes one line in a task of its own, so that a caller who gives up cannot cut a line in half.
+    async fn send(&self, line: String) -> std::io::Result<()> {
+        let shared = self.shared.clone();
+        let written = tokio::spawn(async move {
+            let mut writer = shared.writer.lock().await;
+            writer.write_all(line.as_bytes()).await?;
+            writer.write_all(b"\n").await
+        });
+        written.await.unwrap_or_else(|_| Err(std::io::ErrorKind::BrokenPipe.into()))
+    }
+}
+
+pub(crate) fn refused(command: &str, error: &Value) -> QemuError {
+    let member = |name: &str| error.get(name).and_then(Value::as_str).unwrap_or("?").to_string();
+    QemuError::Refused { command: command.into(), class: member("class"), message: member("desc") }
+}
+
+fn parse_greeting(greeting: &Value) -> Option<Version> {
+    let numbers = greeting.get("QMP")?.get("version")?.get("qemu")?;
+    let number = |name: &str| numbers.get(name).and_then(Value::as_u64);
+    Some(Version { major: number("major")?, minor: number("minor")?, micro: number("micro")? })
+}
+
+struct Lines {
+    reader: BufReader<OwnedReadHalf>,
+    socket: PathBuf,
+}
+
+impl Lines {
+    /// The next JSON line; None at the end of the stream.
+    async fn next(&mut self) -> Result<Option<Value>> {
+        let mut line = Vec::new();
+        loop {
+            let what = || format!("QMP on {}", self.socket.display());
+            let available = self.reader.fill_buf().await.map_err(|_| self_closed(&self.socket))?;
+            if available.is_empty() {
+                return Ok(None);
+            }
+            let (taken, whole) = match available.iter().position(|byte| *byte == b'\n') {
+                Some(end) => (end + 1, true),
+                None => (available.len(), false),
+            };
+            line.extend_from_slice(&available[..taken]);
+            self.reader.consume(taken);
+            if line.len() > LINE_BYTES_MAX {
+                return Err(QemuError::Protocol {
+                    what: what(),
+                    detail: format!("a line over {LINE_BYTES_MAX} bytes"),
+                });
+            }
+            if whole && !line.trim_ascii().is_empty() {
+                let parsed = serde_json::from_slice(&line);
+                return parsed
+                    .map(Some)
+                    .map_err(|error| QemuError::Protocol { what: what(), detail: format!("not JSON: {error}") });
+            }
+        }
+    }
+
+    fn closed(&self) -> QemuError {
+        self_closed(&self.socket)
+    }
+}
+
+fn self_closed(socket: &Path) -> QemuError {
+    QemuError::Closed { what: format!("QMP on {}", socket.display()) }
+}
+
+async fn read_all(
+    mut lines: Lines,
+    waiting: Arc<Waiting>,
+    events: broadcast::Sender<Event>,
+    closing: watch::Sender<bool>,
+) {
+    loop {
+        match lines.next().await {
+            Ok(Some(line)) => dispatch(line, &waiting, &events),
+            Ok(None) | Err(QemuError::Closed { .. }) => break,
+            Err(error) => {
+                tracing::warn!(%error, "giving up a QMP connection");
+                break;
+            }
+        }
+    }
+    closing.send_replace(true);
+    waiting.with(HashMap::clear);
+}
+
+fn dispatch(mut line: Value, waiting: &Waiting, events: &broadcast::Sender<Event>) {
+    if let Some(name) = line.get("event").and_then(Value::as_str) {
+        let stamp = |unit: &str| line.pointer(&format!("/timestamp/{unit}")).and_then(Value::as_u64).unwrap_or(0);
+        let at_us = stamp("seconds").saturating_mul(1_000_000).saturating_add(stamp("microseconds"));
+        let event = Event { name: name.into(), data: line.get("data").cloned().unwrap_or_else(|| json!({})), at_us };
+        tracing::debug!(event = event.name, data = %event.data, "QMP event");
+        // Nobody listening is no error.
+        let _ = events.send(event);
+        return;
+    }
+    let waiter = line.get("id").and_then(Value::as_u64).and_then(|id| waiting.with(|map| map.remove(&id)));
+    let Some(waiter) = waiter else {
+        tracing::debug!(%line, "QMP reply that nobody waits for");
+        return;
+    };
+    let reply = match line.get_mut("error") {
+        Some(error) => Err(error.take()),
+        None => Ok(line.get_mut("return").map(Value::take).unwrap_or(Value::Null)),
+    };
+    let _ = waiter.send(reply);
+}
