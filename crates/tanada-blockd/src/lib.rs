@@ -1,1 +1,51 @@
+//! The data plane: one process a store, serving its volumes over NBD, and what belongs to it.
+//!
+//! ```text
+//!   keeper (holds the sockets) --starts, restarts--> blockd
+//!     clients ==NBD==> shell (one thread, one ring) <--> engine (decides) <--> ring <--> store file
+//!     control plane --JSON lines--> control (threads) --queue, eventfd--> shell
+//! ```
+//! - [`main_blockd`], [`main_keeper`], [`main_format`]: the programs.
+//! - `ring`: all of io_uring. `shell`: the turn. `control`: the other socket. `keeper`: the supervisor.
 
+mod blockd;
+mod control;
+mod format;
+mod keeper;
+mod listen;
+mod options;
+mod outgoing;
+mod ring;
+mod shell;
+mod signals;
+mod slab;
+mod store_file;
+mod translate;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+/// `tanada blockd`: serves one store until it is told to end. `args` are those after the program's words.
+pub fn main_blockd(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    conclude("blockd", blockd::run(args.into_iter().collect()))
+}
+
+/// `tanada blockd-keeper`: holds the sockets of one store and keeps its blockd alive.
+pub fn main_keeper(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    conclude("blockd-keeper", keeper::run(args.into_iter().collect()))
+}
+
+/// `tanada store format`: makes an empty store.
+pub fn main_format(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    conclude("store format", format::run(args.into_iter().collect()))
+}
+
+fn conclude(program: &str, result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tanada {program}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,413 @@
+//! The engine's thread: one ring for sockets and the store, one turn after another.
+//!
+//! ```text
+//!   wait --> completions --> engine.submit / engine.complete --> engine.turn --> actions --> sends, receives --+
+//!    ^                                                                                                         |
+//!    +---------------------------------------------------------------------------------------------------------+
+//! ```
+//! Everything that has ended is handled before the engine's turn, and everything that the turn answered goes out in one
+//! send for each connection: batching at the socket is what makes this fast. Nothing here blocks.
+//!
+//! Stages: the store opens; saved attachments are opened again; only then clients are let in. At the end connections
+//! are cut without an answer (a client that can, comes back and asks again), what the engine holds is awaited, a
+//! checkpoint is written.
+
+pub(crate) mod attachments;
+mod commands;
+mod conn;
+mod cut;
+mod guest;
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use tanada_disk::{BufPool, DiskError, DiskOp};
+use tanada_engine::{Action, Alert, Control, Engine, EngineConfig, Failure, OpenReport, Reply, Request, RequestId};
+use tanada_units::MIB;
+
+use self::attachments::{Attachments, Entry, EntryState, Saver, TableRow};
+use self::commands::CommandPending;
+use self::conn::{Conn, ConnState};
+use self::cut::CutWatch;
+use self::guest::GuestPending;
+use crate::control::{Clients, Inbox, Message};
+use crate::ring::{Completion, Ring};
+use crate::slab::Slab;
+use crate::store_file::StoreFile;
+use crate::translate;
+
+/// Connections at a time.
+const CONNECTIONS_MAX: usize = 1024;
+/// Payloads are cut from chunks of this size; a few dozen are kept for further use.
+const CHUNK_BYTES: usize = MIB as usize;
+const CHUNKS_MAX: usize = 64;
+/// After an accept that failed for want of descriptors or memory, in microseconds.
+const ACCEPT_PAUSE_US: u64 = 100_000;
+
+/// Something asked of the engine.
+enum Pending {
+    Guest(GuestPending),
+    Command(CommandPending),
+    /// A saved attachment being opened again at the start.
+    Reattach {
+        token: String,
+    },
+    LastCheckpoint,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// The engine reads its store; then so many saved attachments are still being opened.
+    Opening,
+    Reattaching {
+        left: usize,
+    },
+    Serving,
+    /// Connections are cut, requests of the engine awaited.
+    Draining,
+    Checkpointing,
+    Ended,
+}
+
+pub(crate) struct Shell {
+    engine: Engine,
+    ring: Ring,
+    pool: BufPool,
+    store: StoreFile,
+    clock: Instant,
+    /// Microseconds of `clock` at the start of this turn.
+    now: u64,
+    stage: Stage,
+    listener: OwnedFd,
+    accept_again_at: Option<u64>,
+    conns: Slab<Conn>,
+    requests: Slab<Pending>,
+    attachments: Attachments,
+    saver: Saver,
+    inbox: Inbox,
+    clients: Clients,
+    /// Snapshots under way.
+    cuts: Slab<CutWatch>,
+    /// Connections that may have something to receive, send or end.
+    touched: VecDeque<u32>,
+    /// The engine was asked something since its last turn.
+    is_asked: bool,
+    opened: Option<Result<OpenReport, Failure>>,
+}
+
+impl Shell {
+    /// Opens the store and the saved attachments. Must be called by the thread that calls [`Shell::run`].
+    pub(crate) fn open(
+        store: StoreFile,
+        config: EngineConfig,
+        listener: OwnedFd,
+        inbox: Inbox,
+        saver: Saver,
+        rows: Vec<TableRow>,
+    ) -> anyhow::Result<(Shell, OpenReport)> {
+        let clock = Instant::now();
+        let mut shell = Shell {
+            engine: Engine::open(config, 0),
+            ring: Ring::new().context("create an io_uring")?,
+            pool: BufPool::new(CHUNK_BYTES, CHUNKS_MAX),
+            store,
+            clock,
+            now: 0,
+            stage: Stage::Opening,
+            listener,
+            accept_again_at: None,
+            conns: Slab::new(),
+            requests: Slab::new(),
+            attachments: Attachments::default(),
+            saver,
+            inbox,
+            clients: Clients::default(),
+            cuts: Slab::new(),
+            touched: VecDeque::new(),
+            is_asked: false,
+            opened: None,
+        };
+        shell.take_turn()?;
+        while shell.opened.is_none() {
+            shell.cycle()?;
+        }
+        let report = match shell.opened.take() {
+            Some(Ok(report)) => report,
+            Some(Err(failure)) => bail!("open the store: {failure}"),
+            None => bail!("the store did not open"),
+        };
+        shell.reattach(rows);
+        shell.take_turn()?;
+        while matches!(shell.stage, Stage::Reattaching { left: 1.. }) {
+            shell.cycle()?;
+        }
+        shell.stage = Stage::Serving;
+        Ok((shell, report))
+    }
+
+    pub(crate) fn clients(&self) -> Clients {
+        self.clients.clone()
+    }
+
+    /// Serves until told to end.
+    pub(crate) fn run(&mut self) -> anyhow::Result<()> {
+        self.ring.accept(self.listener.as_raw_fd()).context("accept")?;
+        self.ring.wake(self.inbox.wake_fd()).context("wait for commands")?;
+        while self.stage != Stage::Ended {
+            self.cycle()?;
+        }
+        Ok(())
+    }
+
+    fn reattach(&mut self, rows: Vec<TableRow>) {
+        self.stage = Stage::Reattaching { left: rows.len() };
+        for TableRow { token, target, writable } in rows {
+            let entry = Entry { target, writable, state: EntryState::Opening, connections: 0 };
+            self.attachments.entries.insert(token.clone(), entry);
+            self.ask(Pending::Reattach { token }, Request::Control(Control::Open { id: target, writable }));
+        }
+    }
+
+    fn cycle(&mut self) -> anyhow::Result<()> {
+        self.ring.wait(self.timeout()).context("wait for the ring")?;
+        self.now = self.micros();
+        let mut completions = Vec::new();
+        self.ring.reap(&mut completions).context("take completions")?;
+        for completion in completions {
+            self.completed(completion)?;
+        }
+        self.pass_deadlines()?;
+        self.take_turn()
+    }
+
+    /// Lets the engine work and carries out what it wants, until it wants nothing more.
+    fn take_turn(&mut self) -> anyhow::Result<()> {
+        loop {
+            self.is_asked = false;
+            self.engine.turn(self.now);
+            while let Some(action) = self.engine.next_action() {
+                self.act(action)?;
+            }
+            self.end_stage();
+            // Answers make room for requests that waited in receive buffers.
+            for at in 0..self.touched.len() {
+                let number = self.touched[at];
+                self.parse_input(number);
+            }
+            if !self.is_asked {
+                break;
+            }
+        }
+        while let Some(number) = self.touched.pop_front() {
+            self.settle_conn(number)?;
+        }
+        self.end_stage();
+        Ok(())
+    }
+
+    fn act(&mut self, action: Action) -> anyhow::Result<()> {
+        match action {
+            Action::Disk { io, op: DiskOp::Grow { length } } => {
+                let result = self.store.grow(length).map(|()| None);
+                let result = result.map_err(|error| DiskError { errno: error.raw_os_error().unwrap_or(libc::EIO) });
+                self.engine.complete(self.now, io, result);
+                self.is_asked = true;
+            }
+            Action::Disk { io, op } => {
+                self.ring.disk(io, self.store.raw_fd(), op, &mut self.pool).context("start a store operation")?;
+            }
+            Action::Reply { request, result } => self.answered(request, result),
+            Action::Opened(result) => self.opened = Some(result),
+            Action::Alert(alert) => self.alert(alert),
+        }
+        Ok(())
+    }
+
+    fn completed(&mut self, completion: Completion) -> anyhow::Result<()> {
+        match completion {
+            Completion::Disk { io, result } => self.engine.complete(self.now, io, result),
+            Completion::Received { conn, result, payload, buffer } => self.received(conn, result, payload, buffer),
+            Completion::Sent { conn, result, outgoing } => self.sent(conn, result, outgoing),
+            Completion::Accepted { result } => self.accepted(result)?,
+            Completion::Woken => {
+                self.ring.wake(self.inbox.wake_fd()).context("wait for commands")?;
+                while let Some(message) = self.inbox.take() {
+                    match message {
+                        Message::Command { ticket, command } => self.command(ticket, command),
+                        Message::Shutdown => self.begin_end(),
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn accepted(&mut self, result: io::Result<RawFd>) -> anyhow::Result<()> {
+        let is_serving = self.stage == Stage::Serving;
+        match result {
+            Ok(fd) => {
+                // SAFETY: the kernel has just made this descriptor for us, nobody else knows it.
+                let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+                if is_serving && self.conns.len() < CONNECTIONS_MAX {
+                    // Means nothing on unix sockets.
+                    let _ = rustix::net::sockopt::set_tcp_nodelay(&fd, true);
+                    let number = self.conns.insert(Conn::new(fd));
+                    self.touch(number);
+                } else if is_serving {
+                    tracing::warn!("more than {CONNECTIONS_MAX} NBD connections: one was turned away");
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "accept on the NBD socket");
+                self.accept_again_at = Some(self.now + ACCEPT_PAUSE_US);
+                return Ok(());
+            }
+        }
+        if is_serving {
+            self.ring.accept(self.listener.as_raw_fd()).context("accept")?;
+        }
+        Ok(())
+    }
+
+    /// Hands a request to the engine.
+    fn ask(&mut self, pending: Pending, request: Request) {
+        let number = self.requests.insert(pending);
+        self.engine.submit(self.now, RequestId(number.into()), request);
+        self.is_asked = true;
+    }
+
+    fn answered(&mut self, request: RequestId, result: Result<Reply, Failure>) {
+        let Some(pending) = self.requests.remove(request.0 as u32) else {
+            tracing::error!(request = request.0, "the engine answered what was not asked");
+            return;
+        };
+        match pending {
+            Pending::Guest(pending) => self.guest_answered(pending, result),
+            Pending::Command(pending) => self.command_answered(pending, result),
+            Pending::Reattach { token } => self.reattached(token, result),
+            Pending::LastCheckpoint => {
+                if let Err(failure) = result {
+                    tracing::error!(%failure, "no checkpoint at the end; the next start replays the journal");
+                }
+                self.stage = Stage::Ended;
+            }
+        }
+    }
+
+    fn reattached(&mut self, token: String, result: Result<Reply, Failure>) {
+        match result {
+            Ok(Reply::Opened { export, size, .. }) => {
+                if let Some(entry) = self.attachments.entries.get_mut(&token) {
+                    entry.state = EntryState::Open(attachments::Opened { export, size });
+                }
+            }
+            other => {
+                tracing::warn!(?other, "a saved attachment leads nowhere and is dropped");
+                self.attachments.entries.remove(&token);
+            }
+        }
+        if let Stage::Reattaching { left } = &mut self.stage {
+            *left -= 1;
+        }
+    }
+
+    fn alert(&mut self, alert: Alert) {
+        match &alert {
+            Alert::Damage { volume, offset, message } => tracing::error!(%volume, offset, "damage: {message}"),
+            Alert::ReadOnly { message } => tracing::error!("the store takes no more writes: {message}"),
+            Alert::NearlyFull { free, physical } => tracing::warn!(free, physical, "the store is nearly full"),
+            Alert::Full => tracing::error!("the store is full"),
+            Alert::RoomAgain { free } => tracing::info!(free, "the store has room again"),
+        }
+        self.clients.broadcast(&translate::event(alert));
+    }
+
+    /// Stops serving: clients are cut off unanswered, so that they ask the next process.
+    fn begin_end(&mut self) {
+        if self.stage != Stage::Serving {
+            return;
+        }
+        tracing::info!("ending");
+        self.stage = Stage::Draining;
+        for (number, conn) in self.conns.iter_mut() {
+            conn.cut();
+            if !conn.is_touched {
+                conn.is_touched = true;
+                self.touched.push_back(number);
+            }
+        }
+    }
+
+    fn end_stage(&mut self) {
+        let is_guest = |(_, pending): (u32, &Pending)| matches!(pending, Pending::Guest(_));
+        if self.stage == Stage::Draining && !self.requests.iter().any(is_guest) {
+            self.stage = Stage::Checkpointing;
+            self.ask(Pending::LastCheckpoint, Request::Control(Control::Checkpoint));
+        }
+    }
+
+    fn micros(&self) -> u64 {
+        self.clock.elapsed().as_micros() as u64
+    }
+
+    /// How long to wait at most.
+    fn timeout(&self) -> Option<Duration> {
+        if self.is_asked {
+            return Some(Duration::ZERO);
+        }
+        let cuts = self.cuts.iter().filter_map(|(_, watch)| watch.deadline()).min();
+        let next = [self.engine.deadline(), self.accept_again_at, cuts].into_iter().flatten().min()?;
+        Some(Duration::from_micros(next.saturating_sub(self.micros())))
+    }
+
+    fn pass_deadlines(&mut self) -> anyhow::Result<()> {
+        if self.accept_again_at.is_some_and(|at| at <= self.now) {
+            self.accept_again_at = None;
+            self.ring.accept(self.listener.as_raw_fd()).context("accept")?;
+        }
+        let is_due = |watch: &CutWatch| watch.deadline().is_some_and(|deadline| deadline <= self.now);
+        let due: Vec<u32> = self.cuts.iter().filter(|(_, watch)| is_due(watch)).map(|(number, _)| number).collect();
+        for number in due {
+            self.answer_cut(number);
+        }
+        Ok(())
+    }
+
+    /// Puts a connection on the list of those to look at before the turn ends.
+    fn touch(&mut self, number: u32) {
+        if let Some(conn) = self.conns.get_mut(number)
+            && !conn.is_touched
+        {
+            conn.is_touched = true;
+            self.touched.push_back(number);
+        }
+    }
+
+    /// Starts what a connection is ready for, or takes it away.
+    fn settle_conn(&mut self, number: u32) -> anyhow::Result<()> {
+        let Some(conn) = self.conns.get_mut(number) else { return Ok(()) };
+        conn.is_touched = false;
+        if conn.state == ConnState::Closing {
+            conn.charge -= conn.out.charge;
+            conn.out.clear();
+        }
+        if !conn.is_sending && !conn.out.is_empty() {
+            let outgoing = std::mem::replace(&mut conn.out, std::mem::take(&mut conn.spare));
+            conn.is_sending = true;
+            self.ring.send(number, conn.raw_fd(), outgoing).context("send")?;
+        }
+        if conn.state == ConnState::Open && !conn.is_receiving && conn.wants_input() {
+            conn.compact();
+            let (payload, buffer, from) = (conn.payload.take(), std::mem::take(&mut conn.buffer), conn.end);
+            conn.is_receiving = true;
+            self.ring.receive(number, conn.raw_fd(), payload, buffer, from).context("receive")?;
+        }
+        if conn.is_over() {
+            self.remove_conn(number);
+        }
+        Ok(())
+    }
+}
