@@ -1,0 +1,160 @@
+//! Export and import: machines as XVA archives, disks as raw or other images.
+
+use crate::command::select::{Selection, Templates, vms};
+use crate::command::snapshot::snapshot_param;
+use crate::command::{Command, Outcome};
+use crate::context::Ctx;
+use crate::failure::Failure;
+use crate::record::Object;
+use crate::record::field::scalar;
+use crate::stream::{Target, upload};
+use tanada_xapi::{Ref, Value};
+
+pub const COMMANDS: &[Command] = &[
+    Command::new(
+        "vm-export",
+        &["filename"],
+        &["compress", "preserve-power-state"],
+        "Exports a VM to a file (compress=true, gzip or zstd).",
+        vm_export,
+    )
+    .selects_vms(),
+    Command::new(
+        "template-export",
+        &["template-uuid", "filename"],
+        &["compress"],
+        "Exports a template to a file (compress=true, gzip or zstd).",
+        template_export,
+    ),
+    Command::new(
+        "snapshot-export-to-template",
+        &["filename"],
+        &["uuid", "snapshot-uuid", "compress", "preserve-power-state"],
+        "Exports a snapshot to a file from which a template can be imported.",
+        snapshot_export,
+    ),
+    Command::new(
+        "vm-import",
+        &[],
+        &["filename", "url", "sr-uuid", "preserve"],
+        "Imports VMs and templates from a file or an address.",
+        vm_import,
+    ),
+    Command::new(
+        "vdi-export",
+        &["uuid", "filename"],
+        &["format", "base", "progress"],
+        "Exports the contents of a disk to a file (format=raw, vhd or qcow2).",
+        vdi_export,
+    ),
+    Command::new(
+        "vdi-import",
+        &["uuid", "filename"],
+        &["format", "progress"],
+        "Imports the contents of a disk from a file.",
+        vdi_import,
+    ),
+];
+
+const TO_EXPORT: Selection = Selection { templates: Templates::ToExplain, control_domains: false, single: false };
+
+/// `true` is gzip, as it always was.
+fn compression(ctx: &Ctx<'_>) -> Result<String, Failure> {
+    match ctx.params.or("compress", "false") {
+        "" => Ok("true".to_owned()),
+        word @ ("gzip" | "zstd") => Ok(word.to_owned()),
+        other => crate::scalar::parse_bool("compress", other)
+            .map(|on| on.to_string())
+            .map_err(|_| Failure::cli(format!("compress={other} is none of true, false, gzip, zstd"))),
+    }
+}
+
+fn export(ctx: &mut Ctx<'_>, vm: &Object, filename: &str) -> Outcome {
+    let name = vm.record.get("name_label").map(scalar).unwrap_or_default();
+    let target = Target {
+        path: "/export",
+        query: vec![
+            ("ref", vm.reference.to_string()),
+            ("use_compression", compression(ctx)?),
+            ("preserve_power_state", ctx.params.flag("preserve-power-state")?.to_string()),
+        ],
+        label: format!("Export of VM: {name}"),
+    };
+    ctx.download(&target, filename)?;
+    if filename.is_empty() { Ok(()) } else { ctx.line("Export succeeded") }
+}
+
+fn vm_export(ctx: &mut Ctx<'_>) -> Outcome {
+    let filename = ctx.params.need("filename")?.to_owned();
+    // Several machines go to filename, filename2, filename3 and so on.
+    for (index, vm) in vms(ctx, &TO_EXPORT)?.iter().enumerate() {
+        let filename = if index == 0 { filename.clone() } else { format!("{filename}{}", index + 1) };
+        export(ctx, vm, &filename)?;
+    }
+    Ok(())
+}
+
+fn template_export(ctx: &mut Ctx<'_>) -> Outcome {
+    let uuid = ctx.params.need("template-uuid")?.to_owned();
+    let template = ctx.api()?.object_by_uuid("VM", &uuid)?;
+    if template.record.get("is_a_template").and_then(Value::as_bool) != Some(true) {
+        return Err(Failure::cli(format!("{uuid} is not a template")));
+    }
+    let filename = ctx.params.need("filename")?.to_owned();
+    export(ctx, &template, &filename)
+}
+
+fn snapshot_export(ctx: &mut Ctx<'_>) -> Outcome {
+    let snapshot = snapshot_param(ctx)?;
+    let filename = ctx.params.need("filename")?.to_owned();
+    export(ctx, &snapshot, &filename)
+}
+
+fn vm_import(ctx: &mut Ctx<'_>) -> Outcome {
+    let sr = match ctx.params.get("sr-uuid") {
+        Some(_) => ctx.by_uuid_param("sr-uuid", "SR")?,
+        None => ctx
+            .default_sr()?
+            .ok_or_else(|| Failure::cli("No sr-uuid was given and the pool has no default SR to import into"))?,
+    };
+    let preserve = ctx.params.flag("preserve")?;
+    let force = ctx.params.flag("force")?;
+    let imported = match (ctx.params.get("filename"), ctx.params.get("url")) {
+        (Some(filename), None) => {
+            let target = Target {
+                path: "/import",
+                query: vec![("sr_id", sr.to_string()), ("restore", preserve.to_string()), ("force", force.to_string())],
+                label: format!("Import of {filename}"),
+            };
+            upload(ctx.api()?, &target, filename)?
+        }
+        (None, Some(url)) => {
+            let params = vec![Value::from(url), Value::from(&sr), Value::Bool(preserve), Value::Bool(force)];
+            ctx.api()?.run("VM.import", params, "Importing")?
+        }
+        _ => return Err(Failure::cli("Exactly one of filename and url must be given")),
+    };
+    let mut uuids = Vec::new();
+    for vm in imported.as_set().unwrap_or_default() {
+        uuids.push(ctx.api()?.uuid("VM", &Ref::from(scalar(vm)))?);
+    }
+    ctx.line(&uuids.join(","))
+}
+
+fn vdi_export(ctx: &mut Ctx<'_>) -> Outcome {
+    let vdi = ctx.by_uuid_param("uuid", "VDI")?;
+    let mut query = vec![("vdi", vdi.to_string()), ("format", ctx.params.or("format", "raw").to_owned())];
+    if ctx.params.get("base").is_some() {
+        query.push(("base", ctx.by_uuid_param("base", "VDI")?.to_string()));
+    }
+    let target = Target { path: "/export_raw_vdi", query, label: "Export of VDI".to_owned() };
+    let filename = ctx.params.need("filename")?.to_owned();
+    ctx.download(&target, &filename)
+}
+
+fn vdi_import(ctx: &mut Ctx<'_>) -> Outcome {
+    let vdi = ctx.by_uuid_param("uuid", "VDI")?;
+    let query = vec![("vdi", vdi.to_string()), ("format", ctx.params.or("format", "raw").to_owned())];
+    let target = Target { path: "/import_raw_vdi", query, label: "Import of VDI".to_owned() };
+    upload(ctx.api()?, &target, ctx.params.need("filename")?).map(drop)
+}
