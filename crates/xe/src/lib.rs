@@ -26,6 +26,9 @@ mod stream;
 mod texts;
 mod transport;
 
+#[cfg(test)]
+mod tests;
+
 use crate::args::{ClientOptions, Invocation, Request, Sources};
 use crate::context::{Ctx, Surroundings};
 use crate::failure::Failure;
