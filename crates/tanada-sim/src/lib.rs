@@ -1,1 +1,25 @@
+//! The proof machinery of the store: an engine on a device that may do anything a device may, driven by a random history
+//! of clients, against a naive model. A seed is a run; the same seed is the same run.
+//!
+//! ```text
+//!   traffic, scripts ──requests──▶ engine ──operations──▶ device (may lose, tear, reorder)
+//!        │                           │
+//!        ▼                           ▼
+//!      model  ◀──compares──  answers, and what is read back after each crash
+//! ```
+//! Uses the engine's public interface only. See [`history`] for what counts as one instant.
 
+mod content;
+mod device;
+mod exact;
+mod history;
+mod model;
+mod rng;
+mod run;
+mod scripts;
+mod traffic;
+mod verify;
+mod world;
+
+pub use device::{Faults, Lie};
+pub use run::{Broken, Options, Report, run};

@@ -1,0 +1,353 @@
+//! A device in memory that may do everything a real one may.
+//!
+//! - Operations end in any order, some much later than others.
+//! - A write is visible when it ended, perhaps earlier, perhaps in part; it is durable when a sync ended that was issued
+//!   after the write had ended.
+//! - Power cut: of writes that ended unsynced and of those in flight any subset of 512-byte sectors survives; of two
+//!   that ended one after the other on one sector the older may survive alone, but never on top of the newer.
+//! - Kill of the process: what ended stays (in the cache: a power cut may still take it), what was in flight lands or not.
+//! - Faults on demand: failing reads, writes, syncs; flipped bits. After a failed sync what it covered may be gone.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use tanada_disk::{Buf, BufMut, DiskError, DiskOp, DiskResult};
+use tanada_engine::IoId;
+
+use crate::content::BLOCK;
+use crate::rng::Rng;
+
+const SECTOR: usize = 512;
+type Bytes = Rc<[u8; BLOCK]>;
+
+/// Chances of faults, per mille of operations.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Faults {
+    pub read: u64,
+    pub write: u64,
+    pub sync: u64,
+}
+
+/// How a planted liar of a device misbehaves; for tests that the simulation notices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Lie {
+    #[default]
+    None,
+    /// Answers syncs without doing them.
+    SyncsNothing,
+    /// Keeps old content for one write in a hundred, and says it wrote.
+    LosesWrites,
+}
+
+#[derive(Debug, Clone)]
+struct Unsynced {
+    serial: u64,
+    block: u64,
+    bytes: Bytes,
+}
+
+#[derive(Debug, Clone)]
+struct InFlight {
+    io: IoId,
+    op: DiskOp,
+    /// Event count before which it does not end.
+    slow_until: u64,
+    /// For syncs: the last write that had ended when it was issued.
+    covers: u64,
+    early_read: Option<Buf>,
+}
+
+/// Counts for reports.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct DeviceCounts {
+    pub reads: u64,
+    pub writes: u64,
+    pub syncs: u64,
+    pub punches: u64,
+}
+
+#[derive(Debug, Clone)]
+pub struct SimDevice {
+    current: BTreeMap<u64, Bytes>,
+    durable: BTreeMap<u64, Bytes>,
+    unsynced: Vec<Unsynced>,
+    in_flight: Vec<InFlight>,
+    serial: u64,
+    length_blocks: u64,
+    pub faults: Faults,
+    pub lie: Lie,
+    pub counts: DeviceCounts,
+}
+
+impl SimDevice {
+    /// An empty device of `length` bytes; reads as zeros.
+    pub fn new(length: u64) -> SimDevice {
+        SimDevice {
+            current: BTreeMap::new(),
+            durable: BTreeMap::new(),
+            unsynced: Vec::new(),
+            in_flight: Vec::new(),
+            serial: 0,
+            length_blocks: length / BLOCK as u64,
+            faults: Faults::default(),
+            lie: Lie::None,
+            counts: DeviceCounts::default(),
+        }
+    }
+
+    pub fn length_bytes(&self) -> u64 {
+        self.length_blocks * BLOCK as u64
+    }
+
+    /// Writes durably, outside of any engine: for formatting.
+    pub fn preset(&mut self, at: u64, bytes: &[u8]) {
+        for (n, chunk) in bytes.chunks(BLOCK).enumerate() {
+            let block = at / BLOCK as u64 + n as u64;
+            let mut whole = [0; BLOCK];
+            whole[..chunk.len()].copy_from_slice(chunk);
+            self.current.insert(block, Rc::new(whole));
+            self.durable.insert(block, Rc::new(whole));
+        }
+    }
+
+    /// What a read of the block gives now.
+    pub fn peek(&self, block: u64) -> [u8; BLOCK] {
+        self.current.get(&block).map_or([0; BLOCK], |bytes| **bytes)
+    }
+
+    /// Blocks that hold anything.
+    pub fn written_blocks(&self) -> Vec<u64> {
+        self.current.keys().copied().collect()
+    }
+
+    /// Rot: one bit of the block changes, durably.
+    pub fn flip_bit(&mut self, block: u64, bit: u64) {
+        let mut bytes = self.peek(block);
+        bytes[bit as usize / 8 % BLOCK] ^= 1 << (bit % 8);
+        self.current.insert(block, Rc::new(bytes));
+        self.durable.insert(block, Rc::new(bytes));
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// Takes an operation. `events` is the count of events so far.
+    pub fn issue(&mut self, io: IoId, op: DiskOp, events: u64, rng: &mut Rng) {
+        let slow_until = if rng.chance(3) { events + rng.within(50, 1500) } else { 0 };
+        let mut early_read = None;
+        match &op {
+            DiskOp::Read { at, length } if rng.chance(30) => early_read = Some(self.gather(*at, *length)),
+            DiskOp::Write { at, parts } if rng.chance(30) => {
+                for (block, bytes) in blocks_of(*at, parts) {
+                    let torn = self.torn(&self.current, block, &bytes, if rng.chance(50) { 50 } else { 100 }, rng);
+                    self.current.insert(block, torn);
+                }
+            }
+            _ => {}
+        }
+        self.in_flight.push(InFlight { io, op, slow_until, covers: self.serial, early_read });
+    }
+
+    /// Ends one operation of the device's choice; `None` where nothing is in flight.
+    pub fn finish_one(&mut self, events: u64, rng: &mut Rng) -> Option<(IoId, DiskResult)> {
+        if self.in_flight.is_empty() {
+            return None;
+        }
+        let ready: Vec<usize> = (0..self.in_flight.len()).filter(|n| self.in_flight[*n].slow_until <= events).collect();
+        let which = match ready.is_empty() {
+            true => rng.below(self.in_flight.len() as u64) as usize,
+            false if rng.chance(40) => ready[0],
+            false => *rng.pick(&ready),
+        };
+        let ended = self.in_flight.remove(which);
+        let io = ended.io;
+        Some((io, self.finish(ended, rng)))
+    }
+
+    fn finish(&mut self, ended: InFlight, rng: &mut Rng) -> DiskResult {
+        match ended.op {
+            DiskOp::Read { at, length } => {
+                self.counts.reads += 1;
+                if rng.below(1000) < self.faults.read || at + u64::from(length) > self.length_bytes() {
+                    return Err(DiskError::EIO);
+                }
+                Ok(Some(ended.early_read.unwrap_or_else(|| self.gather(at, length))))
+            }
+            DiskOp::Write { at, parts } => self.finish_write(at, &parts, rng),
+            DiskOp::Sync => self.finish_sync(ended.covers, rng),
+            DiskOp::Punch { at, length } => {
+                self.counts.punches += 1;
+                self.finish_punch(at, length, rng);
+                Ok(None)
+            }
+            DiskOp::Grow { length } => {
+                self.length_blocks = self.length_blocks.max(length / BLOCK as u64);
+                Ok(None)
+            }
+        }
+    }
+
+    fn finish_write(&mut self, at: u64, parts: &[Buf], rng: &mut Rng) -> DiskResult {
+        self.counts.writes += 1;
+        let blocks = blocks_of(at, parts);
+        if at / BLOCK as u64 + blocks.len() as u64 > self.length_blocks {
+            return Err(DiskError::EIO);
+        }
+        self.serial += 1;
+        let failed = rng.below(1000) < self.faults.write;
+        let lost = self.lie == Lie::LosesWrites && rng.chance(1);
+        for (block, bytes) in blocks {
+            if lost {
+                continue;
+            }
+            let bytes = if failed { self.torn(&self.current, block, &bytes, 50, rng) } else { bytes };
+            self.current.insert(block, Rc::clone(&bytes));
+            self.unsynced.push(Unsynced { serial: self.serial, block, bytes });
+        }
+        if failed { Err(DiskError::EIO) } else { Ok(None) }
+    }
+
+    fn finish_sync(&mut self, covers: u64, rng: &mut Rng) -> DiskResult {
+        self.counts.syncs += 1;
+        if self.lie == Lie::SyncsNothing {
+            return Ok(None);
+        }
+        let failed = rng.below(1000) < self.faults.sync;
+        let (covered, rest): (Vec<Unsynced>, Vec<Unsynced>) =
+            std::mem::take(&mut self.unsynced).into_iter().partition(|write| write.serial <= covers);
+        self.unsynced = rest;
+        for write in covered {
+            if !failed || rng.chance(50) {
+                self.durable.insert(write.block, write.bytes);
+            }
+        }
+        if failed { Err(DiskError::EIO) } else { Ok(None) }
+    }
+
+    /// Zeros, garbage or the old content: the engine relies on none of them.
+    fn finish_punch(&mut self, at: u64, length: u64, rng: &mut Rng) {
+        self.serial += 1;
+        let fill = match rng.below(3) {
+            0 => return,
+            1 => 0,
+            _ => 0xdb,
+        };
+        for block in at / BLOCK as u64..(at + length) / BLOCK as u64 {
+            if self.current.contains_key(&block) {
+                let bytes = Rc::new([fill; BLOCK]);
+                self.current.insert(block, Rc::clone(&bytes));
+                self.unsynced.push(Unsynced { serial: self.serial, block, bytes });
+            }
+        }
+    }
+
+    fn gather(&self, at: u64, length: u32) -> Buf {
+        let mut buf = BufMut::zeroed(length as usize);
+        for (n, chunk) in buf.as_mut_slice().chunks_mut(BLOCK).enumerate() {
+            if let Some(bytes) = self.current.get(&(at / BLOCK as u64 + n as u64)) {
+                chunk.copy_from_slice(&bytes[..chunk.len()]);
+            }
+        }
+        buf.freeze()
+    }
+
+    /// `bytes` over what `medium` holds, each sector surviving in `percent` of all cases.
+    fn torn(&self, medium: &BTreeMap<u64, Bytes>, block: u64, bytes: &Bytes, percent: u64, rng: &mut Rng) -> Bytes {
+        if percent >= 100 {
+            return Rc::clone(bytes);
+        }
+        let mut mixed = medium.get(&block).map_or([0; BLOCK], |old| **old);
+        for at in (0..BLOCK).step_by(SECTOR) {
+            if rng.chance(percent) {
+                mixed[at..at + SECTOR].copy_from_slice(&bytes[at..at + SECTOR]);
+            }
+        }
+        Rc::new(mixed)
+    }
+
+    /// Writes that a power cut now may take or leave, block by block, in an order in which they may have landed.
+    pub fn pending_writes(&self) -> usize {
+        self.pending(None).len()
+    }
+
+    fn pending(&self, shuffle: Option<&mut Rng>) -> Vec<(u64, Bytes)> {
+        let ended = self.unsynced.iter().map(|write| (write.block, Rc::clone(&write.bytes)));
+        let mut flying: Vec<(u64, Bytes)> = Vec::new();
+        for operation in &self.in_flight {
+            if let DiskOp::Write { at, parts } = &operation.op {
+                flying.extend(blocks_of(*at, parts));
+            }
+        }
+        if let Some(rng) = shuffle {
+            rng.shuffle(&mut flying);
+        }
+        ended.chain(flying).collect()
+    }
+
+    /// The power fails: a random part of what was not synced survives.
+    pub fn power_cut(&mut self, rng: &mut Rng) {
+        let percent = *rng.pick(&[0, 10, 50, 50, 90, 100]);
+        let tear = rng.chance(60);
+        for (block, bytes) in self.pending(Some(rng)) {
+            let survives = if rng.chance(percent) { 100 } else { 0 };
+            let percent = if tear && rng.chance(30) { 50 } else { survives };
+            let landed = self.torn(&self.durable, block, &bytes, percent, rng);
+            if percent > 0 {
+                self.durable.insert(block, landed);
+            }
+        }
+        self.settle_on_durable();
+    }
+
+    /// The power fails: of the pending writes exactly those survive whole that `survives` says, by their index.
+    pub fn power_cut_exactly(&mut self, survives: impl Fn(usize) -> bool) {
+        for (n, (block, bytes)) in self.pending(None).into_iter().enumerate() {
+            if survives(n) {
+                self.durable.insert(block, bytes);
+            }
+        }
+        self.settle_on_durable();
+    }
+
+    fn settle_on_durable(&mut self) {
+        self.unsynced.clear();
+        self.in_flight.clear();
+        self.current = self.durable.clone();
+    }
+
+    /// The process dies, the machine goes on. By the time the next process has the lock (rule J7), every operation in
+    /// flight has ended: carried out, in part, or cancelled.
+    pub fn kill(&mut self, rng: &mut Rng) {
+        let mut flying = std::mem::take(&mut self.in_flight);
+        rng.shuffle(&mut flying);
+        for operation in flying {
+            match operation.op {
+                DiskOp::Write { at, parts } => {
+                    self.serial += 1;
+                    let percent = *rng.pick(&[0, 50, 100, 100]);
+                    for (block, bytes) in blocks_of(at, &parts) {
+                        let bytes = self.torn(&self.current, block, &bytes, percent, rng);
+                        self.current.insert(block, Rc::clone(&bytes));
+                        self.unsynced.push(Unsynced { serial: self.serial, block, bytes });
+                    }
+                }
+                DiskOp::Punch { at, length } => self.finish_punch(at, length, rng),
+                DiskOp::Grow { length } => self.length_blocks = self.length_blocks.max(length / BLOCK as u64),
+                DiskOp::Read { .. } | DiskOp::Sync => {}
+            }
+        }
+    }
+}
+
+fn blocks_of(at: u64, parts: &[Buf]) -> Vec<(u64, Bytes)> {
+    let mut block = at / BLOCK as u64;
+    let mut blocks = Vec::new();
+    for part in parts {
+        for chunk in part.as_chunks::<BLOCK>().0 {
+            blocks.push((block, Rc::new(*chunk)));
+            block += 1;
+        }
+    }
+    blocks
+}

@@ -1,0 +1,230 @@
+//! Whole runs by seed: episodes of work, each ended by a crash, then everything is read back; at the end everything is
+//! destroyed and the bitmap must hold the catalog alone.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use tanada_engine::EngineConfig;
+use tanada_units::Uuid;
+
+use crate::device::{Faults, Lie};
+use crate::rng::Rng;
+use crate::verify::Ended;
+use crate::world::{Settings, Stop, World, wrong};
+
+/// What to simulate.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// First seed; the following ones are tried in turn.
+    pub seed: u64,
+    /// Runs at most.
+    pub runs: u64,
+    /// No new run begins after this long.
+    pub time: Option<Duration>,
+    /// Prints every event to standard error.
+    pub trace: bool,
+    /// A planted mistake, to see that it is caught.
+    pub lie: Lie,
+}
+
+impl Options {
+    /// One run of `seed`.
+    pub fn one(seed: u64) -> Options {
+        Options { seed, runs: 1, time: None, trace: false, lie: Lie::None }
+    }
+}
+
+/// A run that showed the store breaking a promise.
+#[derive(Debug, Clone)]
+pub struct Broken {
+    pub seed: u64,
+    pub message: String,
+}
+
+/// What the runs did, and the first that failed.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    pub runs: u64,
+    pub kills: u64,
+    pub power_cuts: u64,
+    pub replies: u64,
+    pub device_writes: u64,
+    pub device_syncs: u64,
+    /// Differs where a run is not repeated exactly.
+    pub digest: u64,
+    pub broken: Option<Broken>,
+}
+
+/// Runs seeds until one fails, the number is reached or time is up.
+pub fn run(options: &Options) -> Report {
+    let start = Instant::now();
+    let mut report = Report::default();
+    for seed in options.seed..options.seed.saturating_add(options.runs) {
+        if options.time.is_some_and(|time| start.elapsed() >= time) {
+            break;
+        }
+        report.runs += 1;
+        let outcome = catch_unwind(AssertUnwindSafe(|| run_seed(seed, options, &mut report)));
+        let message = match outcome {
+            Ok(Ok(())) => continue,
+            Ok(Err(message)) => message,
+            Err(panic) => panic_text(panic.as_ref()),
+        };
+        report.broken = Some(Broken { seed, message });
+        break;
+    }
+    report
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text =
+        panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string()));
+    format!("panic: {}", text.unwrap_or_default())
+}
+
+/// Kinds of runs, chosen by the seed.
+pub fn settings(seed: u64, trace: bool) -> Settings {
+    let mut rng = Rng::new(seed.wrapping_mul(31) ^ 0x5e77);
+    let segments = *rng.pick(&[20, 24, 40, 70]);
+    let mut config = EngineConfig::new(segments << 22);
+    config.device_can_grow = true;
+    config.memory_bytes = 16 << 20;
+    config.checkpoint_entries = *rng.pick(&[40, 200, 1000, 5000]);
+    config.checkpoint_micros = *rng.pick(&[5_000, 100_000, 60_000_000]);
+    config.sync_bytes = *rng.pick(&[64 << 10, 1 << 20, 64 << 20]);
+    config.sync_micros = *rng.pick(&[1_000, 50_000, 1_000_000]);
+    config.reserve_bytes = 1 << 20;
+    config.walk_blocks = *rng.pick(&[5, 40, 1000]);
+    Settings {
+        device_bytes: segments << 22,
+        journal_bytes: *rng.pick(&[64, 100, 256]) << 12,
+        config,
+        outstanding_max: *rng.pick(&[1, 4, 16]),
+        volumes_max: rng.within(1, 5),
+        generations_max: *rng.pick(&[3, 10, 25]),
+        may_be_full: false,
+        faults: Faults::default(),
+        trace,
+    }
+}
+
+fn run_seed(seed: u64, options: &Options, report: &mut Report) -> Result<(), String> {
+    let settings = settings(seed, options.trace);
+    let mut world = World::new(settings, seed).map_err(text)?;
+    world.device.lie = options.lie;
+    let outcome = episodes(&mut world, report);
+    report.replies += world.replies;
+    report.device_writes += world.device.counts.writes;
+    report.device_syncs += world.device.counts.syncs;
+    report.digest = report.digest.rotate_left(7) ^ world.digest;
+    outcome.map_err(|stop| format!("at event {}: {}", world.events, text(stop)))
+}
+
+fn text(stop: Stop) -> String {
+    match stop {
+        Stop::Crash => "a crash outside of its episode".to_owned(),
+        Stop::Wrong(message) => message,
+    }
+}
+
+fn episodes(world: &mut World, report: &mut Report) -> Result<(), Stop> {
+    let episodes = world.rng.within(2, 7);
+    world.open_store(report)?;
+    for _ in 0..episodes {
+        let length = *world.rng.pick(&[30, 300, 1500, 6000]);
+        world.crash_at = world.events + world.rng.within(1, length);
+        let stop = loop {
+            if let Err(stop) = world.act() {
+                break stop;
+            }
+        };
+        if let Stop::Wrong(_) = stop {
+            return Err(stop);
+        }
+        world.crash_at = u64::MAX;
+        let crashed = world.event();
+        let mut ended = world.crash(report);
+        // Several crashes in a row: during recovery, too.
+        while world.rng.chance(30) {
+            world.start();
+            let steps = world.rng.below(60);
+            for _ in 0..steps {
+                world.pump()?;
+            }
+            if world.crash(report) == Ended::PowerCut {
+                ended = Ended::PowerCut;
+            }
+        }
+        world.open_store(report)?;
+        world.verify_recovery(ended, crashed)?;
+        world.check_image()?;
+    }
+    finish(world)
+}
+
+/// Everything goes; what is left is the catalog.
+fn finish(world: &mut World) -> Result<(), Stop> {
+    world.checkpoint()?;
+    let mut ids: Vec<Uuid> = world.model.generations.keys().chain(world.model.volumes.keys()).copied().collect();
+    world.rng.shuffle(&mut ids);
+    for id in ids {
+        world.destroy_one(id)?;
+    }
+    world.settle()?;
+    world.checkpoint()?;
+    world.settle()?;
+    let listed = world.list()?;
+    world.check_list(&listed)?;
+    world.check_empty()
+}
+
+impl World {
+    fn open_store(&mut self, _report: &mut Report) -> Result<(), Stop> {
+        self.start();
+        self.turn()?;
+        loop {
+            match self.opened.take() {
+                Some(Ok(_)) => return Ok(()),
+                Some(Err(failure)) => return wrong(format!("the store does not open: {failure}")),
+                None => self.pump()?,
+            }
+        }
+    }
+
+    fn crash(&mut self, report: &mut Report) -> Ended {
+        if self.rng.chance(50) {
+            report.kills += 1;
+            self.kill();
+            Ended::Killed
+        } else {
+            report.power_cuts += 1;
+            self.power_cut();
+            Ended::PowerCut
+        }
+    }
+
+    /// Guests work for a while, or an administrator does something.
+    fn act(&mut self) -> Result<(), Stop> {
+        if self.model.volumes.is_empty() {
+            return self.create();
+        }
+        match self.rng.below(1000) {
+            0..=5 if (self.model.volumes.len() as u64) < self.settings.volumes_max => self.create(),
+            6..=20 => self.snapshot(),
+            21..=24 => self.clone_generation(),
+            25..=26 => self.clone_volume(),
+            27..=30 => self.revert(),
+            31..=42 => self.destroy(),
+            43..=45 => self.resize(),
+            46..=49 => self.checkpoint(),
+            50..=51 => self.settle(),
+            52..=53 => self.grow(),
+            54..=57 => self.backup(),
+            58..=60 => self.difference(),
+            _ => {
+                self.traffic();
+                self.pump()
+            }
+        }
+    }
+}

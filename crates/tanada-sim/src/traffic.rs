@@ -1,0 +1,135 @@
+//! What guests do: small writes that overlap, odd sizes and alignments, reads, flushes, discards, zeroes.
+
+use tanada_disk::Buf;
+use tanada_engine::Request;
+use tanada_units::Uuid;
+
+use crate::content::{BLOCK, pattern};
+use crate::world::{Pending, World};
+
+const B: u64 = BLOCK as u64;
+
+/// Places where guests write: the start, borders of leaves and of higher nodes, the end. Narrow, so that writes meet.
+fn windows(size: u64) -> Vec<(u64, u64)> {
+    let blocks = size / B;
+    let all = [(0, 24), (250, 14), (65_530, 12), ((1 << 24) - 3, 6), (blocks.saturating_sub(6), 6)];
+    all.into_iter().filter(|(start, length)| start + length <= blocks).collect()
+}
+
+impl World {
+    /// A volume that guests may use now, with its export.
+    fn usable_volume(&mut self) -> Option<Uuid> {
+        let usable: Vec<Uuid> =
+            self.model.volumes.iter().filter(|(_, volume)| volume.export.is_some()).map(|(id, _)| *id).collect();
+        if usable.is_empty() { None } else { Some(*self.rng.pick(&usable)) }
+    }
+
+    /// One request of some guest, if there may be one more.
+    pub fn traffic(&mut self) {
+        if self.pending.len() as u64 >= self.settings.outstanding_max {
+            return;
+        }
+        let Some(id) = self.usable_volume() else { return };
+        let Some((size, export)) = self.model.volumes.get(&id).and_then(|volume| Some((volume.size, volume.export?)))
+        else {
+            return;
+        };
+        if size == 0 {
+            return;
+        }
+        match self.rng.below(100) {
+            0..=47 => self.guest_write(id, size),
+            48..=65 => {
+                let (offset, length) = self.range(size, 40);
+                let submitted = self.outstanding(id);
+                self.submit(
+                    Pending::Read { target: id, offset, length, submitted },
+                    Request::Read { export, offset, length: length as u32 },
+                );
+            }
+            66..=79 => self.guest_zero(id, size),
+            80..=90 => {
+                let submitted = self.outstanding(id);
+                self.submit(Pending::Flush { volume: id, submitted }, Request::Flush { export });
+            }
+            _ => self.read_generation(),
+        }
+    }
+
+    fn outstanding(&mut self, id: Uuid) -> u64 {
+        if let Some(volume) = self.model.volumes.get_mut(&id) {
+            volume.outstanding += 1;
+        }
+        self.event()
+    }
+
+    /// Offset and length in bytes within the volume; up to about `blocks_max` blocks.
+    fn range(&mut self, size: u64, blocks_max: u64) -> (u64, u64) {
+        let windows = windows(size);
+        let (start, width) = if windows.is_empty() { (0, size / B) } else { *self.rng.pick(&windows) };
+        let block = start + self.rng.below(width);
+        let (offset, length) = match self.rng.below(100) {
+            0..=54 => (block * B, B),
+            55..=74 => (block * B, B * self.rng.within(1, 8)),
+            75..=84 => (block * B + 512 * self.rng.below(8), 512 * self.rng.within(1, 20)),
+            85..=94 => (block * B + self.rng.below(B), self.rng.within(1, 9000)),
+            _ => (block * B, B * self.rng.within(1, blocks_max)),
+        };
+        (offset, length.min(size - offset))
+    }
+
+    fn guest_write(&mut self, id: Uuid, size: u64) {
+        let Some(export) = self.export_of(id) else { return };
+        let (offset, length) = self.range(size, 60);
+        let submitted = self.outstanding(id);
+        let op = self.model.new_op(submitted);
+        let bytes = if self.rng.chance(6) { vec![0; length as usize] } else { pattern(op as u64 + 1, length as usize) };
+        let fua = self.rng.chance(10);
+        self.model.write(id, op, offset, &bytes);
+        let request = Request::Write { export, offset, data: Buf::copy_from(&bytes), fua };
+        self.submit(Pending::Change { volume: id, op, fua }, request);
+    }
+
+    fn guest_zero(&mut self, id: Uuid, size: u64) {
+        let Some(export) = self.export_of(id) else { return };
+        let (mut offset, mut length) = self.range(size, 200);
+        if self.rng.chance(4) {
+            offset = 0;
+            length = size;
+        }
+        let submitted = self.outstanding(id);
+        let op = self.model.new_op(submitted);
+        let fua = self.rng.chance(10);
+        let discard = self.rng.chance(50);
+        let keep_allocated = !discard && self.rng.chance(20) && length < 100 * B;
+        match keep_allocated {
+            true => self.model.write(id, op, offset, &vec![0; length as usize]),
+            false => self.model.zero(id, op, offset, length, discard),
+        }
+        let request = match discard {
+            true => Request::Discard { export, offset, length, fua },
+            false => Request::WriteZeroes { export, offset, length, fua, keep_allocated },
+        };
+        self.submit(Pending::Change { volume: id, op, fua }, request);
+    }
+
+    /// A read of a generation that somebody holds open.
+    fn read_generation(&mut self) {
+        let open: Vec<(Uuid, u64)> =
+            self.generation_exports.keys().filter_map(|id| Some((*id, self.model.generations.get(id)?.size))).collect();
+        if open.is_empty() {
+            return;
+        }
+        let (target, size) = *self.rng.pick(&open);
+        if size == 0 {
+            return;
+        }
+        let (offset, length) = self.range(size, 40);
+        let submitted = self.event();
+        let export = self.generation_exports[&target];
+        self.submit(
+            Pending::Read { target, offset, length, submitted },
+            Request::Read { export, offset, length: length as u32 },
+        );
+    }
+}

@@ -1,0 +1,468 @@
+//! One engine, one device, many clients, one clock: moves them on in an order that the seed decides.
+
+use std::collections::BTreeMap;
+
+use tanada_engine::{
+    Action, Alert, Engine, EngineConfig, ExportId, Failure, OpenReport, Reply, Request, RequestId, Segment,
+};
+use tanada_format::{FormatOptions, format_image};
+use tanada_units::Uuid;
+
+use crate::content::{BLOCK, Content};
+use crate::device::{Faults, SimDevice};
+use crate::history::Interval;
+use crate::model::{Kept, Model};
+use crate::rng::Rng;
+
+/// Why a script was left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stop {
+    /// The time for the next crash has come.
+    Crash,
+    /// Something is not as promised.
+    Wrong(String),
+}
+
+pub fn wrong<T>(message: String) -> Result<T, Stop> {
+    Err(Stop::Wrong(message))
+}
+
+/// What kind of run a seed makes.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub device_bytes: u64,
+    pub journal_bytes: u64,
+    pub config: EngineConfig,
+    /// Requests of clients in flight at most.
+    pub outstanding_max: u64,
+    pub volumes_max: u64,
+    pub generations_max: u64,
+    /// Clients may be told that there is no space.
+    pub may_be_full: bool,
+    /// The device may fail, so clients may be told so.
+    pub faults: Faults,
+    pub trace: bool,
+}
+
+/// A request on its way.
+#[derive(Debug, Clone)]
+pub enum Pending {
+    Read { target: Uuid, offset: u64, length: u64, submitted: u64 },
+    Change { volume: Uuid, op: usize, fua: bool },
+    Flush { volume: Uuid, submitted: u64 },
+    Call { submitted: u64 },
+}
+
+impl Pending {
+    fn submitted(&self, model: &Model) -> u64 {
+        match self {
+            Pending::Change { op, .. } => model.ops[*op].submitted,
+            Pending::Read { submitted, .. } | Pending::Flush { submitted, .. } | Pending::Call { submitted } => {
+                *submitted
+            }
+        }
+    }
+}
+
+impl Pending {
+    pub fn reads(&self, id: Uuid) -> bool {
+        matches!(self, Pending::Read { target, .. } if *target == id)
+    }
+}
+
+pub type Answer = Result<Reply, Failure>;
+
+pub struct World {
+    pub engine: Option<Engine>,
+    pub device: SimDevice,
+    pub model: Model,
+    pub rng: Rng,
+    pub settings: Settings,
+    /// Microseconds of the engine's clock.
+    pub now: u64,
+    /// Events so far; see [`crate::history`].
+    pub events: u64,
+    pub crash_at: u64,
+    pub pending: BTreeMap<RequestId, Pending>,
+    answers: BTreeMap<RequestId, (u64, Answer)>,
+    pub opened: Option<Result<OpenReport, Failure>>,
+    /// Generations that backup programs hold open.
+    pub generation_exports: BTreeMap<Uuid, ExportId>,
+    next_request: u64,
+    idle: u64,
+    /// The engine said it takes no more writes.
+    pub read_only: bool,
+    /// A fingerprint of everything the engine did: two runs of a seed must agree.
+    pub digest: u64,
+    pub replies: u64,
+}
+
+impl World {
+    /// A freshly formatted store, not yet opened.
+    pub fn new(settings: Settings, seed: u64) -> Result<World, Stop> {
+        let mut rng = Rng::new(seed);
+        let mut device = SimDevice::new(settings.device_bytes);
+        let store = Uuid::from_u128(u128::from(rng.next()) << 64 | 1);
+        let options =
+            FormatOptions { store, device_bytes: settings.device_bytes, journal_bytes: Some(settings.journal_bytes) };
+        let image = format_image(&options).map_err(|error| Stop::Wrong(error.to_string()))?;
+        image.writes.iter().for_each(|(at, bytes)| device.preset(*at, bytes));
+        device.faults = settings.faults;
+        Ok(World {
+            engine: None,
+            device,
+            model: Model::new(),
+            rng,
+            settings,
+            now: 1,
+            events: 1,
+            crash_at: u64::MAX,
+            pending: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            opened: None,
+            generation_exports: BTreeMap::new(),
+            next_request: 1,
+            idle: 0,
+            read_only: false,
+            digest: 0,
+            replies: 0,
+        })
+    }
+
+    fn trace(&self, text: impl FnOnce() -> String) {
+        if self.settings.trace {
+            eprintln!("{:>7} {:>9} {}", self.events, self.now, text());
+        }
+    }
+
+    fn note(&mut self, what: u64) {
+        self.digest = (self.digest ^ what).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(5);
+    }
+
+    /// Starts a process on the device; [`World::opened`] tells how it went.
+    pub fn start(&mut self) {
+        let mut config = self.settings.config.clone();
+        config.device_bytes = self.device.length_bytes();
+        config.seed = self.rng.next();
+        self.trace(|| "---- open".to_owned());
+        self.opened = None;
+        self.read_only = false;
+        self.idle = 0;
+        self.engine = Some(Engine::open(config, self.now));
+    }
+
+    /// The process is gone; so are its clients' requests.
+    pub fn stop(&mut self) {
+        self.engine = None;
+        self.pending.clear();
+        self.answers.clear();
+        self.generation_exports.clear();
+        for volume in self.model.volumes.values_mut() {
+            volume.export = None;
+            volume.outstanding = 0;
+        }
+    }
+
+    pub fn kill(&mut self) {
+        self.trace(|| "==== kill".to_owned());
+        self.stop();
+        self.device.kill(&mut self.rng);
+    }
+
+    pub fn power_cut(&mut self) {
+        self.trace(|| "==== power cut".to_owned());
+        self.stop();
+        self.device.power_cut(&mut self.rng);
+    }
+
+    pub fn event(&mut self) -> u64 {
+        self.events += 1;
+        self.events
+    }
+
+    /// Hands a request in; its answer comes by [`World::pump`].
+    pub fn submit(&mut self, pending: Pending, request: Request) -> RequestId {
+        let id = RequestId(self.next_request);
+        self.next_request += 1;
+        self.trace(|| format!("submit {} {request:?} as {pending:?}", id.0));
+        self.pending.insert(id, pending);
+        if let Some(engine) = &mut self.engine {
+            engine.submit(self.now, id, request);
+        }
+        id
+    }
+
+    /// One thing happens: an operation of the device ends or time passes. Then the engine has its turn, mostly.
+    pub fn pump(&mut self) -> Result<(), Stop> {
+        self.event();
+        if self.events >= self.crash_at {
+            return Err(Stop::Crash);
+        }
+        let busy = self.device.in_flight() > 0;
+        if busy && self.rng.chance(85) {
+            self.finish_one();
+        } else {
+            self.pass_time(busy);
+        }
+        if !busy || self.rng.chance(75) {
+            self.turn()?;
+        }
+        if self.idle > 5_000 && self.device.in_flight() == 0 {
+            let waiting = self.pending.len();
+            return wrong(format!(
+                "stuck: {waiting} requests wait, no operation of the device is in flight, and nothing happens"
+            ));
+        }
+        Ok(())
+    }
+
+    fn finish_one(&mut self) {
+        if let (Some((io, result)), Some(engine)) =
+            (self.device.finish_one(self.events, &mut self.rng), &mut self.engine)
+        {
+            if self.settings.trace {
+                let how = match &result {
+                    Ok(_) => "ok".to_owned(),
+                    Err(error) => error.to_string(),
+                };
+                eprintln!("{:>7} {:>9} ended io {} {how}", self.events, self.now, io.0);
+            }
+            engine.complete(self.now, io, result);
+            self.idle = 0;
+        }
+    }
+
+    fn pass_time(&mut self, busy: bool) {
+        let deadline = self.engine.as_ref().and_then(Engine::deadline);
+        self.idle += 1;
+        self.now += match deadline {
+            Some(deadline) if !busy || self.rng.chance(10) => deadline.saturating_sub(self.now).max(1),
+            _ => self.rng.within(1, 200),
+        };
+    }
+
+    pub fn turn(&mut self) -> Result<(), Stop> {
+        let now = self.now;
+        if let Some(engine) = &mut self.engine {
+            engine.turn(now);
+        }
+        while let Some(action) = self.engine.as_mut().and_then(Engine::next_action) {
+            self.idle = 0;
+            self.carry_out(action)?;
+        }
+        Ok(())
+    }
+
+    fn carry_out(&mut self, action: Action) -> Result<(), Stop> {
+        match action {
+            Action::Disk { io, op } => {
+                self.note(io.0);
+                self.trace(|| format!("io {} {op:?}", io.0));
+                self.device.issue(io, op, self.events, &mut self.rng);
+                Ok(())
+            }
+            Action::Reply { request, result } => {
+                self.note(request.0 << 1 | u64::from(result.is_ok()));
+                self.trace(|| format!("reply {} {result:?}", request.0));
+                self.reply(request, result)
+            }
+            Action::Opened(result) => {
+                self.trace(|| format!("opened {result:?}"));
+                self.opened = Some(result);
+                Ok(())
+            }
+            Action::Alert(alert) => self.alert(&alert),
+        }
+    }
+
+    fn alert(&mut self, alert: &Alert) -> Result<(), Stop> {
+        self.trace(|| format!("alert {alert:?}"));
+        let faulty = self.settings.faults.read + self.settings.faults.write + self.settings.faults.sync > 0;
+        match alert {
+            Alert::Damage { .. } if !faulty => wrong(format!("damage on a sound device: {alert:?}")),
+            Alert::ReadOnly { message } if !faulty => wrong(format!("read-only on a sound device: {message}")),
+            Alert::ReadOnly { .. } => {
+                self.read_only = true;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn reply(&mut self, request: RequestId, result: Answer) -> Result<(), Stop> {
+        let at = self.event();
+        self.replies += 1;
+        let Some(pending) = self.pending.remove(&request) else {
+            return wrong(format!("an answer to request {} that is not outstanding", request.0));
+        };
+        if let Err(failure) = &result
+            && !matches!(pending, Pending::Call { .. })
+        {
+            self.check_failure(failure)?;
+        }
+        match (pending, result) {
+            (Pending::Call { .. }, result) => {
+                self.answers.insert(request, (at, result));
+                Ok(())
+            }
+            (Pending::Change { volume, op, fua }, result) => {
+                match result {
+                    Ok(_) => self.model.answered(volume, op, at, fua),
+                    Err(_) => self.model.failed(volume, op),
+                }
+                Ok(())
+            }
+            (Pending::Flush { volume, submitted }, result) => {
+                if result.is_ok() {
+                    self.model.flushed(volume, submitted);
+                }
+                self.forget(volume);
+                Ok(())
+            }
+            (Pending::Read { target, offset, length, submitted }, result) => {
+                self.forget(target);
+                match result {
+                    Ok(reply) => self.check_read(target, offset, length, (submitted, at), reply),
+                    Err(_) => Ok(()),
+                }
+            }
+        }
+    }
+
+    /// Errors where a failure is none that the run's settings explain.
+    pub fn check_failure(&self, failure: &Failure) -> Result<(), Stop> {
+        let faulty = self.settings.faults.read + self.settings.faults.write + self.settings.faults.sync > 0;
+        if failure.errno == 28 && self.settings.may_be_full || faulty {
+            return Ok(());
+        }
+        wrong(format!("a request failed without reason: {failure}"))
+    }
+
+    fn forget(&mut self, target: Uuid) {
+        if let Some(volume) = self.model.volumes.get_mut(&target) {
+            volume.outstanding -= 1;
+        }
+    }
+
+    fn check_read(&self, target: Uuid, offset: u64, length: u64, within: Interval, reply: Reply) -> Result<(), Stop> {
+        let bytes = flatten(reply, length)?;
+        let mut done = 0;
+        while done < bytes.len() {
+            let at = ((offset + done as u64) % BLOCK as u64) as usize;
+            let take = (bytes.len() - done).min(BLOCK - at);
+            let block = (offset + done as u64) / BLOCK as u64;
+            let seen = &bytes[done..done + take];
+            let matches = |content: &Content| &content.bytes()[at..at + take] == seen;
+            if !self.may_read(target, block, matches, within) {
+                let seen = Content::from_bytes(seen);
+                return wrong(format!(
+                    "read of {target} block {block} byte {at} gave {seen:?}, {}",
+                    self.expected(target, block)
+                ));
+            }
+            done += take;
+        }
+        Ok(())
+    }
+
+    fn may_read(&self, target: Uuid, block: u64, matches: impl Fn(&Content) -> bool, within: Interval) -> bool {
+        if let Some(volume) = self.model.volumes.get(&target) {
+            return match volume.blocks.get(&block) {
+                Some(history) => !history.instants(&self.model.ops, matches, |_| false, within).is_empty(),
+                None => matches(&Content::Zero),
+            };
+        }
+        match self.model.generations.get(&target).map(|generation| &generation.kept) {
+            Some(Kept::Settled(settled)) => matches(settled.get(&block).map_or(&Content::Zero, |(content, _)| content)),
+            Some(Kept::Open { blocks, within, .. }) => match blocks.get(&block) {
+                Some(history) => !history.instants(&self.model.ops, matches, |_| false, *within).is_empty(),
+                None => matches(&Content::Zero),
+            },
+            None => true,
+        }
+    }
+
+    /// For messages: what the block may hold.
+    pub fn expected(&self, target: Uuid, block: u64) -> String {
+        let tell = |history: &crate::history::BlockHistory| {
+            let mut text = format!("allowed: {:?}", history.base);
+            for step in &history.steps {
+                let op = &self.model.ops[step.op];
+                let answered = if op.answered == u64::MAX { "never".to_owned() } else { op.answered.to_string() };
+                text += &format!(
+                    " then {:?} (submitted {}, answered {answered}, durable {})",
+                    step.contents, op.submitted, op.durable
+                );
+            }
+            text
+        };
+        if let Some(volume) = self.model.volumes.get(&target) {
+            return volume.blocks.get(&block).map_or("allowed: zeros".to_owned(), tell);
+        }
+        match self.model.generations.get(&target).map(|generation| &generation.kept) {
+            Some(Kept::Settled(settled)) => format!("allowed: {:?}", settled.get(&block)),
+            Some(Kept::Open { blocks, within, .. }) => {
+                format!("within {within:?} {}", blocks.get(&block).map_or("allowed: zeros".to_owned(), tell))
+            }
+            None => "unknown target".to_owned(),
+        }
+    }
+
+    /// Submits a request and lets the world go on, with `traffic` beside it, until it is answered.
+    pub fn call(&mut self, request: Request, traffic: bool) -> Result<(u64, Answer), Stop> {
+        let submitted = self.event();
+        let id = self.submit(Pending::Call { submitted }, request);
+        loop {
+            if let Some(answer) = self.answers.remove(&id) {
+                return Ok(answer);
+            }
+            if traffic && self.rng.chance(30) {
+                self.traffic();
+            }
+            self.pump()?;
+        }
+    }
+
+    /// As [`World::call`], for requests that must succeed.
+    pub fn must(&mut self, request: Request, traffic: bool) -> Result<(u64, Reply), Stop> {
+        let text = format!("{request:?}");
+        match self.call(request, traffic)? {
+            (at, Ok(reply)) => Ok((at, reply)),
+            (_, Err(failure)) => wrong(format!("{text} failed: {failure}")),
+        }
+    }
+
+    /// Lets the world go on until nothing is outstanding on the volume.
+    pub fn quiesce(&mut self, volume: Uuid) -> Result<(), Stop> {
+        while self.model.volumes.get(&volume).is_some_and(|volume| volume.outstanding > 0) {
+            self.pump()?;
+        }
+        Ok(())
+    }
+
+    pub fn export_of(&self, volume: Uuid) -> Option<ExportId> {
+        self.model.volumes.get(&volume).and_then(|volume| volume.export)
+    }
+
+    /// The submission of the oldest request that is not answered.
+    pub fn oldest(&self) -> u64 {
+        let limbo = self.model.limbo.as_ref().map_or(u64::MAX, |(_, submitted)| *submitted);
+        self.pending.values().map(|pending| pending.submitted(&self.model)).min().unwrap_or(u64::MAX).min(limbo)
+    }
+}
+
+/// The bytes of a reply to a read.
+pub fn flatten(reply: Reply, length: u64) -> Result<Vec<u8>, Stop> {
+    let Reply::Data(segments) = reply else { return wrong(format!("a read was answered with {reply:?}")) };
+    let mut bytes = Vec::with_capacity(length as usize);
+    for segment in segments {
+        match segment {
+            Segment::Data(data) => bytes.extend_from_slice(&data),
+            Segment::Zeros(zeros) => bytes.resize(bytes.len() + zeros as usize, 0),
+        }
+    }
+    if bytes.len() as u64 != length {
+        return wrong(format!("a read of {length} bytes was answered with {} bytes", bytes.len()));
+    }
+    Ok(bytes)
+}
