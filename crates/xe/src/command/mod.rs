@@ -115,12 +115,16 @@ impl Command {
         self.required.iter().chain(self.optional).chain(COMMON).copied()
     }
 
-    fn knows(&self, key: &str) -> bool {
-        let named = self.names().any(|name| match name.strip_suffix(':') {
+    /// Does the definition itself name the parameter?
+    fn names_key(&self, key: &str) -> bool {
+        self.names().any(|name| match name.strip_suffix(':') {
             Some(map) => key.strip_prefix(map).is_some_and(|rest| rest.starts_with(':') || rest.starts_with('-')),
             None => name == key,
-        });
-        named
+        })
+    }
+
+    fn knows(&self, key: &str) -> bool {
+        self.names_key(key)
             || match self.others {
                 Others::None => false,
                 Others::Anything => true,
@@ -153,8 +157,7 @@ impl Command {
 
     /// Parameters that are conditions: all that are neither common nor named in the definition.
     pub fn conditions(&self, params: &Params) -> Vec<(String, String)> {
-        let named = |key: &String| self.names().any(|name| name == key);
-        params.0.iter().filter(|(key, _)| !named(key)).cloned().collect()
+        params.0.iter().filter(|(key, _)| !self.names_key(key)).cloned().collect()
     }
 }
 

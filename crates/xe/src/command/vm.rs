@@ -66,6 +66,26 @@ pub const COMMANDS: &[Command] = &[
         call_plugin,
     )
     .selects_vms(),
+    Command::new(
+        "vm-memory-limits-set",
+        &["static-min", "static-max", "dynamic-min", "dynamic-max"],
+        &[],
+        "Sets all memory limits of VMs.",
+        |x| memory(x, "VM.set_memory_limits", &["static-min", "static-max", "dynamic-min", "dynamic-max"]),
+    )
+    .selects_vms(),
+    Command::new("vm-memory-static-range-set", &["min", "max"], &[], "Sets the static memory range of VMs.", |x| {
+        memory(x, "VM.set_memory_static_range", &["min", "max"])
+    })
+    .selects_vms(),
+    Command::new("vm-memory-dynamic-range-set", &["min", "max"], &[], "Sets the dynamic memory range of VMs.", |x| {
+        memory(x, "VM.set_memory_dynamic_range", &["min", "max"])
+    })
+    .selects_vms(),
+    Command::new("vm-memory-set", &["memory"], &[], "Sets all memory limits of VMs to one size.", |x| {
+        memory(x, "VM.set_memory", &["memory"])
+    })
+    .selects_vms(),
     Command::new("vm-vif-list", &[], &[], "Lists the network interfaces of VMs.", vif_list).selects_vms(),
     Command::new(
         "vif-create",
@@ -271,6 +291,17 @@ pub fn need_force(params: &Params) -> Outcome {
     Err(Failure::cli(
         "This may lead to damaged data: the VM could still be running. Use --force to perform the operation",
     ))
+}
+
+/// `method` with the sizes that the parameters give, in that order.
+fn memory(ctx: &mut Ctx<'_>, method: &str, params: &[&str]) -> Outcome {
+    let sizes: Vec<Value> =
+        params.iter().map(|name| ctx.params.size(name).map(Value::Int)).collect::<Result<_, _>>()?;
+    each_vm(ctx, &ANY, |ctx, vm| {
+        let mut all = vec![Value::from(&vm.reference)];
+        all.extend(sizes.iter().cloned());
+        ctx.call(method, all).map(drop)
+    })
 }
 
 fn call_plugin(ctx: &mut Ctx<'_>) -> Outcome {

@@ -141,6 +141,45 @@ mod tests {
         }
     }
 
+    /// Everything that is shown is a field of the API, and everything that can be set has its message.
+    #[test]
+    fn tables_agree_with_the_api() {
+        use tanada_xapi::classes;
+        for class in CLASSES {
+            let api = classes::class(class.api).unwrap();
+            assert!(api.field(class.order_by).is_some(), "{} is sorted by {}", class.prefix, class.order_by);
+            for field in class.fields {
+                if let Some(name) = field.shown.api_field() {
+                    assert!(api.field(name).is_some(), "{} shows {name}, which {} has not", class.prefix, class.api);
+                    let changes: &[&str] = match (field.is_settable(), field.is_map(), field.is_set()) {
+                        (false, ..) => &[],
+                        (true, true, _) => &["set_", "add_to_", "remove_from_"],
+                        (true, _, true) => &["set_", "add_", "remove_"],
+                        (true, ..) => &["set_"],
+                    };
+                    for change in changes {
+                        let message = format!("{change}{name}");
+                        assert!(
+                            api.method(&message).is_some(),
+                            "{}: there is no {}.{message}",
+                            class.prefix,
+                            class.api
+                        );
+                    }
+                } else {
+                    assert!(!field.is_settable(), "{}-{} cannot be set", class.prefix, field.name);
+                }
+                if let crate::record::field::Shown::Via(reference, target, inner) = field.shown {
+                    assert!(api.field(reference).is_some(), "{reference}");
+                    // host_metrics and the like may be missing from the table: then so is the object.
+                    if let (Some(target), Some(name)) = (classes::class(target), inner.api_field()) {
+                        assert!(target.field(name).is_some(), "{} has no {name}", target.name);
+                    }
+                }
+            }
+        }
+    }
+
     #[test]
     fn fields_are_chosen_in_the_order_of_the_table() {
         let vm = super::class("vm").unwrap();
