@@ -1,19 +1,49 @@
-//! The one installed binary: each program by its words.
+//! One binary for all programs. They stay apart as processes: the control plane, one data plane per store with its keeper,
+//! the offline tools, the command line. Called by the name `xe` it is that command line.
 
+use std::env::args_os;
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
+const USAGE: &str = "\
+usage: tanada COMMAND
+  xe ...              the XenAPI command line (also under the name xe)
+  blockd ...          serves one store
+  blockd-keeper ...   holds the sockets of one store and keeps its blockd alive
+  store format ...    makes an empty store
+  version             prints the version
+  help                prints this";
+
 fn main() -> ExitCode {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let words: Vec<&str> = args.iter().take(2).map(|arg| arg.to_str().unwrap_or_default()).collect();
-    match words.as_slice() {
-        ["blockd", ..] => tanada_blockd::main_blockd(args.into_iter().skip(1)),
-        ["blockd-keeper", ..] => tanada_blockd::main_keeper(args.into_iter().skip(1)),
-        ["store", "format"] => tanada_blockd::main_format(args.into_iter().skip(2)),
-        _ => {
-            eprintln!("tanada: say 'blockd', 'blockd-keeper' or 'store format'");
-            ExitCode::FAILURE
-        }
+    let mut args = args_os();
+    let called_as = args.next().unwrap_or_default();
+    let args: Vec<OsString> = args.collect();
+    if Path::new(&called_as).file_name().is_some_and(|name| name == "xe") {
+        return xe::main(args);
     }
+    let words: Vec<&str> = args.iter().map_while(|word| word.to_str()).take(2).collect();
+    let rest = |count: usize| args[count..].to_vec();
+    match words.as_slice() {
+        ["xe", ..] => xe::main(rest(1)),
+        ["blockd", ..] => tanada_blockd::main_blockd(rest(1)),
+        ["blockd-keeper", ..] => tanada_blockd::main_keeper(rest(1)),
+        ["store", "format"] => tanada_blockd::main_format(rest(2)),
+        ["version" | "--version" | "-V"] => {
+            println!("tanada {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        ["help" | "--help" | "-h"] => {
+            println!("{USAGE}");
+            ExitCode::SUCCESS
+        }
+        [] => wrong("no command given"),
+        ["store", what] => wrong(&format!("'store {what}' is not known")),
+        [command, ..] => wrong(&format!("'{command}' is not a command")),
+    }
+}
+
+fn wrong(what: &str) -> ExitCode {
+    eprintln!("tanada: {what}\n{USAGE}");
+    ExitCode::FAILURE
 }
