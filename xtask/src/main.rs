@@ -21,7 +21,9 @@ usage: cargo xtask COMMAND
           ends what a demo with --keep left running
   test    everything: the tests of all crates, then the main job on a real guest
   bench [--rounds N] [--seconds N] [--path DIR] [--json FILE]
-          the data plane beside qemu-nbd, in one run";
+          the data plane beside qemu-nbd, in one run
+  sim [--seed N] [--runs N] [--minutes N] [--trace]
+          the store under simulated kills, power cuts and faults; prints the seed of a failure";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -44,6 +46,10 @@ fn run(args: &[String]) -> Result<()> {
         }
         ["demo", options @ ..] => demo::run(demo::Options::parse(options)?),
         ["test"] => test::run(),
+        ["sim", options @ ..] => {
+            let fixed = ["run", "--quiet", "--release", "--package", "tanada-sim", "--"];
+            sh::run("cargo", &[&fixed, options].concat())
+        }
         ["bench", options @ ..] => bench::run(&bench::Options::parse(options)?),
         _ => bail!(USAGE),
     }

@@ -21,7 +21,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tanadad", &["tanada-units", "tanada-xapi", "tanada-driver", "tanada-qemu", "tanada-nbd", "tanada-xva"]),
     ("xe", &["tanada-xapi"]),
     ("tanada", &["tanada-blockd", "tanada-blockd-api", "tanada-engine", "tanada-format", "tanada-disk", "tanadad", "xe", "tanada-units"]),
-    ("tanada-e2e", &["tanada-xapi", "tanada-blockd-api", "tanada-nbd", "tanada-qemu"]),
+    ("tanada-e2e", &["tanada-xapi", "tanada-blockd-api", "tanada-nbd", "tanada-qemu", "tanada-witness"]),
     ("tanada-witness", &[]),
     ("xtask", &["tanada-witness", "tanadad", "tanada-sim"]),
 ];
