@@ -13,6 +13,7 @@
 
 pub mod bitmap;
 pub mod catalog;
+pub mod check;
 mod error;
 mod field;
 pub mod geometry;

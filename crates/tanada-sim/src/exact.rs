@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 
 use tanada_engine::{Control, ExtentKind, Reply, Request};
+use tanada_format::VersionState;
+use tanada_format::check::{CheckOptions, CheckReport, ReadAt, check, reachable};
 use tanada_units::Uuid;
 
 use crate::content::BLOCK;
+use crate::device::SimDevice;
 use crate::model::{Kept, Settled};
 use crate::world::{Stop, World, wrong};
 
@@ -91,14 +94,68 @@ fn check_difference(
     Ok(())
 }
 
+impl ReadAt for SimDevice {
+    fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<(), String> {
+        if offset + bytes.len() as u64 > self.length_bytes() {
+            return Err(format!("{} bytes at {offset} are beyond the end", bytes.len()));
+        }
+        for (n, chunk) in bytes.chunks_mut(BLOCK).enumerate() {
+            chunk.copy_from_slice(&self.peek(offset / B + n as u64)[..chunk.len()]);
+        }
+        Ok(())
+    }
+}
+
 impl World {
-    /// The offline checker finds nothing wrong with what is on the device now.
-    pub fn check_image(&mut self) -> Result<(), Stop> {
+    /// The offline checker finds nothing wrong with what is on the device now, whenever that is.
+    pub fn check_image(&self) -> Result<CheckReport, Stop> {
+        let report =
+            check(&self.device, CheckOptions { data: true }).map_err(|error| Stop::Wrong(error.to_string()))?;
+        match report.findings.first() {
+            None => Ok(report),
+            Some(first) => wrong(format!("the checker finds {} faults, first: {first}", report.findings.len())),
+        }
+    }
+
+    /// What the engine says each volume uses is what a full walk of the image counts. The store is quiet.
+    pub fn check_usage(&mut self) -> Result<(), Stop> {
+        let report = self.check_image()?;
+        let mut reach = Vec::new();
+        for usage in &report.versions {
+            let blocks = reachable(&self.device, &report.superblock, &usage.version).map_err(Stop::Wrong)?;
+            reach.push((usage, blocks));
+        }
+        let mut users: BTreeMap<u64, u64> = BTreeMap::new();
+        reach.iter().flat_map(|(_, blocks)| blocks).for_each(|block| *users.entry(*block).or_default() += 1);
+        for (usage, blocks) in reach {
+            let version = &usage.version;
+            if version.hidden || version.state != VersionState::Live {
+                continue;
+            }
+            let exclusive = blocks.iter().filter(|block| users[block] == 1).count() as u64 * B;
+            let (_, reply) = self.must(Request::Control(Control::Stat { id: version.uuid }), false)?;
+            let Reply::Usage { usage: told, .. } = reply else { return wrong(format!("stat gave {reply:?}")) };
+            let walked = (usage.mapped_blocks * B, exclusive);
+            if (told.mapped, told.exclusive) != walked {
+                let id = version.uuid;
+                return wrong(format!("{id}: stat says {told:?}, a full walk counts (mapped, exclusive) {walked:?}"));
+            }
+        }
         Ok(())
     }
 
     /// After everything was destroyed: used bits are the catalog's alone.
     pub fn check_empty(&mut self) -> Result<(), Stop> {
+        let report = self.check_image()?;
+        if let Some(left) = report.versions.first() {
+            return wrong(format!("everything was destroyed, and there is {:?}", left.version));
+        }
+        if report.used_blocks != report.catalog_blocks {
+            return wrong(format!(
+                "an empty store uses {} blocks, its catalog {}",
+                report.used_blocks, report.catalog_blocks
+            ));
+        }
         Ok(())
     }
 }

@@ -144,6 +144,7 @@ fn episodes(world: &mut World, report: &mut Report) -> Result<(), Stop> {
         world.crash_at = u64::MAX;
         let crashed = world.event();
         let mut ended = world.crash(report);
+        world.check_image()?;
         // Several crashes in a row: during recovery, too.
         while world.rng.chance(30) {
             world.start();
@@ -164,7 +165,10 @@ fn episodes(world: &mut World, report: &mut Report) -> Result<(), Stop> {
 
 /// Everything goes; what is left is the catalog.
 fn finish(world: &mut World) -> Result<(), Stop> {
+    world.settle()?;
+    world.quiet()?;
     world.checkpoint()?;
+    world.check_usage()?;
     let mut ids: Vec<Uuid> = world.model.generations.keys().chain(world.model.volumes.keys()).copied().collect();
     world.rng.shuffle(&mut ids);
     for id in ids {
@@ -189,6 +193,14 @@ impl World {
                 None => self.pump()?,
             }
         }
+    }
+
+    /// No guest waits for anything any more.
+    fn quiet(&mut self) -> Result<(), Stop> {
+        while !self.pending.is_empty() {
+            self.pump()?;
+        }
+        Ok(())
     }
 
     fn crash(&mut self, report: &mut Report) -> Ended {

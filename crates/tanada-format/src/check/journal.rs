@@ -1,0 +1,161 @@
+//! What a recovery would replay.
+
+use super::{Findings, ReadAt};
+use crate::journal::{JournalBlock, JournalHeader};
+use crate::node::BLOCK_BYTES;
+use crate::record::Record;
+use crate::superblock::Superblock;
+
+/// A journal block that counts, with the records of it that count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScannedBlock {
+    pub header: JournalHeader,
+    pub records: Vec<Record>,
+}
+
+/// The journal behind a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JournalScan {
+    pub blocks: Vec<ScannedBlock>,
+    /// Number of the first block that does not count.
+    pub end_seq: u64,
+    /// Why that one does not.
+    pub end_reason: String,
+    /// Blocks up to here were known durable: their data is not in doubt.
+    pub durable_seq: u64,
+    /// Newest checkpoint that the journal knows.
+    pub newest_checkpoint: u64,
+    /// Data blocks whose checksums decided where the journal ends.
+    pub verified_blocks: u64,
+}
+
+impl JournalScan {
+    pub fn records(&self) -> usize {
+        self.blocks.iter().map(|block| block.records.len()).sum()
+    }
+}
+
+/// Reads the ring from the checkpoint's first block on. Errors where the device cannot be read.
+pub fn scan(source: &dyn ReadAt, superblock: &Superblock, findings: &mut Findings) -> Result<JournalScan, String> {
+    let mut scan = JournalScan {
+        blocks: Vec::new(),
+        end_seq: superblock.journal_seq,
+        end_reason: "the ring is full".to_owned(),
+        durable_seq: superblock.journal_seq - 1,
+        newest_checkpoint: superblock.checkpoint,
+        verified_blocks: 0,
+    };
+    let mut incarnation = superblock.incarnation;
+    for seq in superblock.journal_seq..superblock.journal_seq + superblock.geometry.journal_blocks() {
+        let bytes = source.read_block(superblock.geometry.journal_block(seq))?;
+        match accept(&bytes, superblock, seq, incarnation) {
+            Ok(block) => {
+                incarnation = block.header.incarnation;
+                scan.take(block);
+            }
+            Err(why) => {
+                scan.end_reason = why;
+                break;
+            }
+        }
+    }
+    look_past_the_end(source, superblock, &scan, incarnation, findings)?;
+    if scan.newest_checkpoint > superblock.checkpoint {
+        findings.add(format!(
+            "the journal knows checkpoint {}, the best superblock is {}: the newest superblock is damaged (J8)",
+            scan.newest_checkpoint, superblock.checkpoint
+        ));
+    }
+    verify_tail(source, superblock, &mut scan)?;
+    Ok(scan)
+}
+
+/// The block with number `seq`, if it continues the journal of `incarnation` (rules J4, J5).
+fn accept(bytes: &[u8], superblock: &Superblock, seq: u64, incarnation: u64) -> Result<JournalBlock, String> {
+    let block = JournalBlock::decode(bytes, superblock.store).map_err(|error| error.to_string())?;
+    let header = &block.header;
+    if header.seq != seq {
+        return Err(format!("block {seq} of the journal holds number {}", header.seq));
+    }
+    if header.incarnation < incarnation {
+        return Err(format!("incarnation {} after {incarnation}: a former life's block", header.incarnation));
+    }
+    let recovered = matches!(block.records.first(), Some(Record::Recovered { .. }));
+    if header.incarnation > incarnation && !recovered {
+        return Err(format!("incarnation {} does not begin with a recovery record", header.incarnation));
+    }
+    Ok(block)
+}
+
+impl JournalScan {
+    fn take(&mut self, block: JournalBlock) {
+        let JournalBlock { header, records } = block;
+        if let Some(Record::Recovered { seq, records: counted }) = records.first() {
+            self.blocks.retain(|block| block.header.seq <= *seq);
+            if let Some(last) = self.blocks.last_mut().filter(|last| last.header.seq == *seq) {
+                last.records.truncate(*counted as usize);
+            }
+        }
+        self.durable_seq = self.durable_seq.max(header.durable_seq);
+        self.newest_checkpoint = self.newest_checkpoint.max(header.checkpoint);
+        self.end_seq = header.seq + 1;
+        self.blocks.push(ScannedBlock { header, records });
+    }
+}
+
+/// Before a tail is believed to be torn: blocks further on that say it was durable (rule J3).
+fn look_past_the_end(
+    source: &dyn ReadAt,
+    superblock: &Superblock,
+    scan: &JournalScan,
+    incarnation: u64,
+    findings: &mut Findings,
+) -> Result<(), String> {
+    let mut durable = scan.durable_seq;
+    for seq in scan.end_seq..superblock.journal_seq + superblock.geometry.journal_blocks() {
+        let bytes = source.read_block(superblock.geometry.journal_block(seq))?;
+        if let Ok(header) = JournalHeader::decode(&bytes, superblock.store)
+            && header.seq == seq
+            && header.incarnation >= incarnation
+        {
+            durable = durable.max(header.durable_seq);
+        }
+    }
+    if durable >= scan.end_seq {
+        findings.add(format!(
+            "journal block {} is broken ({}), but blocks up to {durable} were durable (J3)",
+            scan.end_seq, scan.end_reason
+        ));
+    }
+    Ok(())
+}
+
+/// Above the durable mark, the first record whose data does not match its checksums ends the journal (J2).
+fn verify_tail(source: &dyn ReadAt, superblock: &Superblock, scan: &mut JournalScan) -> Result<(), String> {
+    let newest = scan.blocks.last().map_or(0, |block| block.header.incarnation);
+    let certain = |block: &ScannedBlock, durable: u64| block.header.seq <= durable || block.header.incarnation < newest;
+    for at in 0..scan.blocks.len() {
+        if certain(&scan.blocks[at], scan.durable_seq) {
+            continue;
+        }
+        for n in 0..scan.blocks[at].records.len() {
+            let Record::Map { block, crcs, .. } = &scan.blocks[at].records[n] else { continue };
+            let mut bytes = vec![0; crcs.len() * BLOCK_BYTES];
+            let inside = block + crcs.len() as u64 <= superblock.geometry.store_blocks();
+            if inside {
+                source.read_at(block * BLOCK_BYTES as u64, &mut bytes)?;
+            }
+            scan.verified_blocks += crcs.len() as u64;
+            let whole = bytes.chunks(BLOCK_BYTES).zip(crcs).all(|(bytes, crc)| crc32c::crc32c(bytes) == *crc);
+            if !inside || !whole {
+                let seq = scan.blocks[at].header.seq;
+                scan.end_reason = format!("data of record {n} of block {seq} is torn");
+                scan.end_seq = seq + 1;
+                scan.blocks[at].records.truncate(n);
+                scan.blocks.truncate(at + 1);
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
