@@ -1,48 +1,129 @@
 //! The engine's face: events in, actions out.
 
-use std::collections::VecDeque;
+use std::cell::RefCell;
+use std::rc::Rc;
 
 use tanada_disk::DiskResult;
+use tanada_format::VersionState;
 
-use crate::api::{Action, Failure, IoId, Reply, Request, RequestId};
+use crate::api::{Action, IoId, Request, RequestId};
 use crate::config::EngineConfig;
+use crate::exec::Executor;
+use crate::state::{Handle, Job, Phase, State};
 
-/// One open store.
+/// One store. It lives in the thread that drives it: its tasks share its state without locks.
 pub struct Engine {
-    actions: VecDeque<Action>,
+    handle: Handle,
+    executor: Executor,
 }
 
 impl Engine {
     /// Starts opening a store: emits device operations, ends with [`Action::Opened`].
-    pub fn open(_config: EngineConfig, _now: u64) -> Engine {
-        let mut actions = VecDeque::new();
-        actions.push_back(Action::Opened(Err(not_yet())));
-        Engine { actions }
+    pub fn open(config: EngineConfig, now: u64) -> Engine {
+        let state = State::new(config, now);
+        let mut engine = Engine { handle: Handle(Rc::new(RefCell::new(state))), executor: Executor::default() };
+        engine.turn(now);
+        engine
     }
 
     /// Takes a request; its answer is an [`Action::Reply`], in this turn or a later one.
-    pub fn submit(&mut self, _now: u64, id: RequestId, _request: Request) {
-        let result: Result<Reply, Failure> = Err(not_yet());
-        self.actions.push_back(Action::Reply { request: id, result });
+    pub fn submit(&mut self, now: u64, id: RequestId, request: Request) {
+        self.handle.with(|state| {
+            state.now = now;
+            state.submit(id, request);
+        });
     }
 
     /// Reports the end of a device operation.
-    pub fn complete(&mut self, _now: u64, _io: IoId, _result: DiskResult) {}
+    pub fn complete(&mut self, now: u64, io: IoId, result: DiskResult) {
+        self.handle.with(|state| {
+            state.now = now;
+            state.complete(io, result);
+        });
+    }
 
     /// Moves everything on that the events since the last turn made possible.
-    pub fn turn(&mut self, _now: u64) {}
+    pub fn turn(&mut self, now: u64) {
+        self.handle.with(|state| {
+            state.now = now;
+            state.yielded.drain(..).for_each(|waker| waker.wake());
+            state.start_checkpoint();
+            state.start_walk();
+        });
+        self.run_tasks();
+        self.handle.with(|state| {
+            state.place_pending();
+            state.settle();
+            state.start_checkpoint();
+        });
+        self.run_tasks();
+        self.handle.with(|state| {
+            state.write_journal();
+            state.start_sync();
+            state.watch();
+        });
+    }
+
+    fn run_tasks(&mut self) {
+        loop {
+            self.executor.run();
+            let jobs = self.handle.with(|state| std::mem::take(&mut state.jobs));
+            if jobs.is_empty() {
+                return;
+            }
+            jobs.into_iter().for_each(|job| self.spawn(job));
+        }
+    }
+
+    fn spawn(&mut self, job: Job) {
+        let handle = self.handle.clone();
+        match job {
+            Job::Open => self.executor.spawn(handle.open()),
+            Job::Read { request, export, offset, length } => {
+                self.executor.spawn(handle.read(request, export, offset, length));
+            }
+            Job::Patch { op, place, at, patch } => self.executor.spawn(handle.patch(op, place, at, patch)),
+            Job::Extents { request, request_body } => self.executor.spawn(handle.guest_extents(request, request_body)),
+            Job::Control { request, control } => self.executor.spawn(handle.control(request, control)),
+            Job::Checkpoint => self.executor.spawn(handle.checkpoint()),
+            Job::Walk => self.executor.spawn(handle.walk()),
+            Job::CountGhosts => self.executor.spawn(handle.count_ghosts()),
+        }
+    }
 
     /// The next thing to do, if any.
     pub fn next_action(&mut self) -> Option<Action> {
-        self.actions.pop_front()
+        self.handle.with(|state| state.actions.pop_front())
     }
 
     /// When [`Engine::turn`] must be called even if nothing arrives, in microseconds of the shell's clock.
     pub fn deadline(&self) -> Option<u64> {
-        None
+        if self.executor.has_ready() {
+            return Some(self.handle.with(|state| state.now));
+        }
+        self.handle.with(|state| state.deadline())
     }
 }
 
-fn not_yet() -> Failure {
-    Failure { errno: 38, message: "the store's engine cannot open stores yet".to_owned() }
+impl State {
+    /// What is looked at once per turn.
+    fn watch(&mut self) {
+        if self.phase == Phase::Serving {
+            self.watch_space();
+        }
+    }
+
+    fn deadline(&self) -> Option<u64> {
+        if !self.yielded.is_empty() || !self.jobs.is_empty() {
+            return Some(self.now);
+        }
+        if self.phase != Phase::Serving {
+            return None;
+        }
+        let sync = self.syncs.unsynced_since.map(|since| since + self.config.sync_micros);
+        let dirty = self.is_dirty() || self.versions.iter().any(|version| version.state == VersionState::Dying);
+        let checkpoint = (dirty && !self.checkpoint.running)
+            .then(|| (self.checkpoint.last_at + self.config.checkpoint_micros).max(self.now + 1000));
+        sync.into_iter().chain(checkpoint).min()
+    }
 }

@@ -1,8 +1,42 @@
 //! The store's engine: a synchronous state machine, event in, actions out.
+//!
+//! ```text
+//!   engine      the face: turns                       guest   requests that change blocks, flushes (W1, J6, J9)
+//!   state       all state, journal and sync, failures  data    admission, placement, merging, recording (J1)
+//!   exec        tasks: straight code over events       read    look-up, verify, read-modify-write, extents
+//!   open        recovery (J1-J4, J8)                   control volumes and generations (W6)
+//!   checkpoint  merge, catalog, superblock (J8, B1-B4) stat    figures
+//!   walker      deletion in the background (V6, V7)
+//!   --- without I/O ---
+//!   delta, versions, cut, tree/{merge,walk,diff,count}, alloc, catalog, journal, locks, cache
+//! ```
+//! Rule names (J1, V2, B3 ...) are those of `docs/store-rules.md`.
 
+mod alloc;
 pub mod api;
+mod cache;
+mod catalog;
+mod checkpoint;
 mod config;
+mod control;
+mod cut;
+mod data;
+mod delta;
 mod engine;
+mod exec;
+mod failure;
+mod guest;
+mod journal;
+mod locks;
+mod open;
+mod read;
+mod stat;
+mod state;
+#[cfg(test)]
+mod testing;
+mod tree;
+mod versions;
+mod walker;
 
 pub use api::{
     Action, Alert, Control, ExportId, Extent, ExtentKind, Failure, IoId, OpenReport, Reply, Request, RequestId, Segment,

@@ -1,0 +1,330 @@
+//! The checkpoint: what the journal says becomes trees.
+//!
+//! ```text
+//!   cut (one event) -> merge every changed version -> catalog, bitmaps -> sync
+//!       -> superblock into the older slot, both copies -> sync -> trees taken over, journal trimmed, blocks released
+//! ```
+//! Until the second sync has ended the old superblock stands and nothing it needs is touched (J8, B2). Guests go on
+//! throughout: the merge yields after every few nodes, and its writes in flight are capped.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use tanada_disk::{Buf, BufMut, DiskOp, DiskResult};
+use tanada_format::geometry::SUPERBLOCK_AT;
+use tanada_format::{BLOCK_BYTES, Node, Pointer, Superblock, VersionState, crc32c};
+
+use crate::alloc::Stream;
+use crate::cut::{Base, Cut, cut, finish};
+use crate::delta::DeltaCost;
+use crate::exec::Slot;
+use crate::failure::{ENOSPC, Failure};
+use crate::state::{BLOCK, Handle, Job, State};
+use crate::tree::NodeSource;
+use crate::tree::merge::{MergeStore, Merged, merge};
+
+/// Map nodes in one device write: 256 KiB.
+const BATCH_NODES: usize = 64;
+
+/// Device writes of a checkpoint in flight: with 256 KiB each, 2 MiB. A guest's sync must wait for them too.
+const WRITES_IN_FLIGHT_MAX: usize = 8;
+
+/// Nodes handled between two turns, where no guest waits for the checkpoint: some 200 us.
+const NODES_PER_TURN: usize = 32;
+
+/// How often a failing write of a checkpoint is tried before the store gives up (J10).
+const TRIES: usize = 3;
+
+/// What the merges of one checkpoint read and made.
+struct MergeIo<'a> {
+    handle: &'a Handle,
+    work: RefCell<Work>,
+}
+
+#[derive(Default)]
+struct Work {
+    adopted: Vec<u64>,
+    freed: Vec<u64>,
+    batch: Vec<(u64, [u8; BLOCK_BYTES])>,
+    in_flight: VecDeque<(DiskOp, Slot<DiskResult>)>,
+    since_turn: usize,
+}
+
+impl NodeSource for MergeIo<'_> {
+    async fn node(&self, pointer: Pointer) -> Result<Rc<Node>, Failure> {
+        self.pace().await;
+        self.handle.node(pointer).await
+    }
+}
+
+impl MergeStore for MergeIo<'_> {
+    async fn write(&self, node: &Node, birth: u64) -> Result<Pointer, Failure> {
+        let bytes = node.encode();
+        let crc = crc32c(&bytes);
+        let block = self.handle.with(|state| state.alloc.allocate(Stream::Map, 1));
+        let Some((block, _)) = block else {
+            return Err(Failure::new(ENOSPC, "no block is free for a map node: the reserve was too small"));
+        };
+        let pointer = Pointer::new(block, birth, crc);
+        self.handle.with(|state| state.cache.insert(pointer, Rc::new(node.clone())));
+        let full = {
+            let mut work = self.work.borrow_mut();
+            work.adopted.push(block);
+            work.batch.push((block, bytes));
+            work.batch.len() >= BATCH_NODES
+        };
+        if full {
+            self.flush().await?;
+        }
+        Ok(pointer)
+    }
+
+    fn adopt(&self, block: u64) {
+        self.work.borrow_mut().adopted.push(block);
+    }
+
+    fn free(&self, block: u64) {
+        self.work.borrow_mut().freed.push(block);
+    }
+}
+
+impl MergeIo<'_> {
+    /// Gives way to guests now and then.
+    async fn pace(&self) {
+        let due = {
+            let mut work = self.work.borrow_mut();
+            work.since_turn += 1;
+            work.since_turn >= NODES_PER_TURN && !self.handle.with(|state| state.checkpoint.urgent)
+        };
+        if due {
+            self.work.borrow_mut().since_turn = 0;
+            self.handle.next_turn().await;
+        }
+    }
+
+    /// Writes the batch, neighbours together.
+    async fn flush(&self) -> Result<(), Failure> {
+        let mut batch = std::mem::take(&mut self.work.borrow_mut().batch);
+        batch.sort_unstable_by_key(|(block, _)| *block);
+        for run in batch.chunk_by(|(a, _), (b, _)| a + 1 == *b) {
+            let op = write_of(run[0].0, run.iter().map(|(_, bytes)| &bytes[..]), run.len());
+            self.start(op).await?;
+        }
+        Ok(())
+    }
+
+    async fn start(&self, op: DiskOp) -> Result<(), Failure> {
+        while self.work.borrow().in_flight.len() >= WRITES_IN_FLIGHT_MAX {
+            self.finish_one().await?;
+        }
+        let slot = self.handle.with(|state| state.task_io(op.clone()));
+        self.work.borrow_mut().in_flight.push_back((op, slot));
+        Ok(())
+    }
+
+    async fn finish_one(&self) -> Result<(), Failure> {
+        let oldest = self.work.borrow_mut().in_flight.pop_front();
+        let Some((op, slot)) = oldest else { return Ok(()) };
+        match slot.await {
+            Ok(_) => Ok(()),
+            Err(_) => self.handle.write_stubbornly(op, TRIES - 1).await,
+        }
+    }
+
+    async fn finish_all(&self) -> Result<(), Failure> {
+        self.flush().await?;
+        while !self.work.borrow().in_flight.is_empty() {
+            self.finish_one().await?;
+        }
+        Ok(())
+    }
+}
+
+fn write_of<'b>(block: u64, parts: impl Iterator<Item = &'b [u8]>, count: usize) -> DiskOp {
+    let mut buffer = BufMut::zeroed(count * BLOCK_BYTES);
+    for (to, from) in buffer.as_mut_slice().chunks_exact_mut(BLOCK_BYTES).zip(parts) {
+        to.copy_from_slice(from);
+    }
+    DiskOp::Write { at: block * BLOCK, parts: vec![buffer.freeze()] }
+}
+
+impl Handle {
+    /// Writes a checkpoint; a failure makes the store read-only.
+    pub async fn checkpoint(self) {
+        let made = self.write_checkpoint().await;
+        self.with(|state| {
+            state.checkpoint.running = false;
+            if let Err(failure) = made {
+                state.fail(format!("a checkpoint could not be written: {}", failure.message));
+            }
+        });
+    }
+
+    async fn write_checkpoint(&self) -> Result<(), Failure> {
+        let (cut, number, journal_seq) = self.with(State::begin_checkpoint);
+        let io = MergeIo { handle: self, work: RefCell::new(Work::default()) };
+        let merged = self.merge_all(&io, &cut).await?;
+        io.finish_all().await?;
+        let work = io.work.into_inner();
+        let (superblock, writes, garbage) = self.with(|state| state.put_together(&cut, number, journal_seq, &merged, work))?;
+        let io = MergeIo { handle: self, work: RefCell::new(Work::default()) };
+        for (block, bytes) in &writes {
+            io.work.borrow_mut().batch.push((*block, **bytes));
+        }
+        io.finish_all().await?;
+        self.with(State::barrier).await?;
+        let bytes = Buf::copy_from(&superblock.encode());
+        for at in SUPERBLOCK_AT[superblock.slot()] {
+            let op = DiskOp::Write { at: at * BLOCK, parts: vec![bytes.clone()] };
+            self.write_stubbornly(op, TRIES).await?;
+        }
+        self.with(State::barrier).await?;
+        self.with(|state| state.end_checkpoint(&cut, &merged, superblock, journal_seq, garbage));
+        Ok(())
+    }
+
+    async fn merge_all(&self, io: &MergeIo<'_>, cut: &Cut) -> Result<Vec<Merged>, Failure> {
+        let mut merged: Vec<Merged> = Vec::with_capacity(cut.items.len());
+        for item in &cut.items {
+            let base = match item.base {
+                Base::Tree(tree) => tree,
+                Base::Item(parent) => merged[parent].tree,
+            };
+            let made = merge(io, base, &item.delta, item.rules).await.map_err(|failure| {
+                Failure::new(failure.errno, format!("version {}: {}", item.version, failure.message))
+            })?;
+            merged.push(made);
+        }
+        Ok(merged)
+    }
+
+    async fn write_stubbornly(&self, op: DiskOp, tries: usize) -> Result<(), Failure> {
+        let mut errno = 0;
+        for _ in 0..tries {
+            match self.disk(op.clone()).await {
+                Ok(_) => return Ok(()),
+                Err(error) => errno = error.errno,
+            }
+        }
+        Err(State::data_failure(errno, "writing the map"))
+    }
+}
+
+impl State {
+    /// Starts a checkpoint where one is due and none runs.
+    pub fn start_checkpoint(&mut self) {
+        if self.checkpoint.running || self.phase != crate::state::Phase::Serving {
+            return;
+        }
+        if self.checkpoint.wanted || self.checkpoint_is_due() {
+            self.checkpoint.running = true;
+            self.checkpoint.wanted = false;
+            self.jobs.push_back(Job::Checkpoint);
+        }
+    }
+
+    /// True where something changed that a checkpoint would keep.
+    pub fn is_dirty(&self) -> bool {
+        self.versions.cost != DeltaCost::default()
+            || !self.versions.dropped.is_empty()
+            || !self.walked.is_empty()
+            || self.journal.used() > 1
+    }
+
+    fn checkpoint_is_due(&self) -> bool {
+        let used = self.journal.used() * 100;
+        let garbage = (self.versions.dropped.len() + self.walked.len()) as u64;
+        used >= self.journal.blocks() * self.config.checkpoint_journal_percent
+            || self.versions.cost.entries >= self.config.checkpoint_entries
+            || self.versions.cost.bytes() >= self.delta_limit() / 2
+            || garbage > (self.alloc.free() / 4).max(256)
+            || self.now >= self.checkpoint.last_at + self.config.checkpoint_micros && self.is_dirty()
+    }
+
+    /// The cut, and the number and journal start of the checkpoint.
+    fn begin_checkpoint(&mut self) -> (Cut, u64, u64) {
+        self.journal.seal();
+        let walked = std::mem::take(&mut self.walked);
+        let cut = cut(&mut self.versions, walked);
+        self.checkpoint.cuts += 1;
+        self.checkpoint.frozen_cost = cut.cost;
+        self.checkpoint.garbage = (cut.walked.len() + cut.dropped.len()) as u64;
+        (cut, self.journal.checkpoint + 1, self.journal.next_seq())
+    }
+
+    /// Everything is merged and written: brings the bitmaps up to date and lays out catalog and superblock. Returns
+    /// what to write and what to release afterwards.
+    #[expect(clippy::type_complexity, reason = "three plain results of one step")]
+    fn put_together(
+        &mut self,
+        cut: &Cut,
+        number: u64,
+        journal_seq: u64,
+        merged: &[Merged],
+        work: Work,
+    ) -> Result<(Superblock, Vec<(u64, Box<[u8; BLOCK_BYTES]>)>, Vec<u64>), Failure> {
+        work.adopted.into_iter().for_each(|block| self.alloc.adopt(block));
+        let mut garbage = cut.dropped.clone();
+        for block in cut.walked.iter().copied().chain(work.freed) {
+            self.alloc.disown(block);
+            garbage.push(block);
+        }
+        let records: Vec<(u64, tanada_format::Version)> =
+            cut.records.iter().map(|record| (record.slot, record.resolve(merged))).collect();
+        let slots = records.iter().map(|(slot, _)| slot + 1).max().unwrap_or(0);
+        self.checkpoint.slots = self.checkpoint.slots.max(slots);
+        let Some(saved) = self.catalog.save(&records, cut.epoch, &mut self.alloc) else {
+            return Err(Failure::new(ENOSPC, "no block is free for the catalog: the reserve was too small"));
+        };
+        garbage.extend(saved.freed);
+        let Some(last) = &self.superblock else { return Err(Failure::new(ENOSPC, "the store is not open")) };
+        let superblock = Superblock {
+            checkpoint: number,
+            incarnation: self.journal.incarnation,
+            epoch: cut.epoch,
+            next_version: cut.next_id,
+            version_slots: self.checkpoint.slots,
+            geometry: self.alloc.geometry(),
+            journal_seq,
+            used_blocks: self.alloc.used(),
+            catalog: saved.root,
+            ..last.clone()
+        };
+        Ok((superblock, saved.writes, garbage))
+    }
+
+    /// The superblock is durable.
+    fn end_checkpoint(
+        &mut self,
+        cut: &Cut,
+        merged: &[Merged],
+        superblock: Superblock,
+        journal_seq: u64,
+        garbage: Vec<u64>,
+    ) {
+        finish(&mut self.versions, cut, merged);
+        self.journal.trim(superblock.checkpoint, journal_seq);
+        self.superblock = Some(superblock);
+        self.checkpoint.finished += 1;
+        self.checkpoint.frozen_cost = DeltaCost::default();
+        self.checkpoint.garbage = 0;
+        self.checkpoint.last_at = self.now;
+        self.checkpoint.urgent = self.checkpoint.wanted;
+        self.release_later(garbage);
+        let finished = self.checkpoint.finished;
+        for (cut, filler) in std::mem::take(&mut self.checkpoint.waiters) {
+            if cut <= finished {
+                filler.fill(Ok(()));
+            } else {
+                self.checkpoint.waiters.push((cut, filler));
+            }
+        }
+        self.room_waiters.drain(..).for_each(|filler| filler.fill(()));
+        if self.versions.iter().any(|version| version.state == VersionState::Ghost) {
+            self.jobs.push_back(Job::CountGhosts);
+        } else {
+            self.ghost_held = 0;
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! Guests' blocks on their way to the device: admission, placement, merging, recording.
+//!
+//! All that arrived in a turn is placed together: writes of many guests become few device writes. A record is made when
+//! its data write has completed, never before (J1).
+
+use tanada_disk::{Buf, BufMut, DiskOp, DiskResult};
+use tanada_format::node::span_blocks;
+use tanada_format::record::MAP_BLOCKS_MAX;
+use tanada_format::{LEVELS, Record, VersionState, crc32c};
+
+use crate::alloc::Stream;
+use crate::api::Alert;
+use crate::delta::DeltaCost;
+use crate::failure::{EIO, Failure};
+use crate::guest::OpId;
+use crate::journal::Journal;
+use crate::state::{BLOCK, State};
+use crate::versions::VersionId;
+
+/// Whole blocks of one op, waiting to be placed or unmapped.
+pub struct Piece {
+    pub op: OpId,
+    pub head: VersionId,
+    pub place: u64,
+    pub kind: PieceKind,
+}
+
+pub enum PieceKind {
+    Data(Buf),
+    /// So many places become holes.
+    Unmap(u64),
+}
+
+/// What a device write carries of one piece: one run of blocks, one record to be.
+struct Run {
+    op: OpId,
+    head: VersionId,
+    place: u64,
+    block: u64,
+    crcs: Vec<u32>,
+}
+
+/// A device write of guests' data in flight.
+pub struct DataWrite {
+    first: u64,
+    blocks: u64,
+    parts: Vec<Buf>,
+    runs: Vec<Run>,
+    promised_journal: u64,
+    promised_nodes: u64,
+}
+
+/// Blocks in one device write at most: 1 MiB.
+const WRITE_BLOCKS_MAX: u64 = MAP_BLOCKS_MAX as u64;
+
+/// Whether a piece may go on now.
+enum Admission {
+    Yes,
+    /// Something will make room: a checkpoint, a release.
+    Wait,
+    Never,
+}
+
+impl State {
+    /// Places what waits, in order of arrival, as far as there is room.
+    pub fn place_pending(&mut self) {
+        let mut open: Option<DataWrite> = None;
+        while let Some(piece) = self.pending.pop_front() {
+            match self.admit(&piece, open.as_ref()) {
+                Admission::Yes => {
+                    self.stalled_since_cut = None;
+                    match piece.kind {
+                        PieceKind::Unmap(count) => self.unmap_piece(&piece, count),
+                        PieceKind::Data(ref buf) => {
+                            let buf = buf.clone();
+                            self.place(&piece, buf, &mut open);
+                        }
+                    }
+                }
+                Admission::Wait => {
+                    self.pending.push_front(piece);
+                    break;
+                }
+                Admission::Never => {
+                    self.warn_full();
+                    self.refuse_piece(&piece);
+                }
+            }
+        }
+        if let Some(write) = open {
+            self.start_write(write);
+        }
+    }
+
+    fn warn_full(&mut self) {
+        if !self.warned_full {
+            self.warned_full = true;
+            self.alert(Alert::Full);
+        }
+    }
+
+    fn admit(&mut self, piece: &Piece, open: Option<&DataWrite>) -> Admission {
+        let blocks = match &piece.kind {
+            PieceKind::Data(buf) => buf.len() as u64 / BLOCK,
+            PieceKind::Unmap(_) => 0,
+        };
+        let in_era = self.versions.cost.bytes();
+        let (open_blocks, open_runs) = open.map_or((0, 0), |write| (write.blocks, write.runs.len() as u64));
+        let records = Journal::promise_for(open_blocks + blocks, open_runs + blocks);
+        if !self.journal.has_room(records + 1) || in_era >= self.delta_limit() {
+            self.want_checkpoint();
+            return Admission::Wait;
+        }
+        if blocks == 0 {
+            return Admission::Yes; // giving up space draws on the reserve
+        }
+        if self.alloc.free() >= self.reserve() + blocks + nodes_for(blocks) {
+            return Admission::Yes;
+        }
+        self.wait_for_space()
+    }
+
+    /// There is no room: waits for what checkpoints and walks can release, and only then says no.
+    fn wait_for_space(&mut self) -> Admission {
+        if self.has_releases() {
+            return Admission::Wait;
+        }
+        let since = *self.stalled_since_cut.get_or_insert(self.checkpoint.cuts);
+        let dying = self.versions.iter().any(|version| version.state == VersionState::Dying);
+        let clean = self.versions.cost == DeltaCost::default()
+            && self.versions.dropped.is_empty()
+            && self.walked.is_empty()
+            && !self.checkpoint.running;
+        // A block overwritten before the first cut is released by the second checkpoint's end at the latest.
+        let hopeless = (clean || self.checkpoint.finished >= since + 2) && !dying && self.promised_nodes == 0;
+        if hopeless {
+            self.stalled_since_cut = None;
+            return Admission::Never;
+        }
+        self.want_checkpoint();
+        Admission::Wait
+    }
+
+    pub fn want_checkpoint(&mut self) {
+        self.checkpoint.wanted = true;
+        self.checkpoint.urgent = true;
+    }
+
+    fn unmap_piece(&mut self, piece: &Piece, count: u64) {
+        if !self.is_live_head(piece.head) {
+            return self.part_failed(piece.op, Failure::new(EIO, "the volume was replaced while it was written"));
+        }
+        let empty = self.versions.get(piece.head).is_some_and(|version| {
+            version.tree.is_null() && version.delta.is_empty() && version.frozen.is_empty()
+        });
+        if empty {
+            return self.part_done(piece.op);
+        }
+        let result = if count > span_blocks(1) {
+            self.unmap_large(piece.head, piece.place, count)
+        } else {
+            self.record(&[Record::Unmap { head: piece.head, place: piece.place, blocks: count }])
+        };
+        match result {
+            Ok(seq) => self.part_recorded(piece.op, seq),
+            Err(message) => self.part_failed(piece.op, Failure::new(EIO, message)),
+        }
+    }
+
+    /// Rule V10: a hidden generation takes the content, the head loses the range, the generation is destroyed. The
+    /// throttled walk then frees in proportion to the difference, and no checkpoint meets an unbounded job.
+    pub fn unmap_large(&mut self, head: VersionId, place: u64, blocks: u64) -> Result<u64, String> {
+        let (first_id, ended, uuid) = (self.versions.next_id, self.versions.epoch, self.hidden_uuid());
+        let members = vec![tanada_format::Member { head, uuid }];
+        self.record(&[
+            Record::Snapshot { first_id, ended, hidden: true, members },
+            Record::Unmap { head, place, blocks },
+            Record::Destroy { version: first_id },
+        ])
+    }
+
+    /// Gives a piece its blocks, in as many runs as it takes, joined to the device write being put together.
+    fn place(&mut self, piece: &Piece, buf: Buf, open: &mut Option<DataWrite>) {
+        let buf = if buf.is_aligned() { buf } else { Buf::copy_from(&buf) };
+        let blocks = buf.len() as u64 / BLOCK;
+        let mut done = 0;
+        while done < blocks {
+            let room = open.as_ref().map_or(WRITE_BLOCKS_MAX, |write| WRITE_BLOCKS_MAX - write.blocks);
+            let want = (blocks - done).min(if room == 0 { WRITE_BLOCKS_MAX } else { room });
+            let Some((block, count)) = self.alloc.allocate(Stream::Data, want) else {
+                return self.refuse_piece(&Piece { op: piece.op, head: piece.head, place: 0, kind: PieceKind::Unmap(0) });
+            };
+            if open.as_ref().is_none_or(|write| room == 0 || write.first + write.blocks != block)
+                && let Some(full) = open.replace(DataWrite::new(block))
+            {
+                self.start_write(full);
+            }
+            let bytes = buf.slice((done * BLOCK) as usize..((done + count) * BLOCK) as usize);
+            let crcs = bytes.chunks_exact(BLOCK as usize).map(crc32c).collect();
+            if done + count < blocks {
+                self.add_part(piece.op);
+            }
+            let run = Run { op: piece.op, head: piece.head, place: piece.place + done, block, crcs };
+            if let Some(write) = open {
+                write.push(run, bytes, count);
+            }
+            self.promised_nodes += nodes_for(count);
+            done += count;
+        }
+    }
+
+    fn start_write(&mut self, mut write: DataWrite) {
+        write.promised_journal = Journal::promise_for(write.blocks, write.runs.len() as u64);
+        write.promised_nodes = write.runs.iter().map(|run| nodes_for(run.crcs.len() as u64)).sum();
+        self.journal.promise(write.promised_journal);
+        self.data_writes += 1;
+        self.data_blocks += write.blocks;
+        let parts = std::mem::take(&mut write.parts);
+        self.data_io(DiskOp::Write { at: write.first * BLOCK, parts }, write);
+    }
+
+    /// A device write has ended: its runs are recorded, or its ops fail.
+    pub fn data_written(&mut self, write: DataWrite, result: DiskResult) {
+        self.journal.keep_promise(write.promised_journal);
+        self.promised_nodes -= write.promised_nodes;
+        self.syncs.unsynced_bytes += write.blocks * BLOCK;
+        self.syncs.unsynced_since.get_or_insert(self.now);
+        for run in write.runs {
+            if let Err(error) = result {
+                // The blocks stay busy until a restart: the device may still write them (J10).
+                self.part_failed(run.op, State::data_failure(error.errno, "writing data"));
+            } else if self.is_read_only() {
+                self.part_failed(run.op, Failure::new(EIO, "the store became read-only"));
+            } else {
+                self.record_run(run);
+            }
+        }
+    }
+
+    fn record_run(&mut self, run: Run) {
+        let blocks = run.block..run.block + run.crcs.len() as u64;
+        let record = Record::Map { head: run.head, place: run.place, block: run.block, crcs: run.crcs };
+        match self.record(&[record]) {
+            Ok(seq) => self.part_recorded(run.op, seq),
+            Err(message) => {
+                // The head was replaced meanwhile (V9); no record names the blocks, so they may go back at once (B1).
+                blocks.for_each(|block| self.alloc.release(block));
+                self.part_failed(run.op, Failure::new(EIO, message));
+            }
+        }
+    }
+}
+
+impl DataWrite {
+    fn new(first: u64) -> DataWrite {
+        let (parts, runs) = (Vec::new(), Vec::new());
+        DataWrite { first, blocks: 0, parts, runs, promised_journal: 0, promised_nodes: 0 }
+    }
+
+    fn push(&mut self, run: Run, bytes: Buf, count: u64) {
+        self.blocks += count;
+        match self.parts.last().and_then(|last| last.join(&bytes)) {
+            Some(joined) => *self.parts.last_mut().expect("just looked at") = joined,
+            None => self.parts.push(bytes),
+        }
+        self.runs.push(run);
+    }
+}
+
+/// Delta nodes that mapping a run of `blocks` may make or copy, at worst.
+fn nodes_for(blocks: u64) -> u64 {
+    u64::from(LEVELS) + blocks.div_ceil(span_blocks(0))
+}
+
+/// A block of zeros, for patches over holes.
+pub fn zero_block() -> BufMut {
+    BufMut::zeroed(BLOCK as usize)
+}

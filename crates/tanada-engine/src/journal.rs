@@ -1,0 +1,209 @@
+//! The journal's ring as the writer sees it (store notes section 2).
+//!
+//! ```text
+//!   start_seq ............ durable ........ written ........ next_seq
+//!   | needed by recovery   | survives a     | survives a     | block being filled
+//!   |                      | power cut      | killed process |
+//! ```
+//! Records are appended in the order in which they are applied (J1, V1). Blocks are sealed once per turn and never
+//! rewritten (J5). *written* only moves over blocks without a gap: an acknowledged record is never behind a hole.
+
+use std::collections::BTreeMap;
+
+use tanada_disk::{BufMut, DiskOp};
+use tanada_format::geometry::JOURNAL_KEPT_BLOCKS;
+use tanada_format::journal::RECORDS_BYTES;
+use tanada_format::{BLOCK_BYTES, Geometry, JournalBuilder, JournalHeader, Record};
+use uuid::Uuid;
+
+pub struct Journal {
+    pub store: Uuid,
+    pub incarnation: u64,
+    /// Last durable checkpoint (J8).
+    pub checkpoint: u64,
+    blocks: u64,
+    next_seq: u64,
+    start_seq: u64,
+    durable: u64,
+    building: JournalBuilder,
+    sealed: Vec<(u64, [u8; BLOCK_BYTES])>,
+    /// First and last block of writes in flight.
+    in_flight: BTreeMap<u64, u64>,
+    /// Blocks that writes in flight will need for their records, at worst.
+    promised: u64,
+}
+
+/// A write of journal blocks, to be carried out.
+pub struct JournalWrite {
+    pub first: u64,
+    pub op: DiskOp,
+}
+
+impl Journal {
+    /// A journal whose next block is `next_seq`; everything before is durable.
+    pub fn new(store: Uuid, incarnation: u64, checkpoint: u64, blocks: u64, start_seq: u64, next_seq: u64) -> Journal {
+        Journal {
+            store,
+            incarnation,
+            checkpoint,
+            blocks,
+            next_seq,
+            start_seq,
+            durable: next_seq - 1,
+            building: JournalBuilder::new(),
+            sealed: Vec::new(),
+            in_flight: BTreeMap::new(),
+            promised: 0,
+        }
+    }
+
+    /// Appends records that belong together: they come into one block, so that a torn tail takes all or none of them.
+    /// Returns the number of their block. Room must have been checked.
+    pub fn append(&mut self, records: &[Record]) -> u64 {
+        let bytes: usize = records.iter().map(Record::encoded_bytes).sum();
+        assert!(bytes <= RECORDS_BYTES, "a group of {} records takes {bytes} bytes, more than a block", records.len());
+        if bytes > self.building.room() {
+            self.seal();
+        }
+        for record in records {
+            assert!(self.building.push(record), "room was just made");
+        }
+        self.next_seq
+    }
+
+    /// Ends the block being filled, if anything is in it.
+    pub fn seal(&mut self) {
+        if self.building.is_empty() {
+            return;
+        }
+        let header = JournalHeader {
+            store: self.store,
+            incarnation: self.incarnation,
+            seq: self.next_seq,
+            durable_seq: self.durable,
+            checkpoint: self.checkpoint,
+        };
+        self.sealed.push((self.next_seq, self.building.seal(&header)));
+        self.building = JournalBuilder::new();
+        self.next_seq += 1;
+    }
+
+    /// Seals and returns the writes that bring everything so far out of the process.
+    pub fn take_writes(&mut self, geometry: &Geometry) -> Vec<JournalWrite> {
+        self.seal();
+        let sealed = std::mem::take(&mut self.sealed);
+        let mut writes = Vec::new();
+        for run in sealed.chunk_by(|(_, _), (seq, _)| seq % self.blocks != 0) {
+            let mut buffer = BufMut::zeroed(run.len() * BLOCK_BYTES);
+            for (part, (_, bytes)) in buffer.as_mut_slice().chunks_exact_mut(BLOCK_BYTES).zip(run) {
+                part.copy_from_slice(bytes);
+            }
+            let (first, last) = (run[0].0, run[run.len() - 1].0);
+            self.in_flight.insert(first, last);
+            let at = geometry.journal_block(first) * BLOCK_BYTES as u64;
+            writes.push(JournalWrite { first, op: DiskOp::Write { at, parts: vec![buffer.freeze()] } });
+        }
+        writes
+    }
+
+    /// A write that began with block `first` ended well.
+    pub fn completed(&mut self, first: u64) {
+        self.in_flight.remove(&first);
+    }
+
+    /// All blocks up to this one have left the process.
+    pub fn written(&self) -> u64 {
+        let in_flight = self.in_flight.first_key_value().map(|(first, _)| *first);
+        let sealed = self.sealed.first().map(|(seq, _)| *seq);
+        in_flight.or(sealed).unwrap_or(self.next_seq) - 1
+    }
+
+    pub fn durable(&self) -> u64 {
+        self.durable
+    }
+
+    /// A sync that was issued when `written` was this ended well.
+    pub fn made_durable(&mut self, written: u64) {
+        self.durable = self.durable.max(written);
+    }
+
+    pub fn next_seq(&self) -> u64 {
+        self.next_seq
+    }
+
+    /// The block that holds the last record so far.
+    pub fn last_seq(&self) -> u64 {
+        if self.building.is_empty() { self.next_seq - 1 } else { self.next_seq }
+    }
+
+    pub fn has_records(&self) -> bool {
+        !self.building.is_empty() || !self.sealed.is_empty()
+    }
+
+    /// Checkpoint `checkpoint` is durable: blocks before `start_seq` are not needed any more.
+    pub fn trim(&mut self, checkpoint: u64, start_seq: u64) {
+        (self.checkpoint, self.start_seq) = (checkpoint, start_seq);
+    }
+
+    /// Blocks in use, the one being filled included.
+    pub fn used(&self) -> u64 {
+        self.next_seq + 1 - self.start_seq
+    }
+
+    pub fn blocks(&self) -> u64 {
+        self.blocks
+    }
+
+    /// Blocks of records that a write of `runs` runs with `blocks` blocks in all may need, at worst.
+    pub fn promise_for(blocks: u64, runs: u64) -> u64 {
+        1 + (blocks * 4 + runs * 20).div_ceil(RECORDS_BYTES as u64 - 1100)
+    }
+
+    /// True where guests may fill `wanted` more blocks; what is kept is for recovery and control (J4).
+    pub fn has_room(&self, wanted: u64) -> bool {
+        self.used() + self.promised + wanted + JOURNAL_KEPT_BLOCKS <= self.blocks
+    }
+
+    /// True where a control record finds room.
+    pub fn has_control_room(&self) -> bool {
+        self.used() + self.promised + 4 <= self.blocks
+    }
+
+    pub fn promise(&mut self, blocks: u64) {
+        self.promised += blocks;
+    }
+
+    pub fn keep_promise(&mut self, blocks: u64) {
+        self.promised -= blocks;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Journal;
+    use tanada_disk::DiskOp;
+    use tanada_format::geometry::SEGMENT_BLOCKS;
+    use tanada_format::{Geometry, Record};
+    use uuid::Uuid;
+
+    #[test]
+    fn written_moves_over_blocks_without_a_gap_and_runs_end_at_the_ring() {
+        let geometry = Geometry::new(5 * SEGMENT_BLOCKS, 64).expect("valid");
+        let mut journal = Journal::new(Uuid::nil(), 1, 1, 64, 60, 62);
+        assert_eq!(journal.append(&[Record::Destroy { version: 1 }]), 62);
+        let first = journal.take_writes(&geometry);
+        for _ in 0..4 {
+            journal.append(&[Record::Destroy { version: 1 }]);
+            journal.seal();
+        }
+        let second = journal.take_writes(&geometry);
+        assert_eq!(second.iter().map(|write| write.first).collect::<Vec<_>>(), [63, 64]);
+        assert!(matches!(&second[1].op, DiskOp::Write { at, .. } if *at == geometry.journal_block(64) * 4096));
+        journal.completed(64);
+        assert_eq!(journal.written(), 61);
+        journal.completed(62);
+        assert_eq!(journal.written(), 62);
+        journal.completed(63);
+        assert_eq!((journal.written(), first.len()), (66, 1));
+    }
+}

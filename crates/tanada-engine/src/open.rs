@@ -1,0 +1,378 @@
+//! Opening a store: read, decide, make the decision durable, serve (J1-J4, J8).
+//!
+//! ```text
+//!   sync -> newest superblock -> ring -> catalog, bitmaps -> chain of journal blocks -> verify the uncertain tail
+//!        -> replay the prefix -> recovery block -> sync -> serve
+//! ```
+//! The first record whose data fails its checksum ends the journal (J2). A recovery block fixes that verdict before
+//! anything new is written, and begins a new incarnation (J4).
+
+use std::collections::BTreeMap;
+
+use tanada_disk::{Buf, DiskOp};
+use tanada_format::catalog::{REGION_TABLE_PLACE, RegionEntry, region_place};
+use tanada_format::geometry::{JOURNAL_KEPT_BLOCKS, SUPERBLOCK_AT};
+use tanada_format::version::VERSION_BYTES;
+use tanada_format::{
+    BLOCK_BYTES, BitmapPage, FANOUT, FormatError, Geometry, JournalBlock, JournalHeader, Node, Pointer, ROOT_LEVEL,
+    Record, Superblock, Version, crc32c,
+};
+
+use crate::alloc::Allocator;
+use crate::api::{Action, OpenReport};
+use crate::failure::{EINVAL, EIO, Failure};
+use crate::journal::Journal;
+use crate::state::{BLOCK, Handle, Phase, State};
+
+/// Journal blocks read at once: 1 MiB.
+const RING_READ_BLOCKS: u64 = 256;
+
+/// Data runs verified at once.
+const VERIFY_AT_ONCE: usize = 64;
+
+/// What the ring holds that belongs to this store, by number.
+type Ring = BTreeMap<u64, Result<JournalBlock, JournalHeader>>;
+
+/// The part of the journal that counts.
+struct Chain {
+    blocks: Vec<JournalBlock>,
+    /// Blocks up to this one are known durable.
+    durable: u64,
+    incarnation_max: u64,
+}
+
+impl Handle {
+    pub async fn open(self) {
+        let result = self.try_open().await;
+        self.with(|state| {
+            if let Err(failure) = &result {
+                state.phase = Phase::Refused(failure.clone());
+            }
+            state.actions.push_back(Action::Opened(result));
+        });
+    }
+
+    async fn try_open(&self) -> Result<OpenReport, Failure> {
+        self.disk(DiskOp::Sync).await.map_err(|error| State::data_failure(error.errno, "syncing before opening"))?;
+        let superblock = self.read_superblock().await?;
+        let geometry = superblock.geometry;
+        self.with(|state| state.adopt_superblock(&superblock))?;
+        let ring = self.read_ring(&superblock).await?;
+        check_newest(&superblock, &ring)?;
+        self.read_catalog(&superblock).await?;
+        let mut chain = chain_of(&superblock, ring)?;
+        let blocks_verified = self.verify(&mut chain).await?;
+        let verdict = chain.blocks.last().map(|block| (block.header.seq, block.records.len() as u64));
+        let incarnation = chain.incarnation_max.max(superblock.incarnation) + 1;
+        let next_seq = verdict.map_or(superblock.journal_seq, |(seq, _)| seq + 1);
+        self.with(|state| {
+            let (store, checkpoint, start) = (superblock.store, superblock.checkpoint, superblock.journal_seq);
+            let blocks = geometry.journal_blocks();
+            state.journal = Journal::new(store, incarnation, checkpoint, blocks, start, next_seq);
+        });
+        let records_replayed = self.with(|state| state.replay(&chain))?;
+        self.fix_verdict(&superblock, verdict).await?;
+        Ok(OpenReport {
+            store: superblock.store,
+            incarnation,
+            checkpoint: self.with(|state| state.journal.checkpoint),
+            records_replayed,
+            blocks_verified,
+        })
+    }
+
+    async fn read_superblock(&self) -> Result<Superblock, Failure> {
+        let mut copies: [[Result<Superblock, FormatError>; 2]; 2] = [const { [const { Err(NOT_READ) }; 2] }; 2];
+        for (slot, places) in SUPERBLOCK_AT.iter().enumerate() {
+            for (copy, at) in places.iter().enumerate() {
+                if let Ok(bytes) = self.read_blocks(*at, BLOCK_BYTES as u32).await {
+                    copies[slot][copy] = Superblock::decode(&bytes, slot);
+                }
+            }
+        }
+        let Some(newest) = Superblock::newest(&copies).cloned() else {
+            let why = copies.into_iter().flatten().find_map(Result::err).map_or_else(String::new, |e| e.to_string());
+            return Err(Failure::new(EINVAL, format!("none of the four superblocks is whole: {why}")));
+        };
+        if !newest.may_write() {
+            return Err(Failure::new(EINVAL, "the store has features that this program can only read"));
+        }
+        let needed = newest.geometry.store_bytes();
+        let device = self.with(|state| state.config.device_bytes);
+        if device < needed {
+            return Err(Failure::new(EINVAL, format!("the store needs {needed} bytes, the device has {device}")));
+        }
+        // A crash between its two copies leaves one: a single torn sector later must not cost the store.
+        if copies[newest.slot()].iter().any(|copy| copy.as_ref() != Ok(&newest)) {
+            let bytes = Buf::copy_from(&newest.encode());
+            for at in SUPERBLOCK_AT[newest.slot()] {
+                let op = DiskOp::Write { at: at * BLOCK, parts: vec![bytes.clone()] };
+                self.disk(op).await.map_err(|e| State::data_failure(e.errno, "repairing a superblock"))?;
+            }
+        }
+        Ok(newest)
+    }
+
+    async fn read_ring(&self, superblock: &Superblock) -> Result<Ring, Failure> {
+        let geometry = superblock.geometry;
+        let mut ring = Ring::new();
+        let mut at = 0;
+        while at < geometry.journal_blocks() {
+            let count = RING_READ_BLOCKS.min(geometry.journal_blocks() - at);
+            let bytes = self.read_blocks(geometry.journal_block(0) + at, (count * BLOCK) as u32).await;
+            let bytes = bytes.map_err(|error| State::data_failure(error.errno, "reading the journal"))?;
+            for block in bytes.chunks_exact(BLOCK_BYTES) {
+                let Ok(header) = JournalHeader::decode(block, superblock.store) else { continue };
+                ring.insert(header.seq, JournalBlock::decode(block, superblock.store).map_err(|_| header));
+            }
+            at += count;
+        }
+        Ok(ring)
+    }
+
+    /// Reads the hidden volume: versions, region table, bitmap pages.
+    async fn read_catalog(&self, superblock: &Superblock) -> Result<(), Failure> {
+        let geometry = superblock.geometry;
+        let mut leaves: Vec<(u64, Pointer)> = vec![(0, superblock.catalog)];
+        for level in (0..=ROOT_LEVEL).rev() {
+            let mut below = Vec::new();
+            for (index, pointer) in leaves.into_iter().filter(|(_, pointer)| !pointer.is_null()) {
+                let bytes = self.verified(pointer, "the catalog's map").await?;
+                let node = Node::decode(&bytes, pointer.crc(), geometry.store_blocks()).map_err(damaged)?;
+                below.extend((0..FANOUT).map(|slot| (index << 8 | slot as u64, node.pointers[slot])));
+                self.with(|state| state.catalog.load_node(level, index, node));
+            }
+            leaves = below;
+        }
+        for (place, pointer) in leaves.into_iter().filter(|(_, pointer)| !pointer.is_null()) {
+            let bytes = self.verified(pointer, "the catalog").await?;
+            if place < REGION_TABLE_PLACE {
+                self.with(|state| state.load_versions(place, &bytes))?;
+            } else {
+                self.read_pages(place, &bytes, &geometry).await?;
+            }
+        }
+        self.with(|state| state.versions.load_children()).map_err(|message| Failure::new(EIO, message))?;
+        let used = self.with(|state| state.alloc.used());
+        if used != superblock.used_blocks {
+            let message = format!("bitmaps have {used} blocks in use, the superblock says {}", superblock.used_blocks);
+            return Err(Failure::new(EIO, message));
+        }
+        Ok(())
+    }
+
+    async fn read_pages(&self, place: u64, table: &[u8], geometry: &Geometry) -> Result<(), Failure> {
+        let first = (place - REGION_TABLE_PLACE) * tanada_format::catalog::REGIONS_PER_BLOCK;
+        let end = (first + tanada_format::catalog::REGIONS_PER_BLOCK).min(geometry.region_count());
+        for region in first..end {
+            let at = region_place(region).1;
+            let entry = RegionEntry::decode(&table[at..at + tanada_format::catalog::REGION_ENTRY_BYTES]);
+            let entry = entry.map_err(damaged)?;
+            let RegionEntry::Page { copy, crc, used } = entry else { continue };
+            let bytes = self.read_blocks(geometry.page_block(region, copy), BLOCK_BYTES as u32).await;
+            let bytes = bytes.map_err(|error| State::data_failure(error.errno, "reading a bitmap page"))?;
+            let page = BitmapPage::decode(&bytes, crc, used, geometry.region_blocks(region)).map_err(damaged)?;
+            self.with(|state| state.alloc.load(region, entry, page));
+        }
+        Ok(())
+    }
+
+    async fn verified(&self, pointer: Pointer, what: &str) -> Result<Buf, Failure> {
+        let bytes = self.read_blocks(pointer.block(), BLOCK_BYTES as u32).await;
+        let bytes = bytes.map_err(|error| State::data_failure(error.errno, what))?;
+        if crc32c(&bytes) == pointer.crc() {
+            return Ok(bytes);
+        }
+        Err(Failure::new(EIO, format!("{what} is damaged at block {}: its checksum does not match", pointer.block())))
+    }
+
+    /// Verifies the data of records that may not have reached the medium; cuts the chain at the first that has not.
+    async fn verify(&self, chain: &mut Chain) -> Result<u64, Failure> {
+        let mut runs = Vec::new();
+        for (index, block) in chain.blocks.iter().enumerate().filter(|(_, b)| b.header.seq > chain.durable) {
+            for (n, record) in block.records.iter().enumerate() {
+                if let Record::Map { block, crcs, .. } = record {
+                    runs.push((index, n, *block, crcs));
+                }
+            }
+        }
+        let store_blocks = self.with(|state| state.alloc.geometry().store_blocks());
+        let mut verified = 0;
+        let mut torn = None;
+        'all: for batch in runs.chunks(VERIFY_AT_ONCE) {
+            let mut reads = Vec::new();
+            for (index, n, block, crcs) in batch {
+                // A store that grew in this very journal has blocks beyond the superblock's end.
+                let length = (crcs.len() as u64 * BLOCK) as u32;
+                let device = self.with(|state| state.config.device_bytes / BLOCK).max(store_blocks);
+                let inside = block + crcs.len() as u64 <= device;
+                let op = DiskOp::Read { at: block * BLOCK, length };
+                reads.push((*index, *n, crcs, inside.then(|| self.with(|state| state.task_io(op)))));
+            }
+            for (index, n, crcs, slot) in reads {
+                let bytes = match slot {
+                    Some(slot) => slot.await.map_err(|e| State::data_failure(e.errno, "verifying the journal"))?,
+                    None => None,
+                };
+                let whole = bytes.is_some_and(|bytes| {
+                    bytes.chunks_exact(BLOCK_BYTES).map(crc32c).eq(crcs.iter().copied())
+                });
+                if !whole {
+                    torn = Some((index, n));
+                    break 'all;
+                }
+                verified += crcs.len() as u64;
+            }
+        }
+        if let Some((index, n)) = torn {
+            chain.blocks.truncate(index + 1);
+            chain.blocks[index].records.truncate(n);
+        }
+        Ok(verified)
+    }
+
+    /// Makes the verdict durable: by a recovery block, or, where the ring has no room for one, by a checkpoint.
+    async fn fix_verdict(&self, superblock: &Superblock, verdict: Option<(u64, u64)>) -> Result<(), Failure> {
+        let room = self.with(|state| state.journal.used() + JOURNAL_KEPT_BLOCKS <= state.journal.blocks());
+        if !room {
+            self.with(|state| {
+                state.phase = Phase::Serving; // for the checkpoint; nobody is told before it has ended
+                state.checkpoint.running = true;
+                state.checkpoint.urgent = true;
+            });
+            self.clone().checkpoint().await;
+            self.with(|state| state.check_writable())?;
+        }
+        let (seq, records) = match verdict {
+            Some(verdict) if room => verdict,
+            _ => (self.with(|state| state.journal.next_seq() - 1), 0),
+        };
+        let recovered = Record::Recovered { seq, records };
+        let slot = self.with(|state| {
+            state.phase = Phase::Serving;
+            let seq = state.journal.append(&[recovered]);
+            state.write_journal();
+            state.durable(seq)
+        });
+        slot.await?;
+        tracing::info!(store = %superblock.store, "store open");
+        Ok(())
+    }
+}
+
+const NOT_READ: FormatError = FormatError::Length { what: "superblock", found: 0, needed: BLOCK_BYTES };
+
+fn damaged(error: FormatError) -> Failure {
+    Failure::new(EIO, format!("the catalog is damaged: {error}"))
+}
+
+/// Rule J8: where the ring knows a newer checkpoint than the best superblock, the newest superblock is damaged, and
+/// what the older one needs may have been written over.
+fn check_newest(superblock: &Superblock, ring: &Ring) -> Result<(), Failure> {
+    let known = ring.values().map(|block| header_of(block).checkpoint).max().unwrap_or(0);
+    if known <= superblock.checkpoint {
+        return Ok(());
+    }
+    let message = format!(
+        "the journal knows checkpoint {known}, the newest whole superblock is of checkpoint {}: the newest is damaged",
+        superblock.checkpoint
+    );
+    Err(Failure::new(EIO, message))
+}
+
+fn header_of(block: &Result<JournalBlock, JournalHeader>) -> &JournalHeader {
+    match block {
+        Ok(block) => &block.header,
+        Err(header) => header,
+    }
+}
+
+/// Follows the journal from the superblock's mark: consecutive numbers, incarnations that never decrease (J4), and
+/// what recovery blocks decided. Errors where a block is missing that was durable (J3).
+fn chain_of(superblock: &Superblock, mut ring: Ring) -> Result<Chain, Failure> {
+    let incarnation_max = ring.values().map(|block| header_of(block).incarnation).max().unwrap_or(0);
+    let mut chain = Chain { blocks: Vec::new(), durable: superblock.journal_seq - 1, incarnation_max };
+    let mut incarnation = superblock.incarnation;
+    let mut seq = superblock.journal_seq;
+    loop {
+        let header = ring.get(&seq).map(|block| *header_of(block));
+        if header.is_none_or(|header| header.incarnation < incarnation) {
+            break;
+        }
+        let Some(Ok(block)) = ring.remove(&seq) else {
+            return Err(Failure::new(EIO, format!("journal block {seq} is whole, but its records make no sense")));
+        };
+        incarnation = block.header.incarnation;
+        chain.durable = chain.durable.max(block.header.durable_seq);
+        if let Some(Record::Recovered { seq: of, records }) = block.records.first()
+            && let Some(last) = chain.blocks.last_mut()
+            && last.header.seq == *of
+        {
+            last.records.truncate(*records as usize);
+        }
+        chain.blocks.push(block);
+        seq += 1;
+    }
+    let beyond = ring.range(seq..).map(|(_, block)| header_of(block)).find(|header| header.durable_seq >= seq);
+    if let Some(header) = beyond {
+        let message = format!(
+            "journal block {seq} is missing, though block {} says that it was durable: the journal is damaged",
+            header.seq
+        );
+        return Err(Failure::new(EIO, message));
+    }
+    Ok(chain)
+}
+
+impl State {
+    fn adopt_superblock(&mut self, superblock: &Superblock) -> Result<(), Failure> {
+        self.store = superblock.store;
+        self.superblock = Some(superblock.clone());
+        self.alloc = Allocator::new(superblock.geometry);
+        self.catalog.set_root(superblock.catalog);
+        self.versions.epoch = superblock.epoch;
+        self.versions.next_id = superblock.next_version;
+        self.checkpoint.slots = superblock.version_slots;
+        Ok(())
+    }
+
+    fn load_versions(&mut self, place: u64, bytes: &[u8]) -> Result<(), Failure> {
+        let store_blocks = self.alloc.geometry().store_blocks();
+        for (n, record) in bytes.chunks_exact(VERSION_BYTES).enumerate() {
+            let slot = place * (BLOCK_BYTES / VERSION_BYTES) as u64 + n as u64;
+            if let Some(version) = Version::decode(record, store_blocks).map_err(damaged)? {
+                self.versions.load(&version, slot);
+            }
+        }
+        let mut block = Box::new([0; BLOCK_BYTES]);
+        block.copy_from_slice(bytes);
+        self.catalog.load_versions(place, block);
+        Ok(())
+    }
+
+    /// Applies the prefix. What it names is busy from now on.
+    fn replay(&mut self, chain: &Chain) -> Result<u64, Failure> {
+        let mut replayed = 0;
+        for block in &chain.blocks {
+            for record in &block.records {
+                self.replay_one(record).map_err(|message| {
+                    Failure::new(EIO, format!("journal block {} contradicts the store: {message}", block.header.seq))
+                })?;
+                replayed += u64::from(!matches!(record, Record::Recovered { .. }));
+            }
+        }
+        Ok(replayed)
+    }
+
+    fn replay_one(&mut self, record: &Record) -> Result<(), String> {
+        if let Record::Map { block, crcs, .. } = record {
+            for block in *block..*block + crcs.len() as u64 {
+                if self.alloc.is_busy(block) {
+                    return Err(format!("block {block} is named by a record and in use already"));
+                }
+                self.alloc.mark_busy(block);
+            }
+        }
+        self.apply(record)
+    }
+}

@@ -1,0 +1,327 @@
+//! Reading: look up (delta, frozen delta, tree), read, verify, answer. The same three steps with 0 or 1,000 generations.
+
+use std::rc::Rc;
+
+use tanada_disk::{Buf, DiskOp};
+use tanada_format::node::{slot_of, span_blocks};
+use tanada_format::pointer::{BLOCK_MAX, EPOCH_MAX};
+use tanada_format::{BLOCK_BYTES, FANOUT, Node, Pointer, ROOT_LEVEL, crc32c};
+use uuid::Uuid;
+
+use crate::api::{Alert, Extent, ExtentKind, Reply, RequestId, Segment};
+use crate::data::zero_block;
+use crate::delta::Lookup;
+use crate::failure::{EIO, Failure};
+use crate::guest::OpId;
+use crate::state::{BLOCK, Handle, Patch, State};
+use crate::tree::NodeSource;
+use crate::versions::VersionId;
+
+/// Blocks in one device read at most: 1 MiB.
+const READ_BLOCKS_MAX: u64 = 256;
+
+/// A look-up that cannot end without this node.
+pub struct Missing(pub Pointer);
+
+impl State {
+    /// The pointers of `count` places from `place` on, all within one leaf.
+    fn look_up(&mut self, id: VersionId, place: u64, count: usize, out: &mut Vec<Pointer>) -> Result<(), Missing> {
+        let Some(version) = self.versions.get(id) else {
+            out.extend(std::iter::repeat_n(Pointer::NULL, count));
+            return Ok(());
+        };
+        let (delta, frozen) = (version.delta.leaf(place), version.frozen.leaf(place));
+        let first = slot_of(place, 0);
+        let before = out.len();
+        let mut absent = false;
+        for slot in first..first + count {
+            let found = match delta.get(slot) {
+                Lookup::Absent => frozen.get(slot),
+                found => found,
+            };
+            match found {
+                Lookup::Data(pointer) => out.push(pointer),
+                Lookup::Hole => out.push(Pointer::NULL),
+                Lookup::Absent => {
+                    absent = true;
+                    out.push(absent_mark());
+                }
+            }
+        }
+        if !absent {
+            return Ok(());
+        }
+        let leaf = match leaf_of(&mut self.cache, version.tree, place) {
+            Ok(leaf) => leaf,
+            Err(missing) => {
+                out.truncate(before);
+                return Err(missing);
+            }
+        };
+        for (slot, pointer) in (first..).zip(&mut out[before..]).filter(|(_, pointer)| **pointer == absent_mark()) {
+            *pointer = leaf.as_ref().map_or(Pointer::NULL, |leaf| leaf.pointers[slot]);
+        }
+        Ok(())
+    }
+}
+
+/// Marks places that no delta speaks of, while looking up: a pointer that nobody has, for no store is that large.
+fn absent_mark() -> Pointer {
+    Pointer::new(BLOCK_MAX, EPOCH_MAX, u32::MAX)
+}
+
+/// The leaf above `place`, as far as the cache goes; `Ok(None)` where nothing is mapped.
+fn leaf_of(cache: &mut crate::cache::NodeCache, tree: Pointer, place: u64) -> Result<Option<Rc<Node>>, Missing> {
+    let mut pointer = tree;
+    for level in (1..=ROOT_LEVEL).rev() {
+        if pointer.is_null() {
+            return Ok(None);
+        }
+        let node = cache.get(pointer).ok_or(Missing(pointer))?;
+        pointer = node.pointers[slot_of(place, level)];
+    }
+    if pointer.is_null() {
+        return Ok(None);
+    }
+    cache.get(pointer).map(Some).ok_or(Missing(pointer))
+}
+
+impl NodeSource for Handle {
+    async fn node(&self, pointer: Pointer) -> Result<Rc<Node>, Failure> {
+        if let Some(node) = self.with(|state| state.cache.get(pointer)) {
+            return Ok(node);
+        }
+        let store_blocks = self.with(|state| state.alloc.geometry().store_blocks());
+        let mut refused = String::new();
+        for _ in 0..2 {
+            match self.read_blocks(pointer.block(), BLOCK_BYTES as u32).await {
+                Err(error) => refused = error.to_string(),
+                Ok(bytes) => match Node::decode(&bytes, pointer.crc(), store_blocks) {
+                    Ok(node) => {
+                        let node = Rc::new(node);
+                        self.with(|state| state.cache.insert(pointer, Rc::clone(&node)));
+                        return Ok(node);
+                    }
+                    Err(error) => refused = error.to_string(),
+                },
+            }
+        }
+        let message = format!("map node at block {} is damaged: {refused}", pointer.block());
+        Err(Failure::new(EIO, message))
+    }
+}
+
+impl Handle {
+    /// The pointers of `count` places from `place` on.
+    pub async fn look_up(&self, id: VersionId, place: u64, count: u64) -> Result<Vec<Pointer>, Failure> {
+        let mut pointers = Vec::with_capacity(count as usize);
+        while (pointers.len() as u64) < count {
+            let at = place + pointers.len() as u64;
+            let in_leaf = (FANOUT - slot_of(at, 0)).min((count - pointers.len() as u64) as usize);
+            while let Err(Missing(node)) = self.with(|state| state.look_up(id, at, in_leaf, &mut pointers)) {
+                self.node(node).await?;
+            }
+        }
+        Ok(pointers)
+    }
+
+    /// Answers a guest's read.
+    pub async fn read(self, request: RequestId, export: u32, offset: u64, length: u32) {
+        let version = self.with(|state| state.exports.get(&export).map_or(0, |export| export.version));
+        let result = self.read_range(version, offset, u64::from(length)).await;
+        self.with(|state| state.answer(request, export, result.map(Reply::Data)));
+    }
+
+    async fn read_range(&self, version: VersionId, offset: u64, length: u64) -> Result<Vec<Segment>, Failure> {
+        let _reading = self.reading();
+        let (first, end) = (offset / BLOCK, (offset + length).div_ceil(BLOCK));
+        let pointers = self.look_up(version, first, end - first).await?;
+        let blocks = self.fetch(version, first, &pointers).await?;
+        let (mut segments, mut skip, mut left) = (Segments::default(), offset % BLOCK, length);
+        for block in blocks {
+            let take = (BLOCK - skip).min(left);
+            match block {
+                None => segments.zeros(take as u32),
+                Some(buf) => segments.data(buf.slice(skip as usize..(skip + take) as usize)),
+            }
+            skip = 0;
+            left -= take;
+        }
+        Ok(segments.list)
+    }
+
+    /// The content of blocks of `version` from place `first` on, verified; `None` for holes.
+    async fn fetch(&self, version: VersionId, first: u64, pointers: &[Pointer]) -> Result<Vec<Option<Buf>>, Failure> {
+        let mut wanted: Vec<(u64, usize)> = pointers
+            .iter()
+            .enumerate()
+            .filter(|(_, pointer)| !pointer.is_null())
+            .map(|(index, pointer)| (pointer.block(), index))
+            .collect();
+        wanted.sort_unstable();
+        let mut reads = Vec::new();
+        let mut rest = &wanted[..];
+        while let Some((start, _)) = rest.first().copied() {
+            let run = (1..rest.len())
+                .find(|n| rest[*n].0 != start + *n as u64 || *n as u64 == READ_BLOCKS_MAX)
+                .unwrap_or(rest.len());
+            let op = DiskOp::Read { at: start * BLOCK, length: (run as u64 * BLOCK) as u32 };
+            reads.push((&rest[..run], self.with(|state| state.task_io(op))));
+            rest = &rest[run..];
+        }
+        let mut blocks = vec![None; pointers.len()];
+        for (run, slot) in reads {
+            let result = slot.await;
+            for (n, (_, index)) in run.iter().enumerate() {
+                let place = first + *index as u64;
+                let bytes = match &result {
+                    Ok(Some(buf)) if buf.len() == run.len() * BLOCK_BYTES => {
+                        Some(buf.slice(n * BLOCK_BYTES..(n + 1) * BLOCK_BYTES))
+                    }
+                    _ => None,
+                };
+                let verified = bytes.filter(|bytes| crc32c(bytes) == pointers[*index].crc());
+                blocks[*index] = match verified {
+                    Some(bytes) => Some(bytes),
+                    None => self.fetch_again(version, place, pointers[*index]).await?,
+                };
+            }
+        }
+        Ok(blocks)
+    }
+
+    /// Rule W4: looks up again where the pointer changed meanwhile, else reads once more, then it is damage.
+    async fn fetch_again(&self, version: VersionId, place: u64, old: Pointer) -> Result<Option<Buf>, Failure> {
+        let now = self.look_up(version, place, 1).await?[0];
+        if now.is_null() {
+            return Ok(None);
+        }
+        let said = match self.read_blocks(now.block(), BLOCK_BYTES as u32).await {
+            Ok(bytes) if crc32c(&bytes) == now.crc() => return Ok(Some(bytes)),
+            Ok(bytes) => format!("checksum is {:#010x}, should be {:#010x}", crc32c(&bytes), now.crc()),
+            Err(error) => error.to_string(),
+        };
+        tracing::error!(block = now.block(), old = old.block(), version, place, "damaged block");
+        Err(self.with(|state| state.damage(version, place, now.block(), &said)))
+    }
+
+    /// Reads, verifies and changes a part of one block, and queues the whole (W2).
+    pub async fn patch(self, op: OpId, place: u64, at: usize, patch: Patch) {
+        let Some(head) = self.with(|state| state.ops.get(&op).map(|op| op.head)) else { return };
+        let result = self.patched(head, place, at, patch).await;
+        self.with(|state| {
+            match result {
+                Ok(buf) => state.push_data(op, head, place, buf),
+                Err(failure) => return state.part_failed(op, failure),
+            }
+            state.part_done(op);
+        });
+    }
+
+    async fn patched(&self, head: VersionId, place: u64, at: usize, patch: Patch) -> Result<Buf, Failure> {
+        let _reading = self.reading();
+        let pointers = self.look_up(head, place, 1).await?;
+        let old = self.fetch(head, place, &pointers).await?.pop().flatten();
+        let mut block = zero_block();
+        let bytes = block.as_mut_slice();
+        if let Some(old) = old {
+            bytes.copy_from_slice(&old);
+        }
+        match patch {
+            Patch::Bytes(new) => bytes[at..at + new.len()].copy_from_slice(&new),
+            Patch::Zeros(length) => bytes[at..at + length].fill(0),
+        }
+        Ok(block.freeze())
+    }
+
+    /// The extents of a range, mapped or not.
+    pub async fn extents(
+        &self,
+        version: VersionId,
+        offset: u64,
+        length: u64,
+        extents_max: usize,
+    ) -> Result<Vec<Extent>, Failure> {
+        let _reading = self.reading();
+        let (first, end) = (offset / BLOCK, (offset + length).div_ceil(BLOCK));
+        let mut list = ExtentList::new(offset, offset + length, extents_max);
+        let mut place = first;
+        while place < end && !list.is_full() {
+            let count = (span_blocks(0) - place % span_blocks(0)).min(end - place);
+            for pointer in self.look_up(version, place, count).await? {
+                list.push(place, 1, if pointer.is_null() { ExtentKind::Hole } else { ExtentKind::Data });
+                place += 1;
+            }
+        }
+        Ok(list.finish())
+    }
+}
+
+impl State {
+    /// Raises the alarm over a damaged block and makes the guest's error.
+    fn damage(&mut self, id: VersionId, place: u64, block: u64, said: &str) -> Failure {
+        let volume = self.versions.get(id).map_or_else(Uuid::nil, |version| version.uuid);
+        let message = format!("block {block} of the store: {said}");
+        self.alert(Alert::Damage { volume, offset: place * BLOCK, message: message.clone() });
+        Failure::new(EIO, format!("volume {volume} is damaged at offset {}: {message}", place * BLOCK))
+    }
+}
+
+/// Collects neighbouring extents of one kind, within a range of bytes.
+pub struct ExtentList {
+    start: u64,
+    end: u64,
+    extents_max: usize,
+    list: Vec<Extent>,
+}
+
+impl ExtentList {
+    pub fn new(start: u64, end: u64, extents_max: usize) -> ExtentList {
+        ExtentList { start, end, extents_max: extents_max.max(1), list: Vec::new() }
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.list.len() > self.extents_max
+    }
+
+    pub fn push(&mut self, place: u64, count: u64, kind: ExtentKind) {
+        let from = (place * BLOCK).max(self.start);
+        let to = ((place + count) * BLOCK).min(self.end);
+        if from >= to {
+            return;
+        }
+        match self.list.last_mut() {
+            Some(last) if last.kind == kind => last.length = to - last.offset,
+            _ => self.list.push(Extent { offset: from, length: to - from, kind }),
+        }
+    }
+
+    pub fn finish(mut self) -> Vec<Extent> {
+        self.list.truncate(self.extents_max);
+        self.list
+    }
+}
+
+#[derive(Default)]
+struct Segments {
+    list: Vec<Segment>,
+}
+
+impl Segments {
+    fn zeros(&mut self, length: u32) {
+        match self.list.last_mut() {
+            Some(Segment::Zeros(last)) => *last += length,
+            _ => self.list.push(Segment::Zeros(length)),
+        }
+    }
+
+    fn data(&mut self, buf: Buf) {
+        if let Some(Segment::Data(last)) = self.list.last_mut()
+            && let Some(joined) = last.join(&buf)
+        {
+            *last = joined;
+            return;
+        }
+        self.list.push(Segment::Data(buf));
+    }
+}

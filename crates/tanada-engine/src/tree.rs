@@ -1,0 +1,25 @@
+//! The functions over trees, pure: merge, walk, difference, count. Each is a page; where nodes come from and where
+//! freed blocks go is behind [`NodeSource`] and the traits beside it, so that tests run them on trees in memory.
+
+pub mod count;
+pub mod diff;
+pub mod merge;
+pub mod walk;
+
+
+use std::rc::Rc;
+
+use tanada_format::{Node, Pointer};
+
+use crate::failure::Failure;
+
+/// Where nodes are read.
+pub trait NodeSource {
+    /// The node behind a pointer that is not null.
+    fn node(&self, pointer: Pointer) -> impl Future<Output = Result<Rc<Node>, Failure>>;
+}
+
+/// The node behind `pointer`, or an empty one behind the null pointer.
+pub async fn node_or_empty(source: &impl NodeSource, pointer: Pointer) -> Result<Rc<Node>, Failure> {
+    if pointer.is_null() { Ok(Rc::new(Node::EMPTY)) } else { source.node(pointer).await }
+}

@@ -1,0 +1,364 @@
+//! The version tree: generations and heads, each with its parent (store notes section 4).
+//!
+//! ```text
+//!   snapshot of H:   P -- H    becomes   P -- G -- H      G takes H's tree, delta and parent (V3); the epoch moves
+//!   clone of G:      P -- G    becomes   P -- G -- C      C starts over G's tree
+//!   revert of H to G:          G -- H' under H's name; H is dying (V9)
+//!   destroy:         dying with at most one child, ghost with several (V7, V8)
+//! ```
+//! Each change here is one journal record, applied in the same way when it happens and when it is replayed. Whatever
+//! needs to read or free is left to the next cut ([`crate::cut`]) and to the deletion walk.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tanada_format::{Member, Pointer, VersionKind, VersionState};
+use uuid::Uuid;
+
+use crate::delta::{Change, Delta, DeltaCost};
+use crate::tree::count::Exclusive;
+
+/// Id of a version; never reused, 0 is none.
+pub type VersionId = u64;
+
+#[derive(Debug, Clone)]
+pub struct Version {
+    pub id: VersionId,
+    pub uuid: Uuid,
+    pub parent: VersionId,
+    pub children: BTreeSet<VersionId>,
+    /// S(v): the epoch that ended when it was taken; 0 for heads.
+    pub ended: u64,
+    /// Bytes.
+    pub size: u64,
+    pub kind: VersionKind,
+    pub state: VersionState,
+    pub hidden: bool,
+    /// Rule V6: places before this one are walked.
+    pub cursor: u64,
+    /// Slot in the catalog's version table, given at the first cut.
+    pub slot: Option<u64>,
+    /// The tree in the last checkpoint: its own, or that of the nearest ancestor that has one.
+    pub tree: Pointer,
+    pub own: bool,
+    /// Changes since the last cut.
+    pub delta: Delta,
+    /// Changes that the running checkpoint merges.
+    pub frozen: Delta,
+    /// Which item of the running checkpoint will become its tree.
+    pub merging: Option<usize>,
+    /// Last journal block with a record of it.
+    pub last_seq: u64,
+    /// Blocks mapped as of `tree`, where known.
+    pub mapped: Option<u64>,
+    /// Blocks that only it holds, as of `tree`, where known.
+    pub exclusive: Option<Exclusive>,
+}
+
+impl Version {
+    fn new(id: VersionId, uuid: Uuid, kind: VersionKind, size: u64) -> Version {
+        Version {
+            id,
+            uuid,
+            parent: 0,
+            children: BTreeSet::new(),
+            ended: 0,
+            size,
+            kind,
+            state: VersionState::Live,
+            hidden: false,
+            cursor: 0,
+            slot: None,
+            tree: Pointer::NULL,
+            own: false,
+            delta: Delta::default(),
+            frozen: Delta::default(),
+            merging: None,
+            last_seq: 0,
+            mapped: None,
+            exclusive: None,
+        }
+    }
+
+    pub fn is_live(&self) -> bool {
+        self.state == VersionState::Live
+    }
+
+    /// As a checkpoint keeps it.
+    pub fn record(&self) -> tanada_format::Version {
+        tanada_format::Version {
+            id: self.id,
+            parent: self.parent,
+            uuid: self.uuid,
+            ended: self.ended,
+            size: self.size,
+            tree: self.tree,
+            cursor: self.cursor,
+            instance: 0,
+            kind: self.kind,
+            state: self.state,
+            hidden: self.hidden,
+        }
+    }
+}
+
+/// All versions of a store.
+#[derive(Debug, Default)]
+pub struct Versions {
+    by_id: BTreeMap<VersionId, Version>,
+    /// Live versions by name.
+    names: BTreeMap<Uuid, VersionId>,
+    /// The running epoch, from 1 on.
+    pub epoch: u64,
+    pub next_id: VersionId,
+    /// Cost of all deltas of the current era.
+    pub cost: DeltaCost,
+    /// Blocks of entries of this era that were replaced before any checkpoint saw them; released after the next (B1).
+    pub dropped: Vec<u64>,
+}
+
+/// Why a record cannot be applied: the journal and the versions contradict each other.
+pub type Contradiction = String;
+
+impl Versions {
+    pub fn get(&self, id: VersionId) -> Option<&Version> {
+        self.by_id.get(&id)
+    }
+
+    pub fn get_mut(&mut self, id: VersionId) -> Option<&mut Version> {
+        self.by_id.get_mut(&id)
+    }
+
+    pub fn named(&self, uuid: Uuid) -> Option<&Version> {
+        self.names.get(&uuid).and_then(|id| self.by_id.get(id))
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Version> {
+        self.by_id.values()
+    }
+
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Version> {
+        self.by_id.values_mut()
+    }
+
+    pub fn ids(&self) -> Vec<VersionId> {
+        self.by_id.keys().copied().collect()
+    }
+
+    /// S of the version's parent; 0 without one.
+    pub fn parent_cut(&self, id: VersionId) -> u64 {
+        self.get(id).and_then(|version| self.get(version.parent)).map_or(0, |parent| parent.ended)
+    }
+
+    /// The oldest ancestor.
+    pub fn family(&self, id: VersionId) -> VersionId {
+        let mut at = id;
+        while let Some(parent) = self.get(at).map(|version| version.parent).filter(|parent| *parent != 0) {
+            at = parent;
+        }
+        at
+    }
+
+    /// Takes over a version from a checkpoint. `load_children` must follow when all are there.
+    pub fn load(&mut self, record: &tanada_format::Version, slot: u64) {
+        let mut version = Version::new(record.id, record.uuid, record.kind, record.size);
+        version.parent = record.parent;
+        version.ended = record.ended;
+        version.state = record.state;
+        version.hidden = record.hidden;
+        version.cursor = record.cursor;
+        version.slot = Some(slot);
+        version.tree = record.tree;
+        version.own = true;
+        if version.is_live() {
+            self.names.insert(version.uuid, version.id);
+        }
+        self.by_id.insert(version.id, version);
+    }
+
+    /// Fills in the children of loaded versions. Errors: a parent that does not exist, or a circle.
+    pub fn load_children(&mut self) -> Result<(), Contradiction> {
+        let pairs: Vec<(VersionId, VersionId)> =
+            self.iter().filter(|version| version.parent != 0).map(|version| (version.parent, version.id)).collect();
+        for (parent, child) in pairs {
+            self.require(parent)?.children.insert(child);
+        }
+        for id in self.ids() {
+            let mut at = id;
+            for _ in 0..=self.by_id.len() {
+                at = self.get(at).map_or(0, |version| version.parent);
+            }
+            if at != 0 {
+                return Err(format!("version {id} is its own ancestor"));
+            }
+        }
+        Ok(())
+    }
+
+    fn require(&mut self, id: VersionId) -> Result<&mut Version, Contradiction> {
+        self.by_id.get_mut(&id).ok_or_else(|| format!("version {id} does not exist"))
+    }
+
+    fn insert(&mut self, version: Version) -> Result<(), Contradiction> {
+        if self.by_id.contains_key(&version.id) {
+            return Err(format!("version {} exists already", version.id));
+        }
+        self.next_id = self.next_id.max(version.id + 1);
+        if version.is_live() {
+            self.names.insert(version.uuid, version.id);
+        }
+        if let Some(parent) = self.by_id.get_mut(&version.parent) {
+            parent.children.insert(version.id);
+        }
+        let id = version.id;
+        self.by_id.insert(id, version);
+        self.touch(id);
+        Ok(())
+    }
+
+    /// Forgets what was counted of a version and its relatives, because one of them changes.
+    pub fn touch(&mut self, id: VersionId) {
+        let Some(version) = self.by_id.get_mut(&id) else { return };
+        version.exclusive = None;
+        let (parent, children) = (version.parent, version.children.clone());
+        for relative in children.into_iter().chain([parent]) {
+            if let Some(relative) = self.by_id.get_mut(&relative) {
+                relative.exclusive = None;
+            }
+        }
+    }
+
+    /// Maps a run of blocks in a head; the birth is the epoch of now (V1).
+    pub fn map(&mut self, head: VersionId, place: u64, block: u64, crcs: &[u32]) -> Result<(), Contradiction> {
+        let pointers: Vec<Pointer> =
+            (block..).zip(crcs).map(|(block, crc)| Pointer::new(block, self.epoch, *crc)).collect();
+        self.change(head, |delta, change| delta.map(place, &pointers, change))
+    }
+
+    pub fn unmap(&mut self, head: VersionId, place: u64, count: u64) -> Result<(), Contradiction> {
+        self.change(head, |delta, change| delta.unmap(place, count, change))
+    }
+
+    fn change(&mut self, head: VersionId, act: impl FnOnce(&mut Delta, &mut Change<'_>)) -> Result<(), Contradiction> {
+        let own_after = self.parent_cut(head);
+        let version = self.by_id.get_mut(&head).ok_or_else(|| format!("head {head} does not exist"))?;
+        if version.kind != VersionKind::Head || !version.is_live() {
+            return Err(format!("version {head} is no live head"));
+        }
+        let mut change =
+            Change { birth: self.epoch, own_after, cost: &mut self.cost, dropped: &mut self.dropped };
+        act(&mut version.delta, &mut change);
+        Ok(())
+    }
+
+    pub fn create(&mut self, head: VersionId, size: u64, uuid: Uuid) -> Result<(), Contradiction> {
+        self.insert(Version::new(head, uuid, VersionKind::Head, size))
+    }
+
+    /// Cuts all members at once; the epoch moves.
+    pub fn snapshot(
+        &mut self,
+        first_id: VersionId,
+        ended: u64,
+        hidden: bool,
+        members: &[Member],
+    ) -> Result<(), Contradiction> {
+        if ended != self.epoch {
+            return Err(format!("a snapshot ends epoch {ended}, running is {}", self.epoch));
+        }
+        for (id, member) in (first_id..).zip(members) {
+            let head = self.require(member.head)?;
+            if head.kind != VersionKind::Head || !head.is_live() {
+                return Err(format!("version {} is no live head", member.head));
+            }
+            let mut generation = head.clone();
+            generation.id = id;
+            generation.uuid = member.uuid;
+            generation.children = BTreeSet::from([member.head]);
+            generation.ended = ended;
+            generation.kind = VersionKind::Generation;
+            generation.hidden = hidden;
+            generation.slot = None;
+            head.parent = id;
+            head.own = false;
+            head.merging = None;
+            let parent = generation.parent;
+            self.insert(generation)?;
+            if let Some(parent) = self.by_id.get_mut(&parent) {
+                parent.children.remove(&member.head);
+            }
+        }
+        self.epoch = ended + 1;
+        Ok(())
+    }
+
+    fn head_over(&mut self, head: VersionId, generation: VersionId, uuid: Uuid) -> Result<(), Contradiction> {
+        let over = self.require(generation)?;
+        if over.kind != VersionKind::Generation || !over.is_live() {
+            return Err(format!("version {generation} is no live generation"));
+        }
+        let mut version = Version::new(head, uuid, VersionKind::Head, over.size);
+        version.parent = generation;
+        version.tree = over.tree;
+        version.delta = over.delta.clone();
+        version.frozen = over.frozen.clone();
+        version.mapped = over.mapped;
+        self.insert(version)
+    }
+
+    pub fn clone_generation(
+        &mut self,
+        head: VersionId,
+        generation: VersionId,
+        uuid: Uuid,
+    ) -> Result<(), Contradiction> {
+        self.head_over(head, generation, uuid)
+    }
+
+    pub fn revert(
+        &mut self,
+        head: VersionId,
+        generation: VersionId,
+        old_head: VersionId,
+    ) -> Result<(), Contradiction> {
+        let uuid = self.require(old_head)?.uuid;
+        self.destroy(old_head)?;
+        self.require(old_head)?.hidden = true; // its name goes on with the new head
+        self.head_over(head, generation, uuid)
+    }
+
+    pub fn destroy(&mut self, id: VersionId) -> Result<(), Contradiction> {
+        let version = self.require(id)?;
+        if !version.is_live() {
+            return Err(format!("version {id} is destroyed already"));
+        }
+        version.state = if version.children.len() > 1 { VersionState::Ghost } else { VersionState::Dying };
+        let uuid = version.uuid;
+        self.names.remove(&uuid);
+        Ok(())
+    }
+
+    pub fn resize(&mut self, id: VersionId, size: u64) -> Result<(), Contradiction> {
+        self.require(id)?.size = size;
+        Ok(())
+    }
+
+    /// Takes a version out of the tree at a cut; its children become its parent's. A ghost parent with one child left
+    /// is dying from now on.
+    pub fn remove(&mut self, id: VersionId) -> Option<Version> {
+        self.touch(id);
+        let version = self.by_id.remove(&id)?;
+        for child in &version.children {
+            if let Some(child) = self.by_id.get_mut(child) {
+                child.parent = version.parent;
+            }
+        }
+        if let Some(parent) = self.by_id.get_mut(&version.parent) {
+            parent.children.remove(&id);
+            parent.children.extend(&version.children);
+            if parent.state == VersionState::Ghost && parent.children.len() < 2 {
+                parent.state = VersionState::Dying;
+            }
+        }
+        Some(version)
+    }
+}

@@ -1,0 +1,170 @@
+//! Deletion in the background: one walk at a time, between checkpoints, with a cursor (V4, V6, V7).
+//!
+//! A walk reads the trees of the last checkpoint and stops at the next cut, which saves its frees and its cursor
+//! together; after that checkpoint it goes on from there, on the new trees.
+
+use std::rc::Rc;
+
+use tanada_format::{Node, Pointer, TREE_BLOCKS, VersionState};
+
+use crate::api::{Alert, Reply};
+use crate::failure::{EBUSY, EIO, Failure};
+use crate::state::{BLOCK, Handle, Phase, State};
+use crate::tree::NodeSource;
+use crate::tree::walk::{WalkStore, walk};
+use crate::versions::{Version, VersionId};
+
+/// Nodes read between two turns.
+const NODES_PER_TURN: usize = 32;
+
+struct WalkIo {
+    handle: Handle,
+    version: VersionId,
+    /// Cuts made when it began; it ends when there is another.
+    cuts: u64,
+    nodes: std::cell::Cell<usize>,
+}
+
+impl NodeSource for WalkIo {
+    async fn node(&self, pointer: Pointer) -> Result<Rc<Node>, Failure> {
+        let nodes = self.nodes.get() + 1;
+        self.nodes.set(nodes);
+        if nodes.is_multiple_of(NODES_PER_TURN) && !self.handle.with(|state| state.checkpoint.urgent) {
+            self.handle.next_turn().await;
+        }
+        let node = self.handle.node(pointer).await;
+        // Everything from here to the next node happens at one instant.
+        let go_on = self.handle.with(|state| {
+            let room = (state.walked.len() as u64) < state.config.walk_blocks;
+            state.checkpoint.cuts == self.cuts && room && state.phase == Phase::Serving
+        });
+        if go_on { node } else { Err(Failure::new(EBUSY, "interrupted by a cut")) }
+    }
+}
+
+impl WalkStore for WalkIo {
+    fn free(&self, block: u64) {
+        self.handle.with(|state| state.walked.push(block));
+    }
+
+    fn advance(&self, cursor: u64) {
+        self.handle.with(|state| {
+            if let Some(version) = state.versions.get_mut(self.version) {
+                version.cursor = cursor;
+            }
+        });
+    }
+}
+
+impl Handle {
+    /// Walks dying versions until a cut comes or there is nothing to walk.
+    pub async fn walk(self) {
+        self.with(|state| state.walk_queued = false);
+        while let Some((version, dying, child, parent_cut, cursor, cuts)) = self.with(State::begin_walk) {
+            let io = WalkIo { handle: self.clone(), version, cuts, nodes: std::cell::Cell::new(0) };
+            let reading = self.reading();
+            let result = walk(&io, dying, child, parent_cut, cursor).await;
+            drop(reading);
+            let go_on = self.with(|state| state.end_walk(version, cuts, result));
+            if !go_on {
+                break;
+            }
+            self.next_turn().await;
+        }
+    }
+}
+
+impl State {
+    /// What to walk next, and where from.
+    #[expect(clippy::type_complexity, reason = "the arguments of a walk, used once")]
+    fn begin_walk(&mut self) -> Option<(VersionId, Pointer, Pointer, u64, u64, u64)> {
+        if self.walking.is_some() || self.checkpoint.running || self.phase != Phase::Serving {
+            return None;
+        }
+        let id = self.next_to_walk()?;
+        self.walking = Some(id);
+        let version = self.versions.get(id)?;
+        let child = version.children.first().and_then(|child| self.versions.get(*child));
+        let child = child.map_or(Pointer::NULL, |child| child.tree);
+        Some((id, version.tree, child, self.versions.parent_cut(id), version.cursor, self.checkpoint.cuts))
+    }
+
+    fn end_walk(&mut self, id: VersionId, cuts: u64, result: Result<(), Failure>) -> bool {
+        self.walking = None;
+        match result {
+            Ok(()) => true,
+            Err(failure) if failure.errno == EBUSY => {
+                if self.checkpoint.cuts == cuts {
+                    self.checkpoint.wanted = true; // its bound is reached
+                }
+                false
+            }
+            Err(failure) => {
+                let uuid = self.versions.get(id).map(|version| version.uuid).unwrap_or_default();
+                let offset = self.versions.get(id).map_or(0, |version| version.cursor.saturating_mul(BLOCK));
+                let message = format!("its space cannot be given back: {}", failure.message);
+                self.alert(Alert::Damage { volume: uuid, offset, message });
+                self.walk_failed.insert(id);
+                true
+            }
+        }
+    }
+
+    /// One structural job per family: one begun goes first, then versions without children (one tree to read).
+    fn next_to_walk(&self) -> Option<VersionId> {
+        let ready = |version: &&Version| {
+            let child_ready = version.children.iter().all(|child| self.versions.get(*child).is_some_and(|c| c.own));
+            version.state == VersionState::Dying
+                && version.own
+                && version.delta.is_empty()
+                && version.frozen.is_empty()
+                && version.children.len() < 2
+                && child_ready
+                && version.cursor < TREE_BLOCKS
+                && !self.walk_failed.contains(&version.id)
+        };
+        let begun: Vec<&Version> = self.versions.iter().filter(|version| version.cursor > 0).collect();
+        let families: std::collections::BTreeSet<VersionId> =
+            begun.iter().map(|version| self.versions.family(version.id)).collect();
+        if let Some(version) = begun.into_iter().find(ready) {
+            return Some(version.id);
+        }
+        self.versions
+            .iter()
+            .filter(ready)
+            .filter(|version| families.is_empty() || !families.contains(&self.versions.family(version.id)))
+            .min_by_key(|version| (version.children.len(), version.id))
+            .map(|version| version.id)
+    }
+
+    /// Answers those who wait until nothing is pending, or sees to it that it ends.
+    pub fn settle(&mut self) {
+        if self.settle_waiters.is_empty() || self.checkpoint.running || self.walking.is_some() {
+            return;
+        }
+        let dying = self.versions.iter().filter(|version| version.state == VersionState::Dying);
+        let (stuck, dying): (Vec<_>, Vec<_>) = dying.partition(|version| self.walk_failed.contains(&version.id));
+        let idle = dying.is_empty() && self.walked.is_empty() && self.versions.dropped.is_empty();
+        if idle && !self.has_releases() {
+            let result = match stuck.first() {
+                None => Ok(Reply::Done),
+                Some(version) => Err(Failure::new(EIO, format!("the space of {} is stuck: damage", version.uuid))),
+            };
+            for request in std::mem::take(&mut self.settle_waiters) {
+                self.reply(request, result.clone());
+            }
+        } else if !idle && self.next_to_walk().is_none() {
+            self.want_checkpoint();
+        }
+    }
+
+    /// Starts a walk where there is something to walk.
+    pub fn start_walk(&mut self) {
+        let can = !self.checkpoint.running && self.walking.is_none() && self.phase == Phase::Serving;
+        let room = (self.walked.len() as u64) < self.config.walk_blocks;
+        if can && room && !self.walk_queued && self.next_to_walk().is_some() {
+            self.walk_queued = true;
+            self.jobs.push_back(crate::state::Job::Walk);
+        }
+    }
+}
