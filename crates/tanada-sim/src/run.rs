@@ -165,8 +165,10 @@ fn episodes(world: &mut World, report: &mut Report) -> Result<(), Stop> {
 
 /// Everything goes; what is left is the catalog.
 fn finish(world: &mut World) -> Result<(), Stop> {
+    world.quiet = true;
+    world.wait_for_guests()?;
+    world.checkpoint()?;
     world.settle()?;
-    world.quiet()?;
     world.checkpoint()?;
     world.check_usage()?;
     let mut ids: Vec<Uuid> = world.model.generations.keys().chain(world.model.volumes.keys()).copied().collect();
@@ -196,7 +198,7 @@ impl World {
     }
 
     /// No guest waits for anything any more.
-    fn quiet(&mut self) -> Result<(), Stop> {
+    fn wait_for_guests(&mut self) -> Result<(), Stop> {
         while !self.pending.is_empty() {
             self.pump()?;
         }

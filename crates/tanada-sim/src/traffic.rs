@@ -26,7 +26,7 @@ impl World {
 
     /// One request of some guest, if there may be one more.
     pub fn traffic(&mut self) {
-        if self.pending.len() as u64 >= self.settings.outstanding_max {
+        if self.quiet || self.pending.len() as u64 >= self.settings.outstanding_max {
             return;
         }
         let Some(id) = self.usable_volume() else { return };

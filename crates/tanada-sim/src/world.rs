@@ -90,6 +90,8 @@ pub struct World {
     pub generation_exports: BTreeMap<Uuid, ExportId>,
     next_request: u64,
     idle: u64,
+    /// Guests are asleep.
+    pub quiet: bool,
     /// The engine said it takes no more writes.
     pub read_only: bool,
     /// A fingerprint of everything the engine did: two runs of a seed must agree.
@@ -123,6 +125,7 @@ impl World {
             generation_exports: BTreeMap::new(),
             next_request: 1,
             idle: 0,
+            quiet: false,
             read_only: false,
             digest: 0,
             replies: 0,
