@@ -39,7 +39,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Where a daemon of this machine listens, unless `TANADA_SOCKET` says otherwise.
-pub const SOCKET_DEFAULT: &str = "/run/tanada/xapi.sock";
+pub const SOCKET_DEFAULT: &str = "/run/tanada/xapi";
 
 /// Runs one command. `args` are those after the program's name.
 pub fn main(args: Vec<OsString>) -> ExitCode {
