@@ -7,6 +7,7 @@
 //! | [`types`] | [`types::Type`] and the coercion of what arrives to what is declared |
 //! | [`classes`] | fields and messages of every class, read once from `classes.json`; implicit messages are derived |
 //! | [`json`] | values as JSON |
+//! | [`jsonrpc`] | JSON-RPC 1.0 and 2.0 |
 //! | [`xmlrpc`] | XML-RPC both ways; also the encoding of `ova.xml` and of task results |
 //!
 //! Nothing here knows about storage, QEMU or the daemon: the `xe` command line and the daemon share this crate only.
@@ -14,6 +15,7 @@
 pub mod classes;
 pub mod error;
 pub mod json;
+pub mod jsonrpc;
 pub mod types;
 pub mod value;
 pub mod xmlrpc;

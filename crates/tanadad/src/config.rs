@@ -2,6 +2,10 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::rpc::login::FAILURE_DELAY;
+use crate::vmm::host::MachineConfig;
 
 /// Where things are and where to listen.
 #[derive(Debug, Clone)]
@@ -16,6 +20,12 @@ pub struct Config {
     pub listen: Option<SocketAddr>,
     /// Plain HTTP, for loopback addresses only; off unless asked for.
     pub listen_plain: Option<SocketAddr>,
+    /// Root's password for remote logins is set to the first line of this file at the start.
+    pub root_password_file: Option<PathBuf>,
+    /// How late a failed login is answered.
+    pub login_failure_delay: Duration,
+    /// How machines are run.
+    pub machines: MachineConfig,
     /// Least level that is logged.
     pub log: tracing::Level,
 }
@@ -31,6 +41,9 @@ impl Default for Config {
             unix_socket: PathBuf::from(RUNTIME_DIR).join("xapi"),
             listen: None,
             listen_plain: None,
+            root_password_file: None,
+            login_failure_delay: FAILURE_DELAY,
+            machines: MachineConfig::default(),
             log: tracing::Level::INFO,
         }
     }

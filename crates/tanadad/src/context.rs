@@ -28,12 +28,18 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use tanada_xapi::{ApiError, ApiResult, Map, Ref, Value};
+use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::db::{Db, Tx};
+use crate::rpc::event::Registrations;
+use crate::rpc::login::Passwords;
 use crate::rpc::methods::Methods;
 use crate::rpc::session::{Session, Sessions};
 use crate::rpc::task::{TaskHandle, Tasks};
+use crate::rpc::{builtin, event};
+use crate::vmm::Vmm;
+use crate::vmm::host::Host;
 
 /// The body of a message.
 pub type Handler = fn(CallContext, Args) -> BoxFuture<'static, ApiResult<Value>>;
@@ -49,12 +55,31 @@ pub struct Daemon {
     pub sessions: Sessions,
     pub tasks: Tasks,
     pub methods: Methods,
+    pub passwords: Arc<Passwords>,
+    pub registrations: Registrations,
+    /// Becomes true when the daemon is about to end; whoever only waits stops waiting.
+    pub stopping: watch::Sender<bool>,
+    pub vmm: Vmm,
 }
 
 impl Daemon {
+    /// `handlers` go over the built-in ones.
     pub fn new(config: Config, db: Db, handlers: Handlers) -> anyhow::Result<Arc<Daemon>> {
-        let methods = Methods::new(handlers)?;
-        Ok(Arc::new(Daemon { config, db, sessions: Sessions::default(), tasks: Tasks::default(), methods }))
+        let builtin = builtin::handlers().into_iter().chain(event::handlers());
+        let methods = Methods::new(builtin.chain(handlers).collect())?;
+        let passwords = Arc::new(Passwords::new(&config.state_dir, config.login_failure_delay));
+        let vmm = Vmm::new(Host::new(&config));
+        Ok(Arc::new(Daemon {
+            config,
+            db,
+            sessions: Sessions::default(),
+            tasks: Tasks::default(),
+            methods,
+            passwords,
+            registrations: Registrations::default(),
+            stopping: watch::channel(false).0,
+            vmm,
+        }))
     }
 }
 

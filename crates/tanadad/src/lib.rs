@@ -6,13 +6,17 @@
 //! | [`db`] | every object in memory and in SQLite, transactions, intents |
 //! | [`context`] | [`context::Daemon`], and what a handler of a message gets |
 //! | [`rpc`] | dispatch of calls, implicit messages, sessions, tasks, events |
+//! | [`http`] | sockets, TLS, XML-RPC, JSON-RPC, routes of data transfers |
 //!
 //! A message gets its body in `ops` (objects), `vmm` (running machines) or `transfer` (export and import by HTTP).
 
 pub mod config;
 pub mod context;
 pub mod db;
+pub mod files;
+pub mod http;
 pub mod ops;
 pub mod rpc;
 pub mod transfer;
 pub mod vmm;
+

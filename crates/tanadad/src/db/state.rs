@@ -65,6 +65,8 @@ pub struct State {
     generation: u64,
     sequence: u64,
     deletions: VecDeque<Deletion>,
+    /// Deletions up to this generation may be forgotten.
+    history_start: u64,
 }
 
 impl State {
@@ -72,7 +74,7 @@ impl State {
         // Tokens of an earlier life of the process must lie behind us: microseconds outrun any rate of changes.
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let generation = u64::try_from(now.as_micros()).unwrap_or(1).max(1);
-        let mut state = State { tables: HashMap::new(), generation, sequence: 0, deletions: VecDeque::new() };
+        let mut state = State { tables: HashMap::new(), generation, sequence: 0, deletions: VecDeque::new(), history_start: 0 };
         for mut record in records {
             (record.created, record.modified) = (generation, generation);
             state.insert(record);
@@ -88,6 +90,11 @@ impl State {
     /// Deletions that are still remembered, oldest first.
     pub fn deletions(&self) -> impl DoubleEndedIterator<Item = &Deletion> {
         self.deletions.iter()
+    }
+
+    /// Who has heard up to a generation before this one may have missed deletions.
+    pub fn history_start(&self) -> u64 {
+        self.history_start
     }
 
     /// Objects of the class changed after `generation`, in no order.
@@ -152,7 +159,8 @@ impl State {
         let deletion = Deletion { class, id, created_generation: old.created, generation: self.generation };
         self.deletions.push_back(deletion);
         if self.deletions.len() > DELETIONS_KEPT {
-            self.deletions.pop_front();
+            let forgotten = self.deletions.pop_front();
+            self.history_start = forgotten.map_or(self.history_start, |d| d.generation);
         }
     }
 

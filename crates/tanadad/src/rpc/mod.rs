@@ -6,6 +6,14 @@
 //!                                └─ system.*, logins: no session
 //! ```
 
+pub mod builtin;
+pub mod dispatch;
+pub mod event;
+pub mod filter;
+pub mod implicit;
+pub mod login;
 pub mod methods;
+pub mod roles;
 pub mod session;
+pub mod setup;
 pub mod task;

@@ -48,12 +48,13 @@ pub struct Session {
     user: Arc<str>,
     originator: Arc<str>,
     role: Role,
+    local: bool,
 }
 
 impl Session {
     /// The daemon itself.
     pub fn internal() -> Session {
-        Session { id: Ref::null(), user: "root".into(), originator: "".into(), role: Role::PoolAdmin }
+        Session { id: Ref::null(), user: "root".into(), originator: "".into(), role: Role::PoolAdmin, local: true }
     }
 
     /// Null for the daemon itself.
@@ -72,6 +73,11 @@ impl Session {
 
     pub fn role(&self) -> Role {
         self.role
+    }
+
+    /// Opened through our unix socket, so by root of this machine.
+    pub fn is_local(&self) -> bool {
+        self.local
     }
 
     pub fn may(&self, least: Role) -> bool {
@@ -98,7 +104,7 @@ impl Sessions {
     }
 
     /// Opens a session for a user whose identity has been proved.
-    pub fn open(&self, db: &Db, user: &str, originator: &str, role: Role) -> ApiResult<Session> {
+    pub fn open(&self, db: &Db, user: &str, originator: &str, role: Role, local: bool) -> ApiResult<Session> {
         let now = DateTime::now();
         self.make_room(db, user, originator)?;
         let id = db.write(|tx| {
@@ -120,7 +126,7 @@ impl Sessions {
                 ],
             )
         })?;
-        let session = Session { id: id.clone(), user: user.into(), originator: originator.into(), role };
+        let session = Session { id: id.clone(), user: user.into(), originator: originator.into(), role, local };
         let entry = Entry { session: session.clone(), last_used: now.unix(), shown_active: now.unix() };
         self.lock().insert(id, entry);
         Ok(session)

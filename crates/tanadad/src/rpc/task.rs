@@ -20,6 +20,8 @@ use crate::db::{Record, Tx, View};
 
 /// Tasks kept at all; beyond that the oldest ended ones go.
 pub const TASKS_MAX: usize = 200;
+/// Tasks that have not ended; beyond that no new ones are made.
+pub const PENDING_MAX: usize = 1000;
 /// An ended task is kept this long.
 pub const ENDED_KEPT_SECONDS: i64 = 65 * 60;
 /// A task that no work is attached to (made by a client) is kept this long.
@@ -193,8 +195,9 @@ impl TaskHandle {
     }
 }
 
-/// A pending task.
+/// A pending task. `TOO_MANY_PENDING_TASKS` when too many have not ended.
 pub fn create_record(tx: &mut Tx<'_>, label: &str, description: &str) -> ApiResult<Ref> {
+    make_room(tx)?;
     let host = tx.all("host").first().map_or_else(Ref::null, |h| h.id().clone());
     tx.create(
         "task",
@@ -208,6 +211,33 @@ pub fn create_record(tx: &mut Tx<'_>, label: &str, description: &str) -> ApiResu
             ("allowed_operations", Value::set(["cancel", "destroy"])),
         ],
     )
+}
+
+fn make_room(tx: &mut Tx<'_>) -> ApiResult<()> {
+    let tasks = tx.all("task");
+    if tasks.len() < TASKS_MAX {
+        return Ok(());
+    }
+    let (ended, pending): (Vec<_>, Vec<_>) = tasks.iter().partition(|t| is_ended(t));
+    if pending.len() >= PENDING_MAX {
+        return Err(ApiError::too_many_pending_tasks());
+    }
+    // In order of creation, so the oldest go.
+    let surplus = tasks.len() + 1 - TASKS_MAX;
+    ended.iter().take(surplus).try_for_each(|t| tx.destroy("task", t.id()))
+}
+
+/// Removes tasks that nobody will ask about any more.
+pub fn collect_garbage(daemon: &Daemon) -> ApiResult<()> {
+    let now = DateTime::now().unix();
+    let old = |t: &Record| match is_ended(t) {
+        true => now - t.datetime("finished").unix() > ENDED_KEPT_SECONDS,
+        false => now - t.datetime("created").unix() > PENDING_KEPT_SECONDS && !daemon.tasks.is_running(t.id()),
+    };
+    daemon.db.write(|tx| {
+        let tasks = tx.all("task");
+        tasks.iter().filter(|t| old(t)).try_for_each(|t| tx.destroy("task", t.id()))
+    })
 }
 
 pub fn is_ended(task: &Record) -> bool {

@@ -1,0 +1,200 @@
+//! Sockets and connections.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+
+use super::{Route, service, tls};
+use crate::context::Daemon;
+use crate::db::View;
+use crate::rpc::dispatch::Peer;
+
+/// Connections at a time, over all listeners; more wait in the kernel's queue.
+const CONNECTIONS_MAX: usize = 1024;
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// What calls under way get to end in when the daemon stops.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+/// After a failed accept (no file descriptors left), so that the processor is not kept busy failing.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The open doors.
+pub struct Server {
+    daemon: Arc<Daemon>,
+    stop: watch::Sender<bool>,
+    listeners: JoinSet<()>,
+    /// Where HTTPS is, with the port that was chosen if 0 was asked for.
+    pub address: Option<SocketAddr>,
+    pub plain_address: Option<SocketAddr>,
+}
+
+impl Server {
+    /// Closes the doors and waits a while for calls under way.
+    pub async fn stop(mut self) {
+        self.stop.send_replace(true);
+        self.daemon.stopping.send_replace(true);
+        let all = async { while self.listeners.join_next().await.is_some() {} };
+        if tokio::time::timeout(SHUTDOWN_TIMEOUT, all).await.is_err() {
+            tracing::warn!("calls under way were cut off");
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Shared {
+    daemon: Arc<Daemon>,
+    routes: Arc<[Route]>,
+    connections: Arc<Semaphore>,
+    stop: watch::Receiver<bool>,
+}
+
+/// Opens what the configuration names.
+pub async fn serve(daemon: &Arc<Daemon>, routes: Vec<Route>) -> anyhow::Result<Server> {
+    let (stop, stopped) = watch::channel(false);
+    let shared = Shared {
+        daemon: daemon.clone(),
+        routes: routes.into(),
+        connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+        stop: stopped,
+    };
+    let config = &daemon.config;
+    let mut server = Server { daemon: daemon.clone(), stop, listeners: JoinSet::new(), address: None, plain_address: None };
+    let unix = listen_unix(&config.unix_socket)?;
+    server.listeners.spawn(accept_unix(unix, shared.clone()));
+    if let Some(address) = config.listen {
+        let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+        server.address = Some(listener.local_addr()?);
+        let tls = tls::server_config(&config.state_dir.join("tls"), certificate_names(daemon))?;
+        server.listeners.spawn(accept_tcp(listener, Some(TlsAcceptor::from(Arc::new(tls))), shared.clone()));
+    }
+    if let Some(address) = config.listen_plain {
+        anyhow::ensure!(address.ip().is_loopback(), "plain HTTP is for loopback addresses only, not for {address}");
+        let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+        server.plain_address = Some(listener.local_addr()?);
+        server.listeners.spawn(accept_tcp(listener, None, shared.clone()));
+    }
+    Ok(server)
+}
+
+fn certificate_names(daemon: &Arc<Daemon>) -> Vec<String> {
+    let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    if let Ok(host) = daemon.db.read(|s| s.only("host")) {
+        names.extend(["hostname", "address"].map(|f| host.str(f).to_owned()).into_iter().filter(|n| !n.is_empty()));
+    }
+    names.sort();
+    names.dedup();
+    names
+}
+
+/// We hold the lock of the instance, so a socket file that is there is left over.
+fn listen_unix(path: &Path) -> anyhow::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(e).with_context(|| format!("cannot replace {}", path.display()));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+async fn accept_unix(listener: UnixListener, shared: Shared) {
+    let mut connections = JoinSet::new();
+    let mut stop = shared.stop.clone();
+    while let Some(accepted) = next(&mut stop, &mut connections, listener.accept()).await {
+        let Some((stream, _)) = accepted else { continue };
+        let peer = Peer { local: true, address: None };
+        connections.spawn(connection(stream, peer, shared.clone()));
+    }
+    while connections.join_next().await.is_some() {}
+}
+
+async fn accept_tcp(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Shared) {
+    let mut connections = JoinSet::new();
+    let mut stop = shared.stop.clone();
+    while let Some(accepted) = next(&mut stop, &mut connections, listener.accept()).await {
+        let Some((stream, address)) = accepted else { continue };
+        let peer = Peer { local: false, address: Some(address.ip()) };
+        // Small replies must not wait for the client's acknowledgement; dead clients must be noticed one day.
+        let _ = stream.set_nodelay(true);
+        let _ = rustix::net::sockopt::set_socket_keepalive(&stream, true);
+        let (tls, shared) = (tls.clone(), shared.clone());
+        connections.spawn(async move {
+            match tls {
+                None => connection(stream, peer, shared).await,
+                Some(tls) => match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
+                    Ok(Ok(stream)) => connection(stream, peer, shared).await,
+                    Ok(Err(error)) => tracing::debug!(%error, %address, "TLS handshake failed"),
+                    Err(_) => tracing::debug!(%address, "TLS handshake took too long"),
+                },
+            }
+        });
+    }
+    while connections.join_next().await.is_some() {}
+}
+
+/// The next connection; `Some(None)` when there was none this time, `None` when we stop.
+async fn next<T>(
+    stop: &mut watch::Receiver<bool>,
+    connections: &mut JoinSet<()>,
+    accept: impl Future<Output = std::io::Result<T>>,
+) -> Option<Option<T>> {
+    tokio::select! {
+        () = asked(stop) => None,
+        // Reaps those that ended.
+        Some(_) = connections.join_next() => Some(None),
+        accepted = accept => match accepted {
+            Ok(accepted) => Some(Some(accepted)),
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                Some(None)
+            }
+        },
+    }
+}
+
+/// Waits until the doors are to be closed.
+async fn asked(stop: &mut watch::Receiver<bool>) {
+    // An error means that the server is gone, which is no different.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: Peer, shared: Shared) {
+    let Shared { daemon, routes, connections, mut stop } = shared;
+    let Ok(_permit) = connections.acquire().await else { return };
+    let service = service_fn(move |request| {
+        let answer = service::answer(daemon.clone(), routes.clone(), peer, request);
+        async move { Ok::<_, std::convert::Infallible>(answer.await) }
+    });
+    let connection = http1::Builder::new()
+        // A client may close its half of the connection at the end of an upload and still wait for the answer.
+        .half_close(true)
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = asked(&mut stop) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(%error, "a connection broke");
+    }
+}
