@@ -16,7 +16,6 @@ use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -67,7 +66,7 @@ fn daemonize(options: &KeeperOptions, mut args: Vec<OsString>) -> anyhow::Result
     let log = log.with_context(|| format!("open {}", log_path.display()))?;
     let _reserved = reserve_fds()?;
     let (ours, theirs) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context("create a pipe")?;
-    let theirs = above(&theirs)?;
+    let theirs = above(theirs)?;
     let mut command = Command::new(own_program()?);
     command.arg("blockd-keeper").args(args).arg(format!("--ready-fd={READY_FD}"));
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
@@ -111,7 +110,7 @@ impl Keeper {
         let nbd = listen::bind(&dir.join("nbd.sock"))?;
         open_to_others(&dir.join("nbd.sock"), &options)?;
         let control = listen::bind(&dir.join("control.sock"))?;
-        let (nbd, control) = (above_listener(&nbd)?, above_listener(&control)?);
+        let (nbd, control) = (above(nbd.into())?, above(control.into())?);
         Ok(Keeper { options, signals, nbd, control, _pid_file: pid_file, _reserved: reserved })
     }
 
@@ -155,7 +154,7 @@ impl Keeper {
 
     fn spawn(&self) -> anyhow::Result<(Child, File)> {
         let (ours, theirs) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context("create a pipe")?;
-        let theirs = above(&theirs)?;
+        let theirs = above(theirs)?;
         let mut command = Command::new(own_program()?);
         command.arg("blockd").arg("--store").arg(&self.options.store);
         command.arg("--runtime-dir").arg(&self.options.runtime_dir);
@@ -306,12 +305,9 @@ fn reserve_fds() -> anyhow::Result<Vec<OwnedFd>> {
     }
 }
 
-fn above(fd: &OwnedFd) -> anyhow::Result<OwnedFd> {
-    rustix::io::fcntl_dupfd_cloexec(fd, OWN_FDS).context("duplicate a descriptor")
-}
-
-fn above_listener(listener: &UnixListener) -> anyhow::Result<OwnedFd> {
-    rustix::io::fcntl_dupfd_cloexec(listener, OWN_FDS).context("duplicate a socket")
+/// The same under a number that no child's descriptor takes; the old number is closed.
+fn above(fd: OwnedFd) -> anyhow::Result<OwnedFd> {
+    rustix::io::fcntl_dupfd_cloexec(&fd, OWN_FDS).context("duplicate a descriptor")
 }
 
 /// Gives descriptors to a child under the numbers it expects.
