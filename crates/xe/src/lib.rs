@@ -59,9 +59,7 @@ fn run(sources: Sources<'_>, around: Surroundings<'_>) -> u8 {
         && first == "__complete"
     {
         let words: Vec<String> = words.iter().map(|word| word.to_string_lossy().into_owned()).collect();
-        let text =
-            if words == ["--bash"] { complete::BASH.to_owned() } else { complete::candidates(&words).join("\n") };
-        return u8::from(writeln!(around.out, "{}", text.trim_end()).is_err());
+        return complete_words(&words, around);
     }
     match args::parse(sources) {
         Ok((_, Request::Usage)) => u8::from(around.err.write_all(command::USAGE.as_bytes()).is_err()),
@@ -69,6 +67,24 @@ fn run(sources: Sources<'_>, around: Surroundings<'_>) -> u8 {
         Ok((options, Request::Command(invocation))) => run_command(invocation, options, around),
         Err(failure) => tell(&failure, around),
     }
+}
+
+/// Prints candidates for the shell. Values are asked of the local server alone.
+fn complete_words(words: &[String], around: Surroundings<'_>) -> u8 {
+    let values = |class: &str, field: &str| {
+        let (socket, class, field) = (around.socket.clone(), class.to_owned(), field.to_owned());
+        complete::within_patience(move || {
+            let Ok(api) = api::Api::login(transport::Endpoint::Unix(socket), "root", "", false) else {
+                return Vec::new();
+            };
+            let objects = api.all(&class).unwrap_or_default();
+            api.logout();
+            objects.iter().filter_map(|object| object.record.get(&field).map(record::field::scalar)).collect()
+        })
+    };
+    let text =
+        if words == ["--bash"] { complete::BASH.to_owned() } else { complete::candidates(words, values).join("\n") };
+    u8::from(writeln!(around.out, "{}", text.trim_end()).is_err())
 }
 
 /// A failure before there is anything to ask a server.
