@@ -24,6 +24,8 @@ pub struct Catalog {
     nodes: BTreeMap<(u8, u64), Node>,
     /// Blocks of the version table by place.
     tables: BTreeMap<u64, Box<Block>>,
+    /// Blocks of the device that all of it takes.
+    blocks: u64,
 }
 
 /// What a saved catalog consists of.
@@ -36,16 +38,16 @@ pub struct Saved {
 }
 
 impl Catalog {
-    pub fn root(&self) -> Pointer {
-        self.root
-    }
-
     pub fn set_root(&mut self, root: Pointer) {
         self.root = root;
     }
 
     /// Takes over a node read at open.
     pub fn load_node(&mut self, level: u8, index: u64, node: Node) {
+        self.blocks += 1;
+        if level == 0 {
+            self.blocks += node.pointers.iter().filter(|pointer| !pointer.is_null()).count() as u64;
+        }
         self.nodes.insert((level, index), node);
     }
 
@@ -54,16 +56,9 @@ impl Catalog {
         self.tables.insert(place, bytes);
     }
 
-    /// Blocks of the device that it takes.
-    pub fn blocks(&self) -> u64 {
-        let leaves = self.nodes.iter().filter(|((level, _), _)| *level == 0);
-        let tables: usize = leaves.map(|(_, node)| node.pointers.iter().filter(|p| !p.is_null()).count()).sum();
-        (self.nodes.len() + tables) as u64
-    }
-
     /// Blocks a save may need besides what is freed: everything once.
     pub fn reserve_blocks(&self, regions: u64) -> u64 {
-        self.blocks() + regions.div_ceil(REGIONS_PER_BLOCK) + u64::from(LEVELS) * 2 + 8
+        self.blocks + regions.div_ceil(REGIONS_PER_BLOCK) + u64::from(LEVELS) * 2 + 8
     }
 
     fn pointer(&self, level: u8, index: u64) -> Pointer {
@@ -155,7 +150,9 @@ impl Catalog {
             allocator.adopt(block);
             placed.insert((level, index), block);
             let old = self.pointer(level, index);
-            if !old.is_null() {
+            if old.is_null() {
+                self.blocks += 1;
+            } else {
                 allocator.disown(old.block());
                 freed.push(old.block());
             }

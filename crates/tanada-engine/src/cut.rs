@@ -65,7 +65,7 @@ pub struct Cut {
 /// Freezes `versions`; `walked` is what deletion walks freed since the last cut.
 pub fn cut(versions: &mut Versions, walked: Vec<u64>) -> Cut {
     let mut dropped = std::mem::take(&mut versions.dropped);
-    while settle_one(versions, &mut dropped) {}
+    while settle_all(versions, &mut dropped) {}
     give_slots(versions);
     let mut cut = Cut {
         epoch: versions.epoch,
@@ -86,9 +86,11 @@ pub fn cut(versions: &mut Versions, walked: Vec<u64>) -> Cut {
     cut
 }
 
-/// One step of clearing dying versions away; false where there is none left to do.
-fn settle_one(versions: &mut Versions, dropped: &mut Vec<u64>) -> bool {
-    versions.ids().into_iter().any(|id| settle(versions, id, dropped))
+/// One pass of clearing dying versions away; false where nothing more can go.
+fn settle_all(versions: &mut Versions, dropped: &mut Vec<u64>) -> bool {
+    let dying: Vec<VersionId> = versions.dying().map(|version| version.id).collect();
+    // All in one pass, then again: one that went may have let another go.
+    dying.into_iter().fold(false, |any, id| settle(versions, id, dropped) || any)
 }
 
 fn settle(versions: &mut Versions, id: VersionId, dropped: &mut Vec<u64>) -> bool {
@@ -204,7 +206,7 @@ fn rebase(versions: &mut Versions) {
                 },
             }
         };
-        path.into_iter().for_each(|id| drop(bases.insert(id, base)));
+        bases.extend(path.into_iter().map(|id| (id, base)));
     }
     for (id, (tree, mapped)) in bases {
         if let Some(version) = versions.get_mut(id) {

@@ -6,7 +6,7 @@
 use tanada_disk::{Buf, BufMut, DiskOp, DiskResult};
 use tanada_format::node::span_blocks;
 use tanada_format::record::MAP_BLOCKS_MAX;
-use tanada_format::{LEVELS, Record, VersionState, crc32c};
+use tanada_format::{LEVELS, Record, crc32c};
 
 use crate::alloc::Stream;
 use crate::api::Alert;
@@ -126,7 +126,7 @@ impl State {
             return Admission::Wait;
         }
         let since = *self.stalled_since_cut.get_or_insert(self.checkpoint.cuts);
-        let dying = self.versions.iter().any(|version| version.state == VersionState::Dying);
+        let dying = self.versions.dying().any(|version| !self.walk_failed.contains(&version.id));
         let clean = self.versions.cost == DeltaCost::default()
             && self.versions.dropped.is_empty()
             && self.walked.is_empty()

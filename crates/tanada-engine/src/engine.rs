@@ -4,7 +4,6 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use tanada_disk::DiskResult;
-use tanada_format::VersionState;
 
 use crate::api::{Action, IoId, Request, RequestId};
 use crate::config::EngineConfig;
@@ -121,7 +120,7 @@ impl State {
             return None;
         }
         let sync = self.syncs.unsynced_since.map(|since| since + self.config.sync_micros);
-        let dirty = self.is_dirty() || self.versions.iter().any(|version| version.state == VersionState::Dying);
+        let dirty = self.is_dirty() || self.versions.has_dying();
         let checkpoint = (dirty && !self.checkpoint.running)
             .then(|| (self.checkpoint.last_at + self.config.checkpoint_micros).max(self.now + 1000));
         sync.into_iter().chain(checkpoint).min()

@@ -107,6 +107,8 @@ pub struct Versions {
     by_id: BTreeMap<VersionId, Version>,
     /// Live versions by name.
     names: BTreeMap<Uuid, VersionId>,
+    /// Versions that are dying.
+    dying: BTreeSet<VersionId>,
     /// The running epoch, from 1 on.
     pub epoch: u64,
     pub next_id: VersionId,
@@ -140,8 +142,13 @@ impl Versions {
         self.by_id.values_mut()
     }
 
-    pub fn ids(&self) -> Vec<VersionId> {
-        self.by_id.keys().copied().collect()
+    /// Versions that are dying, in the order of their ids.
+    pub fn dying(&self) -> impl Iterator<Item = &Version> {
+        self.dying.iter().filter_map(|id| self.by_id.get(id))
+    }
+
+    pub fn has_dying(&self) -> bool {
+        !self.dying.is_empty()
     }
 
     /// S of the version's parent; 0 without one.
@@ -172,6 +179,9 @@ impl Versions {
         if version.is_live() {
             self.names.insert(version.uuid, version.id);
         }
+        if version.state == VersionState::Dying {
+            self.dying.insert(version.id);
+        }
         self.by_id.insert(version.id, version);
     }
 
@@ -182,8 +192,8 @@ impl Versions {
         for (parent, child) in pairs {
             self.require(parent)?.children.insert(child);
         }
-        for id in self.ids() {
-            let mut at = id;
+        for id in self.by_id.keys() {
+            let mut at = *id;
             for _ in 0..=self.by_id.len() {
                 at = self.get(at).map_or(0, |version| version.parent);
             }
@@ -332,8 +342,11 @@ impl Versions {
             return Err(format!("version {id} is destroyed already"));
         }
         version.state = if version.children.len() > 1 { VersionState::Ghost } else { VersionState::Dying };
-        let uuid = version.uuid;
+        let (uuid, dying) = (version.uuid, version.state == VersionState::Dying);
         self.names.remove(&uuid);
+        if dying {
+            self.dying.insert(id);
+        }
         Ok(())
     }
 
@@ -347,6 +360,7 @@ impl Versions {
     pub fn remove(&mut self, id: VersionId) -> Option<Version> {
         self.touch(id);
         let version = self.by_id.remove(&id)?;
+        self.dying.remove(&id);
         for child in &version.children {
             if let Some(child) = self.by_id.get_mut(child) {
                 child.parent = version.parent;
@@ -357,6 +371,7 @@ impl Versions {
             parent.children.extend(&version.children);
             if parent.state == VersionState::Ghost && parent.children.len() < 2 {
                 parent.state = VersionState::Dying;
+                self.dying.insert(parent.id);
             }
         }
         Some(version)

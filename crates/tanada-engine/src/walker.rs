@@ -5,7 +5,7 @@
 
 use std::rc::Rc;
 
-use tanada_format::{Node, Pointer, TREE_BLOCKS, VersionState};
+use tanada_format::{Node, Pointer, TREE_BLOCKS};
 
 use crate::api::{Alert, Reply};
 use crate::failure::{EBUSY, EIO, Failure};
@@ -114,8 +114,7 @@ impl State {
     fn next_to_walk(&self) -> Option<VersionId> {
         let ready = |version: &&Version| {
             let child_ready = version.children.iter().all(|child| self.versions.get(*child).is_some_and(|c| c.own));
-            version.state == VersionState::Dying
-                && version.own
+            version.own
                 && version.delta.is_empty()
                 && version.frozen.is_empty()
                 && version.children.len() < 2
@@ -123,14 +122,14 @@ impl State {
                 && version.cursor < TREE_BLOCKS
                 && !self.walk_failed.contains(&version.id)
         };
-        let begun: Vec<&Version> = self.versions.iter().filter(|version| version.cursor > 0).collect();
+        let begun: Vec<&Version> = self.versions.dying().filter(|version| version.cursor > 0).collect();
         let families: std::collections::BTreeSet<VersionId> =
             begun.iter().map(|version| self.versions.family(version.id)).collect();
         if let Some(version) = begun.into_iter().find(ready) {
             return Some(version.id);
         }
         self.versions
-            .iter()
+            .dying()
             .filter(ready)
             .filter(|version| families.is_empty() || !families.contains(&self.versions.family(version.id)))
             .min_by_key(|version| (version.children.len(), version.id))
@@ -142,8 +141,7 @@ impl State {
         if self.settle_waiters.is_empty() || self.checkpoint.running || self.walking.is_some() {
             return;
         }
-        let dying = self.versions.iter().filter(|version| version.state == VersionState::Dying);
-        let (stuck, dying): (Vec<_>, Vec<_>) = dying.partition(|version| self.walk_failed.contains(&version.id));
+        let (stuck, dying): (Vec<_>, Vec<_>) = self.versions.dying().partition(|version| self.walk_failed.contains(&version.id));
         let idle = dying.is_empty() && self.walked.is_empty() && self.versions.dropped.is_empty();
         if idle && !self.has_releases() {
             let result = match stuck.first() {
@@ -162,7 +160,7 @@ impl State {
     pub fn start_walk(&mut self) {
         let can = !self.checkpoint.running && self.walking.is_none() && self.phase == Phase::Serving;
         let room = (self.walked.len() as u64) < self.config.walk_blocks;
-        if can && room && !self.walk_queued && self.next_to_walk().is_some() {
+        if can && room && !self.walk_queued && self.versions.has_dying() && self.next_to_walk().is_some() {
             self.walk_queued = true;
             self.jobs.push_back(crate::state::Job::Walk);
         }
