@@ -38,6 +38,7 @@ use crate::rpc::methods::Methods;
 use crate::rpc::session::{Session, Sessions};
 use crate::rpc::task::{TaskHandle, Tasks};
 use crate::rpc::{builtin, event};
+use crate::storage::Storage;
 use crate::vmm::Vmm;
 use crate::vmm::host::Host;
 
@@ -59,6 +60,7 @@ pub struct Daemon {
     pub registrations: Registrations,
     /// Becomes true when the daemon is about to end; whoever only waits stops waiting.
     pub stopping: watch::Sender<bool>,
+    pub storage: Storage,
     pub vmm: Vmm,
 }
 
@@ -68,6 +70,7 @@ impl Daemon {
         let builtin = builtin::handlers().into_iter().chain(event::handlers());
         let methods = Methods::new(builtin.chain(handlers).collect())?;
         let passwords = Arc::new(Passwords::new(&config.state_dir, config.login_failure_delay));
+        let storage = Storage::from_config(&config);
         let vmm = Vmm::new(Host::new(&config));
         Ok(Arc::new(Daemon {
             config,
@@ -78,6 +81,7 @@ impl Daemon {
             passwords,
             registrations: Registrations::default(),
             stopping: watch::channel(false).0,
+            storage,
             vmm,
         }))
     }

@@ -5,11 +5,14 @@
 //! | [`config`] | where things are, where to listen |
 //! | [`db`] | every object in memory and in SQLite, transactions, intents |
 //! | [`context`] | [`context::Daemon`], and what a handler of a message gets |
+//! | [`storage`] | drivers of attached SRs, attachments of disks |
 //! | [`rpc`] | dispatch of calls, implicit messages, sessions, tasks, events |
 //! | [`http`] | sockets, TLS, XML-RPC, JSON-RPC, routes of data transfers |
+//! | [`run`] | from start to end |
 //!
 //! A message gets its body in `ops` (objects), `vmm` (running machines) or `transfer` (export and import by HTTP).
 
+pub mod args;
 pub mod config;
 pub mod context;
 pub mod db;
@@ -17,6 +20,12 @@ pub mod files;
 pub mod http;
 pub mod ops;
 pub mod rpc;
+pub mod run;
+pub mod storage;
 pub mod transfer;
 pub mod vmm;
 
+pub use run::{main, run};
+
+#[cfg(test)]
+mod testing;

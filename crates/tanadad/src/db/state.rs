@@ -74,7 +74,8 @@ impl State {
         // Tokens of an earlier life of the process must lie behind us: microseconds outrun any rate of changes.
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let generation = u64::try_from(now.as_micros()).unwrap_or(1).max(1);
-        let mut state = State { tables: HashMap::new(), generation, sequence: 0, deletions: VecDeque::new(), history_start: 0 };
+        let mut state =
+            State { tables: HashMap::new(), generation, sequence: 0, deletions: VecDeque::new(), history_start: 0 };
         for mut record in records {
             (record.created, record.modified) = (generation, generation);
             state.insert(record);

@@ -70,7 +70,8 @@ pub async fn serve(daemon: &Arc<Daemon>, routes: Vec<Route>) -> anyhow::Result<S
         stop: stopped,
     };
     let config = &daemon.config;
-    let mut server = Server { daemon: daemon.clone(), stop, listeners: JoinSet::new(), address: None, plain_address: None };
+    let mut server =
+        Server { daemon: daemon.clone(), stop, listeners: JoinSet::new(), address: None, plain_address: None };
     let unix = listen_unix(&config.unix_socket)?;
     server.listeners.spawn(accept_unix(unix, shared.clone()));
     if let Some(address) = config.listen {

@@ -78,3 +78,6 @@ pub(crate) fn error_page(status: StatusCode, text: &str) -> Response {
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/html"));
     response
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,9 +16,10 @@ pub fn server_config(dir: &Path, names: Vec<String>) -> anyhow::Result<ServerCon
     if !certificate.exists() {
         make(dir, names).context("a TLS certificate could not be made")?;
     }
-    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(&certificate)
-        .and_then(Iterator::collect)
-        .with_context(|| format!("{} holds no certificate", certificate.display()))?;
+    let chain: Vec<CertificateDer<'static>> =
+        CertificateDer::pem_file_iter(&certificate)
+            .and_then(Iterator::collect)
+            .with_context(|| format!("{} holds no certificate", certificate.display()))?;
     let key = PrivateKeyDer::from_pem_file(&key).with_context(|| format!("{} holds no key", key.display()))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)

@@ -75,7 +75,8 @@ fn percent_decoded(text: &str) -> String {
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while let Some(&byte) = bytes.get(at) {
-        let hex = bytes.get(at + 1..at + 3).and_then(|h| std::str::from_utf8(h).ok());
+        let hex = bytes.get(at + 1..at + 3).filter(|h| h.iter().all(u8::is_ascii_hexdigit));
+        let hex = hex.and_then(|h| std::str::from_utf8(h).ok());
         let code = hex.filter(|_| byte == b'%').and_then(|h| u8::from_str_radix(h, 16).ok());
         out.push(code.unwrap_or(if byte == b'+' { b' ' } else { byte }));
         at += if code.is_some() { 3 } else { 1 };
@@ -213,7 +214,9 @@ mod tests {
         assert_eq!(pair("ref=OpaqueRef%3Aab+c"), Some(("ref".to_owned(), "OpaqueRef:ab c".to_owned())));
         assert_eq!(pair("force"), Some(("force".to_owned(), String::new())));
         assert_eq!(pair("=x"), None);
-        for (text, expected) in [("%", "%"), ("%4", "%4"), ("%zz", "%zz"), ("a%2", "a%2"), ("%C3%A9", "é"), ("%+1", "% 1")] {
+        for (text, expected) in
+            [("%", "%"), ("%4", "%4"), ("%zz", "%zz"), ("a%2", "a%2"), ("%C3%A9", "é"), ("%+1", "% 1")]
+        {
             assert_eq!(percent_decoded(text), expected);
         }
         assert_eq!(basic(&HeaderValue::from_static("Basic cm9vdDphOmI=")), Some(("root".into(), "a:b".into())));

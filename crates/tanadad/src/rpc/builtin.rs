@@ -31,8 +31,6 @@ pub fn handlers() -> Handlers {
         ("message.get_since", |ctx, args| Box::pin(message_get_since(ctx, args))),
         ("secret.create", |ctx, args| Box::pin(create_plain(ctx, args, "secret"))),
         ("secret.destroy", |ctx, args| Box::pin(destroy_plain(ctx, args, "secret"))),
-        ("network.create", |ctx, args| Box::pin(create_plain(ctx, args, "network"))),
-        ("network.destroy", |ctx, args| Box::pin(network_destroy(ctx, args))),
         ("VM_appliance.create", |ctx, args| Box::pin(create_plain(ctx, args, "VM_appliance"))),
         ("VM_appliance.destroy", |ctx, args| Box::pin(destroy_plain(ctx, args, "VM_appliance"))),
         ("host.list_methods", |_, _| Box::pin(async { Ok(Value::from(dispatch::method_names())) })),
@@ -117,14 +115,7 @@ async fn task_set(ctx: CallContext, args: Args, field: &'static str) -> ApiResul
 }
 
 /// A message to the administrator about an object. `priority` 1 (urgent) to 5; `class` as the enum `cls` has it.
-pub fn raise(
-    tx: &mut Tx<'_>,
-    name: &str,
-    priority: i64,
-    class: &str,
-    object_uuid: &str,
-    body: &str,
-) -> ApiResult<Ref> {
+pub fn raise(tx: &mut Tx<'_>, name: &str, priority: i64, class: &str, object_uuid: &str, body: &str) -> ApiResult<Ref> {
     tx.create(
         "message",
         [
@@ -199,22 +190,6 @@ async fn create_plain(ctx: CallContext, args: Args, name: &'static str) -> ApiRe
 async fn destroy_plain(ctx: CallContext, args: Args, name: &'static str) -> ApiResult<Value> {
     let id = args.reference("self")?;
     ctx.db().write(|tx| tx.destroy(name, &id)).map(Value::from)
-}
-
-async fn network_destroy(ctx: CallContext, args: Args) -> ApiResult<Value> {
-    let id = args.reference("self")?;
-    let done = ctx.db().write(|tx| {
-        let network = tx.get("network", &id)?;
-        let names = |field| network.strings(field).join(", ");
-        if !network.set("VIFs").is_empty() {
-            return Err(ApiError::network_contains_vif(names("VIFs")));
-        }
-        if !network.set("PIFs").is_empty() {
-            return Err(ApiError::network_contains_pif(names("PIFs")));
-        }
-        tx.destroy("network", &id)
-    });
-    done.map(Value::from)
 }
 
 async fn free_memory(ctx: CallContext, args: Args) -> ApiResult<Value> {

@@ -91,13 +91,7 @@ async fn call_in_session(
     result
 }
 
-fn start_async(
-    daemon: &Arc<Daemon>,
-    session: Session,
-    handler: Handler,
-    method: &str,
-    args: Args,
-) -> ApiResult<Value> {
+fn start_async(daemon: &Arc<Daemon>, session: Session, handler: Handler, method: &str, args: Args) -> ApiResult<Value> {
     let task = TaskHandle::create(daemon, method, "")?;
     let id = task.id().clone();
     let ctx = CallContext { daemon: daemon.clone(), session, task: task.clone() };

@@ -279,7 +279,20 @@ mod tests {
         }
         let deep = "(".repeat(10_000);
         let long = "true and ".repeat(10_000) + "true";
-        for text in ["", "true true", "field", "\"a\" = ", "(true", "\"a", "a = b", "true and", "§", &deep, &long, &"not ".repeat(10_000)] {
+        for text in [
+            "",
+            "true true",
+            "field",
+            "\"a\" = ",
+            "(true",
+            "\"a",
+            "a = b",
+            "true and",
+            "§",
+            &deep,
+            &long,
+            &"not ".repeat(10_000),
+        ] {
             assert!(Filter::parse(text).unwrap_err().is("INVALID_VALUE"), "{text}");
         }
         let unknown = Filter::parse("field \"colour\" = \"red\"").unwrap();

@@ -17,3 +17,6 @@ pub mod roles;
 pub mod session;
 pub mod setup;
 pub mod task;
+
+#[cfg(test)]
+mod tests;

@@ -30,8 +30,12 @@ pub fn least_role(class: &str, message: &str) -> Role {
         _ if reads => Role::ReadOnly,
         "VM" => vm_role(message),
         "VBD" if matches!(message, "insert" | "eject") => Role::VmOperator,
-        "VM_appliance" if matches!(message, "start" | "clean_shutdown" | "hard_shutdown" | "shutdown") => Role::VmOperator,
-        "VBD" | "VIF" | "VDI" | "VM_appliance" | "VM_metrics" | "VM_guest_metrics" | "console" | "blob" => Role::VmAdmin,
+        "VM_appliance" if matches!(message, "start" | "clean_shutdown" | "hard_shutdown" | "shutdown") => {
+            Role::VmOperator
+        }
+        "VBD" | "VIF" | "VDI" | "VM_appliance" | "VM_metrics" | "VM_guest_metrics" | "console" | "blob" => {
+            Role::VmAdmin
+        }
         "VMSS" | "SR" | "PBD" | "SM" | "network" | "PIF" | "host" | "host_metrics" | "pool" => Role::PoolOperator,
         _ => Role::PoolAdmin,
     }
@@ -41,8 +45,14 @@ fn vm_role(message: &str) -> Role {
     match message {
         "start" | "start_on" | "shutdown" | "clean_shutdown" | "hard_shutdown" | "clean_reboot" | "hard_reboot"
         | "pause" | "unpause" | "suspend" | "resume" | "resume_on" => Role::VmOperator,
-        "checkpoint" | "pool_migrate" | "migrate_send" | "set_memory_dynamic_range" | "set_memory_dynamic_min"
-        | "set_memory_dynamic_max" | "send_sysrq" | "send_trigger" => Role::VmPowerAdmin,
+        "checkpoint"
+        | "pool_migrate"
+        | "migrate_send"
+        | "set_memory_dynamic_range"
+        | "set_memory_dynamic_min"
+        | "set_memory_dynamic_max"
+        | "send_sysrq"
+        | "send_trigger" => Role::VmPowerAdmin,
         "set_is_default_template" | "set_snapshot_schedule" => Role::PoolOperator,
         _ => Role::VmAdmin,
     }

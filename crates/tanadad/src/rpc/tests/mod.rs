@@ -1,0 +1,4 @@
+mod calls;
+mod events;
+mod logins;
+mod tasks;
