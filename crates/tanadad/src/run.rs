@@ -108,6 +108,7 @@ async fn start(config: Config) -> anyhow::Result<Arc<Daemon>> {
     ops::start(&daemon).await?;
     vmm::start(&daemon).await?;
     ops::after_machines(&daemon).await;
+    transfer::undo_leftovers(&daemon).await?;
     Ok(daemon)
 }
 

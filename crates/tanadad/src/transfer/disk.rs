@@ -179,3 +179,82 @@ fn ended(joined: Result<Result<(), NbdError>, tokio::task::JoinError>) -> Result
 pub fn is_zero(bytes: &[u8]) -> bool {
     bytes.first().is_none_or(|first| *first == 0 && bytes[1..] == bytes[..bytes.len() - 1])
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::process::{Child, Command};
+
+    use bytes::Bytes;
+    use tanada_nbd::client::Client;
+
+    use super::{Before, CHUNK_BYTES, Chunk, DiskReader, DiskWriter};
+
+    const MIB: usize = CHUNK_BYTES as usize;
+
+    /// A disk in another program's memory, empty at first.
+    struct Witness(Child);
+
+    impl Witness {
+        async fn start(socket: &Path, size: usize) -> (Witness, Client) {
+            let child = Command::new("nbdkit")
+                .args(["--foreground", "--unix"])
+                .arg(socket)
+                .args(["memory", &format!("size={size}")])
+                .spawn()
+                .unwrap_or_else(|error| panic!("nbdkit: {error}"));
+            let witness = Witness(child);
+            // The socket appears by a rename, complete: ask until it does.
+            loop {
+                if let Ok(client) = Client::connect_unix(socket, "").await {
+                    return (witness, client);
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        }
+    }
+
+    impl Drop for Witness {
+        fn drop(&mut self) {
+            // It may have ended by itself.
+            drop(self.0.kill());
+            drop(self.0.wait());
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_written_is_read_and_holes_are_not() {
+        let scratch = tempfile::tempdir().unwrap();
+        let size = 40 * MIB + 512;
+        let (_witness, client) = Witness::start(&scratch.path().join("disk"), size).await;
+        let mut writer = DiskWriter::new(client.clone(), Before::Zeros);
+        for (chunk, byte) in [(0, 1u8), (7, 2), (39, 3)] {
+            writer.data(chunk * CHUNK_BYTES, Bytes::from(vec![byte; MIB])).await.unwrap();
+        }
+        writer.data(40 * CHUNK_BYTES, Bytes::from(vec![4; 512])).await.unwrap();
+        writer.finish().await.unwrap();
+
+        let mut overwriter = DiskWriter::new(client.clone(), Before::Anything);
+        overwriter.zeros(7 * CHUNK_BYTES, CHUNK_BYTES).await.unwrap();
+        overwriter.finish().await.unwrap();
+
+        let mut reader = DiskReader::new(client, size as u64);
+        let (mut chunks, mut holes, mut bytes) = (0, 0, Vec::new());
+        while let Some(chunk) = reader.next().await.unwrap() {
+            chunks += 1;
+            match chunk {
+                Chunk::Data(data) => bytes.extend_from_slice(&data),
+                Chunk::Zeros(length) => {
+                    holes += 1;
+                    bytes.resize(bytes.len() + length as usize, 0);
+                }
+            }
+        }
+        let mut expected = vec![0; size];
+        expected[..MIB].fill(1);
+        expected[39 * MIB..40 * MIB].fill(3);
+        expected[40 * MIB..].fill(4);
+        assert!(bytes == expected);
+        assert_eq!((chunks, holes), (41, 38));
+    }
+}

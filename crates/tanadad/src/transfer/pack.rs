@@ -6,6 +6,7 @@
 //! drop `snapshot_info` of what is no snapshot.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use tanada_xapi::types::Type;
 use tanada_xapi::{ApiError, ApiResult, DateTime, Map, Ref, Value};
@@ -27,20 +28,17 @@ pub struct Packed {
 /// The objects that go into one archive, by their references.
 #[derive(Default)]
 struct Collected {
-    objects: Vec<(&'static str, std::sync::Arc<Record>)>,
+    objects: Vec<(&'static str, Arc<Record>)>,
     /// Padded, so that their order as text is their order as numbers.
     ids: BTreeMap<Ref, String>,
 }
 
 impl Collected {
-    fn add(&mut self, class: &'static str, record: std::sync::Arc<Record>) {
-        let next = format!("Ref:{:04}", self.ids.len());
-        if self.ids.insert(record.id().clone(), next.clone()).is_none() {
+    fn add(&mut self, class: &'static str, record: Arc<Record>) {
+        // An SR with two disks comes along once.
+        if !self.ids.contains_key(record.id()) {
+            self.ids.insert(record.id().clone(), format!("Ref:{:04}", self.objects.len()));
             self.objects.push((class, record));
-        } else {
-            // Seen before (two disks of one SR): the first id stays.
-            let first = self.objects.iter().position(|(_, known)| known.id() == record.id()).unwrap_or_default();
-            self.ids.insert(record.id().clone(), format!("Ref:{first:04}"));
         }
     }
 }
@@ -163,7 +161,7 @@ fn translate(ty: &Type, value: &mut Value, ids: &BTreeMap<Ref, String>) {
         }
         (Type::Map(key, item), Value::Map(map)) => {
             if matches!(**key, Type::Ref(_)) {
-                let known = |(key, value)| Some((ids.get::<str>(&key)?.clone(), value));
+                let known = |(key, value): (String, Value)| Some((ids.get(key.as_str())?.clone(), value));
                 *map = std::mem::take(map).into_iter().filter_map(known).collect();
             }
             map.values_mut().for_each(|value| translate(item, value, ids));

@@ -29,9 +29,8 @@ pub struct PieceReader {
 }
 
 impl PieceReader {
-    pub fn channel() -> (mpsc::Sender<Piece>, PieceReader) {
-        let (sender, pieces) = mpsc::channel(PIECES_UNDER_WAY);
-        (sender, PieceReader { pieces, current: Bytes::new() })
+    pub fn new(pieces: mpsc::Receiver<Piece>) -> PieceReader {
+        PieceReader { pieces, current: Bytes::new() }
     }
 }
 
@@ -56,9 +55,10 @@ pub struct PieceWriter {
 }
 
 impl PieceWriter {
-    pub fn channel() -> (PieceWriter, mpsc::Receiver<Piece>) {
+    /// The sender beside it is for an error that ends the stream.
+    pub fn channel() -> (PieceWriter, mpsc::Sender<Piece>, mpsc::Receiver<Piece>) {
         let (pieces, receiver) = mpsc::channel(PIECES_UNDER_WAY);
-        (PieceWriter { pieces, collected: BytesMut::new() }, receiver)
+        (PieceWriter { pieces: pieces.clone(), collected: BytesMut::new() }, pieces, receiver)
     }
 }
 
@@ -86,11 +86,14 @@ impl Write for PieceWriter {
 mod tests {
     use std::io::{ErrorKind, Read, Write};
 
-    use super::{PIECE_BYTES, PieceReader, PieceWriter};
+    use tokio::sync::mpsc;
+
+    use super::{PIECE_BYTES, PIECES_UNDER_WAY, PieceReader, PieceWriter};
 
     #[test]
     fn bytes_arrive_in_order_and_an_error_stays_one() {
-        let (sender, mut reader) = PieceReader::channel();
+        let (sender, pieces) = mpsc::channel(PIECES_UNDER_WAY);
+        let mut reader = PieceReader::new(pieces);
         for piece in ["ab", "", "cde"] {
             sender.blocking_send(Ok(piece.into())).unwrap();
         }
@@ -105,7 +108,7 @@ mod tests {
 
     #[test]
     fn writes_become_pieces_and_fail_when_nobody_reads() {
-        let (mut writer, mut pieces) = PieceWriter::channel();
+        let (mut writer, _, mut pieces) = PieceWriter::channel();
         writer.write_all(&vec![7; PIECE_BYTES + 1]).unwrap();
         assert_eq!(pieces.blocking_recv().unwrap().unwrap().len(), PIECE_BYTES);
         writer.flush().unwrap();

@@ -1,0 +1,125 @@
+//! A machine, snapshot or template as an XVA archive.
+//!
+//! ```text
+//! disks ──NBD, holes skipped──▶ chunks ══bounded══▶ thread: archive writer ▶ compressor ══bounded══▶ response body
+//! ```
+//!
+//! Nothing is kept beyond the pieces under way, so memory does not depend on the machine's size. The archive's end is
+//! written last: what breaks off before is no archive to any reader.
+
+use std::collections::BTreeMap;
+
+use tanada_xapi::{ApiError, ApiResult, DateTime, Ref, Value};
+use tanada_xva::compress::Encoder;
+use tanada_xva::{ArchiveWriter, ChecksumKind, Compression, DiskPlan, Ova, XvaError, XvaResult};
+use tokio::sync::mpsc;
+
+use super::attached::{Access, Attached};
+use super::disk::{Chunk, DiskReader};
+use super::error::{abort, client_gone, disk_error, taken, xva_error};
+use super::pack::pack;
+use super::stream::{Piece, PieceWriter};
+use crate::context::{CallContext, Operation};
+use crate::ops::allowed;
+
+/// Chunks between the disks and the writing thread, 1 MiB each.
+const CHUNKS_UNDER_WAY: usize = 4;
+
+/// How an archive is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Form {
+    pub compression: Compression,
+    pub checksum: ChecksumKind,
+}
+
+/// A machine on its way out. [`Export::run`] feeds the body that [`Export::open`] returned beside it.
+pub struct Export {
+    ctx: CallContext,
+    form: Form,
+    ova: Ova,
+    plans: Vec<DiskPlan>,
+    disks: BTreeMap<String, Attached>,
+    body: mpsc::Sender<Piece>,
+    writer: PieceWriter,
+    _operation: Operation,
+}
+
+impl Export {
+    /// Everything that can be refused is refused here, before a header is sent.
+    pub async fn open(ctx: CallContext, vm: &Ref, form: Form) -> ApiResult<(Export, mpsc::Receiver<Piece>)> {
+        let operation = ctx.begin("VM", vm, "export", |tx| allowed::vm(tx, vm, "export"))?;
+        let packed = ctx.db().read(|state| pack(state, vm))?;
+        let plans = packed.ova.disks().map_err(xva_error)?;
+        let mut disks = BTreeMap::new();
+        for (id, vdi) in packed.disks {
+            disks.insert(id, Attached::open(&ctx.daemon, &vdi, Access::Read).await?);
+        }
+        let (writer, body, pieces) = PieceWriter::channel();
+        let export = Export { ctx, form, ova: packed.ova, plans, disks, body, writer, _operation: operation };
+        Ok((export, pieces))
+    }
+
+    pub async fn run(self) -> ApiResult<Value> {
+        let Export { ctx, form, ova, plans, mut disks, body, writer, _operation } = self;
+        let (chunks, queue) = mpsc::channel(CHUNKS_UNDER_WAY);
+        let thread = tokio::task::spawn_blocking(move || write(writer, &ova, form, queue));
+        let read = ctx.task.until_cancelled(read(&ctx, &plans, &disks, chunks)).await.unwrap_or_else(Err);
+        // The queue has ended on our side, so the thread ends as well.
+        let written = thread.await.map_err(|error| ApiError::internal(format!("the archive's writer: {error}")));
+        while let Some((_, disk)) = disks.pop_first() {
+            disk.release().await;
+        }
+        let result = match (read, written) {
+            (Err(error), _) if error.is("TASK_CANCELLED") => Err(error),
+            (_, Err(error)) => Err(error),
+            // Where the reading stopped because the writer did, the writer knows why.
+            (_, Ok(Err(error))) if !matches!(error, XvaError::Unwritable(_)) => Err(xva_error(error)),
+            (Err(error), _) => Err(error),
+            (Ok(()), Ok(Err(error))) => Err(xva_error(error)),
+            (Ok(()), Ok(Ok(()))) => taken(&body, 0).await,
+        };
+        if let Err(error) = &result {
+            abort(&body, error).await;
+        }
+        result.map(|()| Value::Void)
+    }
+}
+
+/// Reads all disks in the archive's order into the queue.
+async fn read(
+    ctx: &CallContext,
+    plans: &[DiskPlan],
+    disks: &BTreeMap<String, Attached>,
+    chunks: mpsc::Sender<Chunk>,
+) -> ApiResult<()> {
+    let total: u64 = plans.iter().map(|plan| plan.size).sum();
+    let mut done = 0;
+    for plan in plans {
+        let disk =
+            disks.get(&plan.id).ok_or_else(|| ApiError::internal(format!("disk {} is not attached", plan.id)))?;
+        let mut reader = DiskReader::new(disk.client()?, plan.size);
+        while let Some(chunk) = reader.next().await.map_err(disk_error)? {
+            done += chunk.length();
+            chunks.send(chunk).await.map_err(|_| client_gone(done))?;
+            ctx.task.progress(done as f64 / total as f64);
+        }
+    }
+    Ok(())
+}
+
+/// Runs on a thread of its own until the archive is whole or the queue or the body ends early.
+fn write(out: PieceWriter, ova: &Ova, form: Form, mut queue: mpsc::Receiver<Chunk>) -> XvaResult<()> {
+    let now = u64::try_from(DateTime::now().unix()).unwrap_or(0);
+    let encoder = Encoder::new(out, form.compression).map_err(XvaError::Io)?;
+    let mut archive = ArchiveWriter::begin(encoder, ova, form.checksum, now)?;
+    while archive.next_chunk().is_some() {
+        match queue.blocking_recv() {
+            Some(Chunk::Data(bytes)) => archive.chunk(&bytes)?,
+            Some(Chunk::Zeros(_)) => archive.zeros()?,
+            None => return Err(XvaError::Unwritable("the disks ended early".into())),
+        }
+    }
+    archive.finish()?.finish().map(drop).map_err(XvaError::Io)
+}
+
+const _: () = assert!(super::disk::CHUNK_BYTES == tanada_xva::limits::CHUNK_BYTES as u64);
