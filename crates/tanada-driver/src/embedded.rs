@@ -50,6 +50,7 @@ pub static FACTS: DriverType = DriverType {
     copyright: "The Tanada contributors",
     version: env!("CARGO_PKG_VERSION"),
     required_api_version: "1.0",
+    shared: false,
     features: &[
         ("SR_CREATE", 1),
         ("SR_DELETE", 1),
@@ -417,7 +418,7 @@ async fn ensure_keeper(program: &Path, location: &Path, dir: &Path) -> DriverRes
     if UnixStream::connect(control_socket(dir)).await.is_ok() {
         return Ok(());
     }
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(dir);
     made.map_err(|error| io_error(dir, &error))?;
     let mut keeper = Process::new(program);
     keeper.args(["blockd-keeper", "--daemonize", "--store"]).arg(location).arg("--runtime-dir").arg(dir);

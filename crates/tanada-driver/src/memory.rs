@@ -29,6 +29,7 @@ pub static FACTS: DriverType = DriverType {
     copyright: "The Tanada contributors",
     version: "1",
     required_api_version: "1.0",
+    shared: false,
     features: &[
         ("SR_CREATE", 1),
         ("SR_DELETE", 1),

@@ -20,6 +20,8 @@ pub struct DriverType {
     pub copyright: &'static str,
     pub version: &'static str,
     pub required_api_version: &'static str,
+    /// Whether several hosts may attach one SR.
+    pub shared: bool,
     /// XenAPI capability names with their versions.
     pub features: &'static [(&'static str, i64)],
     /// Keys of `device_config`.

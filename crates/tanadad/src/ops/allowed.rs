@@ -20,7 +20,8 @@ const RUNNING: u8 = 4;
 const SUSPENDED: u8 = 8;
 const ANY: u8 = HALTED | PAUSED | RUNNING | SUSPENDED;
 
-const STATES: [(&str, u8); 4] = [("Halted", HALTED), ("Paused", PAUSED), ("Running", RUNNING), ("Suspended", SUSPENDED)];
+const STATES: [(&str, u8); 4] =
+    [("Halted", HALTED), ("Paused", PAUSED), ("Running", RUNNING), ("Suspended", SUSPENDED)];
 
 /// A line of the table: in which power states, on templates, on snapshots, and whether clients are told.
 struct Rule {
@@ -87,8 +88,12 @@ static RULES: &[Rule] = &[
 ];
 
 /// Operations of which several may run at a time.
-static TOGETHER: &[&[&str]] =
-    &[&["clone", "copy", "export"], &["snapshot", "checkpoint"], &["get_boot_record"], &["snapshot", "snapshot_with_quiesce"]];
+static TOGETHER: &[&[&str]] = &[
+    &["clone", "copy", "export"],
+    &["snapshot", "checkpoint"],
+    &["get_boot_record"],
+    &["snapshot", "snapshot_with_quiesce"],
+];
 
 /// May `operation` begin on this machine now? The first reason against it, in the documented order.
 pub fn vm(view: &impl View, vm: &Ref, operation: &str) -> ApiResult<()> {
@@ -168,7 +173,11 @@ fn others(vm: &Record, operation: &str) -> ApiResult<()> {
 }
 
 fn of_vm(vm: &Record) -> Vec<Value> {
-    RULES.iter().filter(|rule| rule.listed && check(vm, rule.operation).is_ok()).map(|rule| Value::from(rule.operation)).collect()
+    RULES
+        .iter()
+        .filter(|rule| rule.listed && check(vm, rule.operation).is_ok())
+        .map(|rule| Value::from(rule.operation))
+        .collect()
 }
 
 fn of_vdi(view: &impl View, vdi: &Record) -> Vec<Value> {
@@ -206,7 +215,17 @@ fn of_sr(view: &impl View, sr: &Record) -> Vec<Value> {
     let plugged = pbds.iter().any(|pbd| pbd.bool("currently_attached"));
     let mut all = vec!["pbd_create", "pbd_destroy", "plug"];
     if plugged {
-        all.extend(["scan", "unplug", "update", "vdi_create", "vdi_introduce", "vdi_destroy", "vdi_resize", "vdi_clone", "vdi_snapshot"]);
+        all.extend([
+            "scan",
+            "unplug",
+            "update",
+            "vdi_create",
+            "vdi_introduce",
+            "vdi_destroy",
+            "vdi_resize",
+            "vdi_clone",
+            "vdi_snapshot",
+        ]);
         all.push("vdi_list_changed_blocks");
     } else {
         all.push("forget");
@@ -314,4 +333,3 @@ async fn update(ctx: CallContext, args: Args) -> ApiResult<Value> {
     })?;
     Ok(Value::Void)
 }
-

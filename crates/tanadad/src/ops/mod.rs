@@ -21,6 +21,7 @@ pub mod intents;
 pub mod machine;
 pub mod network;
 pub mod pbd;
+pub mod power;
 pub mod reconcile;
 mod records;
 pub mod sr;
@@ -41,6 +42,7 @@ pub fn handlers() -> Handlers {
     all.extend(vif::handlers());
     all.extend(network::handlers());
     all.extend(machine::handlers());
+    all.extend(power::handlers());
     all.extend(allowed::handlers());
     all
 }
@@ -51,7 +53,7 @@ pub async fn start(daemon: &Arc<Daemon>) -> anyhow::Result<()> {
     crate::storage::load_attachments(daemon)?;
     reconcile::clear_marks(daemon)?;
     pbd::reopen(daemon).await;
-    reconcile::end_intents(daemon).await;
+    reconcile::end_intents(daemon, None).await;
     reconcile::compare(daemon).await;
     allowed::keep_current(daemon);
     Ok(())

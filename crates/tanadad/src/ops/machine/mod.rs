@@ -1,0 +1,31 @@
+//! Machines as records: made, copied, turned back, ended. Running them is another part's business.
+//!
+//! | module | messages |
+//! |---|---|
+//! | [`create`] | `VM.create`, templates, `VM.destroy` |
+//! | [`copy`] | what snapshots, clones and copies have in common: the new records |
+//! | [`snapshot`] | `VM.snapshot`, `VM.snapshot_with_quiesce` |
+//! | [`clone`] | `VM.clone`, `VM.copy` |
+//! | [`revert`] | `VM.revert` |
+//! | [`provision`] | `VM.provision` |
+//! | [`quiesce`] | freezing and thawing guests |
+
+use crate::context::Handlers;
+
+pub mod clone;
+pub mod copy;
+pub mod create;
+pub mod provision;
+pub mod quiesce;
+pub mod revert;
+pub mod snapshot;
+
+pub fn handlers() -> Handlers {
+    let mut all = Handlers::new();
+    all.extend(create::handlers());
+    all.extend(snapshot::handlers());
+    all.extend(clone::handlers());
+    all.extend(revert::handlers());
+    all.extend(provision::handlers());
+    all
+}

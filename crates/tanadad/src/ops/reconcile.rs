@@ -1,0 +1,215 @@
+//! After a start: what an earlier life left half done is ended, and the database is compared with the storage.
+//!
+//! Only what an intent names is touched. Everything else that differs is reported (a message and a line in the log) and
+//! left to an administrator; SR.scan makes records for volumes that have none.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use tanada_driver::registry::SrConfig;
+use tanada_xapi::{ApiError, ApiResult, Ref, Value};
+use uuid::Uuid;
+
+use super::intents::{self, Plan};
+use super::records::message;
+use super::{machine, sr, vdi, vdi_copy};
+use crate::context::Daemon;
+use crate::db::{Intent, View};
+use crate::storage::{driver_error, volume_id};
+
+/// Operations under way ended with the process that ran them.
+pub fn clear_marks(daemon: &Daemon) -> ApiResult<()> {
+    daemon.db.write(|tx| {
+        for class in ["VM", "VDI", "VBD", "VIF", "SR", "network", "host", "pool"] {
+            for record in tx.all(class) {
+                if !record.map("current_operations").is_empty() {
+                    tx.set(class, record.id(), "current_operations", Value::empty_map())?;
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Ends what intents of an earlier life name, on one SR or on all. One that cannot be ended now stays for later.
+pub async fn end_intents(daemon: &Arc<Daemon>, only: Option<&Ref>) {
+    let intents = match daemon.db.intents() {
+        Ok(intents) => intents,
+        Err(error) => {
+            tracing::error!(%error, "the intents could not be read");
+            return;
+        }
+    };
+    for intent in intents {
+        let Some(plan) = Plan::read(&intent) else { continue };
+        if only.is_some_and(|sr| !concerns(daemon, &plan, sr)) {
+            continue;
+        }
+        match end(daemon, &intent, &plan).await {
+            Ok(true) => tracing::info!(kind = intent.kind, id = intent.id, "ended what was under way"),
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(kind = intent.kind, id = intent.id, %error, "what was under way could not be ended yet");
+            }
+        }
+    }
+}
+
+fn concerns(daemon: &Daemon, plan: &Plan, sr: &Ref) -> bool {
+    let on_sr = |vdi: &String| {
+        let vdi = daemon.db.read(|state| state.find("VDI", &Ref::from(vdi.as_str())));
+        vdi.is_some_and(|vdi| vdi.reference("SR") == *sr)
+    };
+    match plan {
+        Plan::Discard { vdis } => vdis.iter().any(on_sr),
+        Plan::Revert(plan) => {
+            plan.in_place.iter().any(|disk| disk.sr == sr.as_str())
+                || plan.cloned.iter().any(|disk| disk.sr == sr.as_str())
+        }
+        _ => plan.volumes().iter().any(|(at, _)| at == sr),
+    }
+}
+
+/// Finishes or undoes; false when it is not for now.
+async fn end(daemon: &Arc<Daemon>, intent: &Intent, plan: &Plan) -> ApiResult<bool> {
+    let id = intent.id.as_str();
+    match plan {
+        Plan::Create { sr, volumes } => {
+            let sr = Ref::from(sr.as_str());
+            if daemon.db.read(|state| state.find("SR", &sr)).is_none() {
+                intents::clear(daemon, id)?;
+            } else {
+                intents::undo_create(daemon, &sr, volumes, id).await?;
+            }
+        }
+        Plan::Discard { vdis } => {
+            let vdis: Vec<Ref> = vdis.iter().map(|vdi| Ref::from(vdi.as_str())).collect();
+            vdi_copy::discard(daemon, &vdis, id).await;
+        }
+        Plan::Destroy { sr, vdi, volume } => {
+            let driver = daemon.storage.driver(&Ref::from(sr.as_str()))?;
+            driver.destroy(*volume).await.map_err(driver_error)?;
+            vdi::finish_destroy(daemon, &Ref::from(vdi.as_str()), id)?;
+        }
+        Plan::Resize { sr, vdi, volume, size } => {
+            let driver = daemon.storage.driver(&Ref::from(sr.as_str()))?;
+            let (reached, _) = driver.resize(*volume, *size).await.map_err(driver_error)?;
+            vdi::finish_resize(daemon, &Ref::from(vdi.as_str()), reached, id)?;
+        }
+        Plan::Revert(plan) => end_revert(daemon, plan, id).await?,
+        Plan::SrCreate { uuid, driver, device_config } => {
+            let backend = daemon.storage.backend(driver)?;
+            let config = SrConfig { sr: *uuid, device_config: device_config.clone(), physical_size: None };
+            let found = backend.probe(device_config).await.map_err(driver_error)?;
+            if found.iter().any(|found| found.sr == *uuid) {
+                backend.erase(&config).await.map_err(driver_error)?;
+            }
+            intents::clear(daemon, id)?;
+        }
+        Plan::SrDestroy { sr, uuid, driver, device_config } => {
+            let backend = daemon.storage.backend(driver)?;
+            let config = SrConfig { sr: *uuid, device_config: device_config.clone(), physical_size: None };
+            let found = backend.probe(device_config).await.map_err(driver_error)?;
+            if found.iter().all(|found| found.sr == *uuid) {
+                backend.erase(&config).await.map_err(driver_error)?;
+            }
+            sr::finish_destroy(daemon, &Ref::from(sr.as_str()), id)?;
+        }
+        // Its machine is looked for first.
+        Plan::Freeze { .. } => return Ok(false),
+    }
+    Ok(true)
+}
+
+async fn end_revert(daemon: &Arc<Daemon>, plan: &intents::RevertPlan, intent: &str) -> ApiResult<()> {
+    let there = |id: &str| daemon.db.read(|state| state.find("VM", &Ref::from(id)).is_some());
+    if there(&plan.vm) && there(&plan.snapshot) {
+        return machine::revert::carry_out(daemon, plan, intent).await;
+    }
+    daemon.db.write(|tx| {
+        for disk in &plan.cloned {
+            Plan::Create { sr: disk.sr.clone(), volumes: vec![disk.volume] }.put(tx)?;
+        }
+        tx.clear_intent(intent);
+        Ok(())
+    })
+}
+
+/// Guests that an earlier life froze are thawed; called when it is known which machines run.
+pub async fn thaw_guests(daemon: &Arc<Daemon>) {
+    let Ok(intents) = daemon.db.intents() else { return };
+    for intent in intents {
+        if let Some(Plan::Freeze { vm }) = Plan::read(&intent) {
+            machine::quiesce::thaw_leftover(daemon, &Ref::from(vm.as_str()), &intent.id).await;
+        }
+    }
+}
+
+/// What database and storage disagree about on one SR.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Differences {
+    /// VDIs whose volume is not there.
+    pub without_volume: Vec<Ref>,
+    /// Volumes that no VDI names.
+    pub without_record: Vec<Uuid>,
+    /// VDIs whose size is another: the VDI, what it says, what the volume says.
+    pub other_size: Vec<(Ref, i64, u64)>,
+}
+
+impl Differences {
+    pub fn is_empty(&self) -> bool {
+        *self == Differences::default()
+    }
+}
+
+/// Compares one attached SR with its records.
+pub async fn differences(daemon: &Daemon, sr: &Ref) -> ApiResult<Differences> {
+    let driver = daemon.storage.driver(sr)?;
+    let entries = driver.scan().await.map_err(driver_error)?;
+    let planned = sr::planned_volumes(daemon)?;
+    let vdis = daemon.db.read(|state| Ok::<_, ApiError>(state.resolve("VDI", &state.get("SR", sr)?.refs("VDIs"))))?;
+    let mut found = Differences::default();
+    let mut named: HashSet<Uuid> = HashSet::new();
+    for vdi in &vdis {
+        let volume = volume_id(vdi.str("location")).ok();
+        let entry = volume.and_then(|volume| entries.iter().find(|entry| entry.id == volume));
+        named.extend(volume);
+        match entry {
+            None => found.without_volume.push(vdi.id().clone()),
+            Some(entry) if i64::try_from(entry.size) != Ok(vdi.int("virtual_size")) => {
+                found.other_size.push((vdi.id().clone(), vdi.int("virtual_size"), entry.size));
+            }
+            Some(_) => {}
+        }
+    }
+    let strange =
+        entries.iter().filter(|entry| !named.contains(&entry.id) && !planned.contains(&(sr.clone(), entry.id)));
+    found.without_record = strange.map(|entry| entry.id).collect();
+    Ok(found)
+}
+
+/// Compares every attached SR with its records and reports what differs.
+pub async fn compare(daemon: &Arc<Daemon>) {
+    let srs = daemon.db.read(|state| state.all("SR"));
+    for sr in srs.iter().filter(|sr| daemon.storage.is_open(sr.id())) {
+        match differences(daemon, sr.id()).await {
+            Ok(found) if found.is_empty() => {}
+            Ok(found) => report(daemon, sr.id(), sr.uuid(), &found),
+            Err(error) => tracing::warn!(sr = sr.uuid(), %error, "an SR could not be compared with its records"),
+        }
+    }
+}
+
+fn report(daemon: &Daemon, sr: &Ref, uuid: &str, found: &Differences) {
+    tracing::warn!(%sr, ?found, "the database and the storage disagree");
+    let written = daemon.db.write(|tx| {
+        for vdi in &found.without_volume {
+            tx.set("VDI", vdi, "missing", true)?;
+        }
+        let body = format!("{found:?}");
+        message(tx, "SR_DIFFERS_FROM_RECORDS", 2, "SR", uuid, &body)
+    });
+    if let Err(error) = written {
+        tracing::error!(%error, "a difference could not be reported");
+    }
+}

@@ -1,0 +1,405 @@
+//! SRs: made, introduced, scanned, forgotten, destroyed.
+//!
+//! The driver's work comes first and the records last, in one transaction with the end of the intent: an SR that a
+//! client can see exists.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use tanada_driver::registry::{Backend, SrConfig};
+use tanada_driver::{Driver, DriverError, DriverErrorKind, ScanEntry, VolumeFacts};
+use tanada_xapi::{ApiError, ApiResult, Ref, Value};
+use uuid::Uuid;
+
+use super::intents::{self, Plan};
+use super::records::{bytes, int, strings};
+use crate::context::{Args, CallContext, Daemon, Handlers};
+use crate::db::{Record, Tx, View};
+use crate::storage::{driver_error, volume_id};
+
+pub fn handlers() -> Handlers {
+    vec![
+        ("SR.create", |ctx, args| create(ctx, args).boxed()),
+        ("SR.introduce", |ctx, args| introduce(ctx, args).boxed()),
+        ("SR.forget", |ctx, args| forget(ctx, args).boxed()),
+        ("SR.destroy", |ctx, args| destroy(ctx, args).boxed()),
+        ("SR.scan", |ctx, args| scan_message(ctx, args).boxed()),
+        ("SR.update", |ctx, args| update(ctx, args).boxed()),
+        ("SR.probe", |ctx, args| probe(ctx, args).boxed()),
+        ("SR.get_supported_types", |ctx, _| get_supported_types(ctx).boxed()),
+        ("SR.set_name_label", |ctx, args| set_text(ctx, args, "name_label").boxed()),
+        ("SR.set_name_description", |ctx, args| set_text(ctx, args, "name_description").boxed()),
+        ("SR.set_shared", |ctx, args| set_shared(ctx, args).boxed()),
+    ]
+}
+
+async fn create(ctx: CallContext, args: Args) -> ApiResult<Value> {
+    let host = ctx.db().read(|state| state.get("host", &args.reference("host")?))?;
+    let backend = ctx.daemon.storage.backend(args.str("type")?)?;
+    let device_config = strings(args.map("device_config")?);
+    let shared = args.bool("shared")?;
+    check_config(backend.as_ref(), &device_config, shared)?;
+    let size = bytes("physical_size", args.int("physical_size")?)?;
+    let uuid = Uuid::new_v4();
+    let config = SrConfig { sr: uuid, device_config, physical_size: (size > 0).then_some(size) };
+    let driver_name = backend.facts().name.to_owned();
+    let plan = Plan::SrCreate { uuid, driver: driver_name.clone(), device_config: config.device_config.clone() };
+    let intent = plan.write(&ctx.daemon)?;
+    let driver = match make(backend.as_ref(), &config).await {
+        Ok(driver) => driver,
+        Err(error) => {
+            intents::clear(&ctx.daemon, &intent)?;
+            return Err(sr_error(error));
+        }
+    };
+    let sr = Ref::random();
+    ctx.daemon.storage.put_driver(&sr, driver);
+    let made = ctx.db().write(|tx| {
+        let content_type = args.str("content_type")?;
+        tx.create_as(
+            "SR",
+            sr.clone(),
+            [
+                ("uuid", Value::from(uuid.to_string())),
+                ("name_label", args.value("name_label")?.clone()),
+                ("name_description", args.value("name_description")?.clone()),
+                ("type", Value::from(driver_name.as_str())),
+                ("content_type", Value::from(if content_type.is_empty() { "user" } else { content_type })),
+                ("shared", Value::from(shared)),
+                ("sm_config", args.value("sm_config")?.clone()),
+            ],
+        )?;
+        tx.create(
+            "PBD",
+            [
+                ("host", Value::from(host.id())),
+                ("SR", Value::from(&sr)),
+                ("device_config", Value::map(config.device_config.clone())),
+                ("currently_attached", Value::from(true)),
+            ],
+        )?;
+        tx.clear_intent(&intent);
+        Ok(())
+    });
+    if let Err(error) = made {
+        ctx.daemon.storage.take_driver(&sr);
+        return Err(error);
+    }
+    update_sizes(&ctx.daemon, &sr).await?;
+    Ok(Value::from(sr))
+}
+
+fn check_config(backend: &dyn Backend, device_config: &BTreeMap<String, String>, shared: bool) -> ApiResult<()> {
+    let facts = backend.facts();
+    if let Some(key) = facts.missing_key(device_config) {
+        let words = format!("device-config:{} is missing: {}", key.key, key.description);
+        return Err(ApiError::sr_backend_failure(key.missing_error, words));
+    }
+    if shared && !facts.shared {
+        let reason = format!("an SR of type {} belongs to one host", facts.name);
+        return Err(ApiError::value_not_supported("shared", "true", reason));
+    }
+    Ok(())
+}
+
+/// Makes the container and opens it; what was made is erased when it does not open.
+async fn make(backend: &dyn Backend, config: &SrConfig) -> Result<Arc<dyn Driver>, DriverError> {
+    backend.create(config).await?;
+    match backend.open(config).await {
+        Ok(driver) => Ok(driver),
+        Err(error) => {
+            if let Err(left) = backend.erase(config).await {
+                tracing::warn!(sr = %config.sr, error = %left, "a container that does not open could not be erased");
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Failures of whole SRs have numbers of their own.
+pub fn sr_error(error: DriverError) -> ApiError {
+    match error.kind {
+        DriverErrorKind::Exists => ApiError::sr_backend_failure(42, error.message),
+        DriverErrorKind::NotFound => ApiError::sr_backend_failure(47, error.message),
+        DriverErrorKind::Busy => ApiError::sr_backend_failure(16, error.message),
+        DriverErrorKind::InvalidArgument => ApiError::sr_backend_failure(91, error.message),
+        _ => driver_error(error),
+    }
+}
+
+async fn introduce(ctx: CallContext, args: Args) -> ApiResult<Value> {
+    let backend = ctx.daemon.storage.backend(args.str("type")?)?;
+    let shared = args.bool("shared")?;
+    if shared && !backend.facts().shared {
+        let reason = format!("an SR of type {} belongs to one host", backend.facts().name);
+        return Err(ApiError::value_not_supported("shared", "true", reason));
+    }
+    let given = args.str("uuid")?;
+    let uuid = match given {
+        "" => Uuid::new_v4(),
+        text => Uuid::parse_str(text).map_err(|_| ApiError::uuid_invalid("SR", text))?,
+    };
+    let sr = ctx.db().write(|tx| {
+        if tx.find_by_uuid("SR", &uuid.to_string()).is_some() {
+            return Err(ApiError::sr_uuid_exists(uuid));
+        }
+        tx.create(
+            "SR",
+            [
+                ("uuid", Value::from(uuid.to_string())),
+                ("name_label", args.value("name_label")?.clone()),
+                ("name_description", args.value("name_description")?.clone()),
+                ("type", Value::from(backend.facts().name)),
+                ("content_type", args.value("content_type")?.clone()),
+                ("shared", Value::from(shared)),
+                ("sm_config", args.value("sm_config")?.clone()),
+                ("physical_size", Value::from(-1)),
+            ],
+        )
+    })?;
+    Ok(Value::from(sr))
+}
+
+fn indestructible(sr: &Record) -> ApiResult<()> {
+    match sr.entry("other_config", "indestructible") {
+        Some("true") => Err(ApiError::sr_indestructible(sr.id())),
+        _ => Ok(()),
+    }
+}
+
+fn none_attached(view: &impl View, sr: &Record) -> ApiResult<()> {
+    match view.resolve("PBD", &sr.refs("PBDs")).iter().any(|pbd| pbd.bool("currently_attached")) {
+        true => Err(ApiError::sr_has_pbd(sr.id())),
+        false => Ok(()),
+    }
+}
+
+/// Removes the records of an SR with everything that belongs to it.
+fn remove_records(tx: &mut Tx<'_>, sr: &Ref) -> ApiResult<()> {
+    let record = tx.get("SR", sr)?;
+    for vdi in record.refs("VDIs") {
+        super::vdi::remove_record(tx, &vdi)?;
+    }
+    for pbd in record.refs("PBDs") {
+        tx.destroy("PBD", &pbd)?;
+    }
+    for pool in tx.all("pool") {
+        for field in ["default_SR", "suspend_image_SR", "crash_dump_SR"] {
+            if pool.reference(field) == *sr {
+                tx.set("pool", pool.id(), field, Ref::null())?;
+            }
+        }
+    }
+    tx.destroy("SR", sr)
+}
+
+async fn forget(ctx: CallContext, args: Args) -> ApiResult<Value> {
+    let sr = args.reference("sr")?;
+    ctx.db().write(|tx| {
+        let record = tx.get("SR", &sr)?;
+        indestructible(&record)?;
+        none_attached(tx, &record)?;
+        remove_records(tx, &sr)
+    })?;
+    Ok(Value::Void)
+}
+
+async fn destroy(ctx: CallContext, args: Args) -> ApiResult<Value> {
+    let sr = args.reference("sr")?;
+    let _busy = ctx.begin("SR", &sr, "destroy", |tx| {
+        let record = tx.get("SR", &sr)?;
+        indestructible(&record)?;
+        if record.refs("PBDs").is_empty() {
+            return Err(ApiError::sr_has_no_pbds(&sr));
+        }
+        none_attached(tx, &record)?;
+        match tx.resolve("VDI", &record.refs("VDIs")).iter().any(|vdi| vdi.bool("managed")) {
+            true => Err(ApiError::sr_not_empty()),
+            false => Ok(()),
+        }
+    })?;
+    let (backend, config) = config_of(&ctx.daemon, &sr)?;
+    let found = backend.probe(&config.device_config).await.map_err(sr_error)?;
+    if let Some(other) = found.iter().find(|found| found.sr != config.sr) {
+        let words = format!("another SR ({}) is there now; forget this one instead", other.sr);
+        return Err(ApiError::sr_backend_failure(42, words));
+    }
+    let plan = Plan::SrDestroy {
+        sr: sr.to_string(),
+        uuid: config.sr,
+        driver: backend.facts().name.to_owned(),
+        device_config: config.device_config.clone(),
+    };
+    let intent = plan.write(&ctx.daemon)?;
+    if let Err(error) = backend.erase(&config).await {
+        intents::clear(&ctx.daemon, &intent)?;
+        return Err(sr_error(error));
+    }
+    finish_destroy(&ctx.daemon, &sr, &intent)?;
+    Ok(Value::Void)
+}
+
+/// The container is gone: so are the records.
+pub fn finish_destroy(daemon: &Daemon, sr: &Ref, intent: &str) -> ApiResult<()> {
+    daemon.db.write(|tx| {
+        if tx.find("SR", sr).is_some() {
+            remove_records(tx, sr)?;
+        }
+        tx.clear_intent(intent);
+        Ok(())
+    })
+}
+
+/// The back end of an SR and what its PBD on this host says.
+pub fn config_of(daemon: &Daemon, sr: &Ref) -> ApiResult<(Arc<dyn Backend>, SrConfig)> {
+    let (record, pbd) = daemon.db.read(|state| {
+        let record = state.get("SR", sr)?;
+        let pbd = state.resolve("PBD", &record.refs("PBDs")).into_iter().next();
+        Ok::<_, ApiError>((record, pbd))
+    })?;
+    let pbd = pbd.ok_or_else(|| ApiError::sr_has_no_pbds(sr))?;
+    let backend = daemon.storage.backend(record.str("type"))?;
+    let uuid = Uuid::parse_str(record.uuid()).map_err(|_| ApiError::uuid_invalid("SR", record.uuid()))?;
+    let device_config = strings(pbd.map("device_config"));
+    Ok((backend, SrConfig { sr: uuid, device_config, physical_size: None }))
+}
+
+async fn scan_message(ctx: CallContext, args: Args) -> ApiResult<Value> {
+    let sr = args.reference("sr")?;
+    let _busy = ctx.begin("SR", &sr, "scan", |tx| super::records::must_exist(tx, "SR", &sr))?;
+    scan(&ctx.daemon, &sr).await?;
+    Ok(Value::Void)
+}
+
+/// Brings the VDI records in line with what the storage holds: unknown volumes get records, lost ones are marked
+/// `missing`, sizes and space are read again.
+pub async fn scan(daemon: &Arc<Daemon>, sr: &Ref) -> ApiResult<()> {
+    let driver = daemon.storage.driver(sr)?;
+    let first: HashSet<Uuid> = driver.scan().await.map_err(driver_error)?.into_iter().map(|entry| entry.id).collect();
+    let planned = planned_volumes(daemon)?;
+    // An operation may begin or end while we look: only what both looks agree on is strange.
+    let entries = driver.scan().await.map_err(driver_error)?;
+    let strange = |entry: &&ScanEntry| first.contains(&entry.id) && !planned.contains(&(sr.clone(), entry.id));
+    daemon.db.write(|tx| {
+        let known = tx.resolve("VDI", &tx.get("SR", sr)?.refs("VDIs"));
+        let is_known = |id: &Uuid| known.iter().any(|vdi| vdi.str("location") == id.to_string());
+        for entry in entries.iter().filter(strange).filter(|entry| !is_known(&entry.id)) {
+            adopt_volume(tx, sr, entry)?;
+        }
+        for vdi in &known {
+            let lost = volume_id(vdi.str("location"))
+                .is_ok_and(|id| !first.contains(&id) && !entries.iter().any(|entry| entry.id == id));
+            if tx.find("VDI", vdi.id()).is_some() {
+                tx.set("VDI", vdi.id(), "missing", lost)?;
+            }
+        }
+        tx.remove_entry("SR", sr, "other_config", "dirty")
+    })?;
+    let vdis = daemon.db.read(|state| Ok::<_, ApiError>(state.resolve("VDI", &state.get("SR", sr)?.refs("VDIs"))))?;
+    for vdi in vdis.iter().filter(|vdi| !vdi.bool("missing")) {
+        match super::vdi::refresh(daemon, vdi.id()).await {
+            Err(error) if !error.is("SR_BACKEND_FAILURE_46") && !error.is("HANDLE_INVALID") => return Err(error),
+            _ => {}
+        }
+    }
+    update_sizes(daemon, sr).await
+}
+
+/// Volumes that intents name.
+pub fn planned_volumes(daemon: &Daemon) -> ApiResult<HashSet<(Ref, Uuid)>> {
+    let intents = daemon.db.intents().map_err(ApiError::internal)?;
+    Ok(intents.iter().filter_map(Plan::read).flat_map(|plan| plan.volumes()).collect())
+}
+
+/// A record for a volume that came with the storage.
+fn adopt_volume(tx: &mut Tx<'_>, sr: &Ref, entry: &ScanEntry) -> ApiResult<Ref> {
+    let uuid = entry.id.to_string();
+    let mut fields = vec![
+        ("SR", Value::from(sr)),
+        ("location", Value::from(uuid.as_str())),
+        ("virtual_size", int(entry.size)),
+        ("type", Value::from("user")),
+        ("managed", Value::from(true)),
+        ("is_a_snapshot", Value::from(entry.is_generation)),
+    ];
+    // A VDI made here has its volume's name as uuid; it gets that back.
+    if tx.find_by_uuid("VDI", &uuid).is_none() {
+        fields.push(("uuid", Value::from(uuid)));
+    }
+    tx.create("VDI", fields)
+}
+
+async fn update(ctx: CallContext, args: Args) -> ApiResult<Value> {
+    let sr = args.reference("sr")?;
+    ctx.db().read(|state| super::records::must_exist(state, "SR", &sr))?;
+    update_sizes(&ctx.daemon, &sr).await?;
+    Ok(Value::Void)
+}
+
+/// Reads an SR's sizes again.
+pub async fn update_sizes(daemon: &Daemon, sr: &Ref) -> ApiResult<()> {
+    let space = daemon.storage.driver(sr)?.space().await.map_err(driver_error)?;
+    daemon.db.write(|tx| {
+        let vdis = tx.resolve("VDI", &tx.get("SR", sr)?.refs("VDIs"));
+        let allocated: i64 = vdis.iter().map(|vdi| vdi.int("virtual_size")).fold(0, i64::saturating_add);
+        tx.set_all(
+            "SR",
+            sr,
+            [
+                ("physical_size", int(space.physical)),
+                ("physical_utilisation", int(space.used)),
+                ("virtual_allocation", Value::from(allocated)),
+            ],
+        )
+    })
+}
+
+/// [`update_sizes`] after an operation that has succeeded: what goes wrong here is logged.
+pub async fn sizes_changed(daemon: &Daemon, sr: &Ref) {
+    if let Err(error) = update_sizes(daemon, sr).await {
+        tracing::warn!(%sr, %error, "the sizes of an SR could not be read");
+    }
+}
+
+async fn probe(ctx: CallContext, args: Args) -> ApiResult<Value> {
+    let backend = ctx.daemon.storage.backend(args.str("type")?)?;
+    let device_config = strings(args.map("device_config")?);
+    check_config(backend.as_ref(), &device_config, false)?;
+    let found = backend.probe(&device_config).await.map_err(sr_error)?;
+    let mut xml = String::from("<?xml version=\"1.0\" ?>\n<SRlist>\n");
+    for one in found {
+        xml.push_str(&format!("  <SR><UUID>{}</UUID><size>{}</size></SR>\n", one.sr, one.size));
+    }
+    xml.push_str("</SRlist>\n");
+    Ok(Value::from(xml))
+}
+
+async fn get_supported_types(ctx: CallContext) -> ApiResult<Value> {
+    Ok(Value::set(ctx.daemon.storage.registry().types().map(|facts| facts.name)))
+}
+
+async fn set_text(ctx: CallContext, args: Args, field: &'static str) -> ApiResult<Value> {
+    let (sr, value) = (args.reference("sr")?, args.value("value")?.clone());
+    ctx.db().write(|tx| tx.set("SR", &sr, field, value))?;
+    Ok(Value::Void)
+}
+
+async fn set_shared(ctx: CallContext, args: Args) -> ApiResult<Value> {
+    let (sr, value) = (args.reference("sr")?, args.bool("value")?);
+    let record = ctx.db().read(|state| state.get("SR", &sr))?;
+    let facts = ctx.daemon.storage.backend(record.str("type"))?.facts();
+    if value && !facts.shared {
+        let reason = format!("an SR of type {} belongs to one host", facts.name);
+        return Err(ApiError::value_not_supported("shared", "true", reason));
+    }
+    match record.refs("PBDs").as_slice() {
+        [first, _, ..] if !value => Err(ApiError::sr_has_multiple_pbds(first)),
+        _ => ctx.db().write(|tx| tx.set("SR", &sr, "shared", value)).map(Value::from),
+    }
+}
+
+/// A volume's space as `sm_config` shows it.
+pub fn space_keys(facts: &VolumeFacts) -> [(&'static str, u64); 3] {
+    [("tanada:mapped", facts.mapped), ("tanada:exclusive", facts.exclusive), ("tanada:shared", facts.shared)]
+}

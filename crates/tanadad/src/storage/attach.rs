@@ -1,0 +1,204 @@
+//! Attachments: who reads and writes which volume now.
+//!
+//! An attachment is written down (an intent of kind [`KIND`]) before the driver is asked for it and struck off after
+//! the driver has ended it, so that a crash at any point leaves none that nobody knows. The same list decides who may
+//! share a disk:
+//!
+//! | there is already | reader comes | writer comes |
+//! |---|---|---|
+//! | nobody | yes | yes |
+//! | readers | yes | `VDI_IN_USE`, unless sharable |
+//! | a writer | `VDI_IN_USE`, unless sharable | the same |
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use tanada_driver::{AttachRequest, Endpoint};
+use tanada_xapi::{ApiError, ApiResult, Ref};
+use uuid::Uuid;
+
+use super::{driver_error, volume_id};
+use crate::context::Daemon;
+use crate::db::View;
+
+/// Kind of the intents that are attachments.
+pub const KIND: &str = "attachment";
+
+/// One attachment as it is written down.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Body {
+    token: String,
+    sr: String,
+    vdi: String,
+    /// Null: the daemon itself (a transfer, a copy).
+    vbd: String,
+    volume: Uuid,
+    writable: bool,
+}
+
+/// Attachments by token, with the intent that stands for each.
+#[derive(Default)]
+pub struct Attachments {
+    by_token: Mutex<BTreeMap<String, (String, Body)>>,
+}
+
+impl Attachments {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, (String, Body)>> {
+        self.by_token.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Makes a disk reachable; the token names the attachment until [`detach_vdi`]. `vbd` is null when the daemon itself
+/// is the user. `VDI_IN_USE`, `VDI_READONLY`, `SR_HAS_NO_PBDS` or the driver's failure.
+pub async fn attach_vdi(daemon: &Arc<Daemon>, vdi: &Ref, vbd: &Ref, writable: bool) -> ApiResult<(String, Endpoint)> {
+    let record = daemon.db.read(|state| state.get("VDI", vdi))?;
+    if writable && (record.bool("read_only") || record.bool("is_a_snapshot")) {
+        return Err(ApiError::vdi_readonly(vdi));
+    }
+    if !record.bool("managed") {
+        return Err(ApiError::vdi_not_managed(vdi));
+    }
+    let sr = record.reference("SR");
+    let driver = daemon.storage.driver(&sr)?;
+    let body = Body {
+        token: Uuid::new_v4().simple().to_string(),
+        sr: sr.to_string(),
+        vdi: vdi.to_string(),
+        vbd: vbd.to_string(),
+        volume: volume_id(record.str("location"))?,
+        writable,
+    };
+    write_down(daemon, vdi, &body, record.bool("sharable"))?;
+    let request = AttachRequest { token: body.token.clone(), target: body.volume, writable };
+    match driver.attach(&request).await {
+        Ok(endpoint) => Ok((body.token, endpoint)),
+        Err(error) => {
+            if let Err(left) = detach_vdi(daemon, &body.token).await {
+                tracing::warn!(vdi = %vdi, error = %left, "a failed attachment could not be ended; it will be at the next start");
+            }
+            Err(driver_error(error))
+        }
+    }
+}
+
+/// Checks the sharing rules and writes the attachment down, as one step.
+fn write_down(daemon: &Daemon, vdi: &Ref, body: &Body, sharable: bool) -> ApiResult<()> {
+    let mut by_token = daemon.storage.attachments.lock();
+    let others = || by_token.values().filter(|(_, other)| other.volume == body.volume && other.sr == body.sr);
+    if !sharable && (others().any(|(_, other)| other.writable) || (body.writable && others().next().is_some())) {
+        return Err(ApiError::new("VDI_IN_USE", vec![vdi.to_string()]));
+    }
+    let json = serde_json::to_value(body).map_err(ApiError::internal)?;
+    let intent = daemon.db.write(|tx| tx.put_intent(KIND, json))?;
+    by_token.insert(body.token.clone(), (intent, body.clone()));
+    Ok(())
+}
+
+/// Ends an attachment. One that is not known (any more) succeeds.
+pub async fn detach_vdi(daemon: &Arc<Daemon>, token: &str) -> ApiResult<()> {
+    let Some((intent, body)) = daemon.storage.attachments.lock().get(token).cloned() else { return Ok(()) };
+    let driver = daemon.storage.driver(&Ref::from(body.sr.as_str()))?;
+    driver.detach(token).await.map_err(driver_error)?;
+    daemon.db.write(|tx| {
+        tx.clear_intent(&intent);
+        Ok(())
+    })?;
+    forget_attachment(daemon, token);
+    Ok(())
+}
+
+/// Strikes an attachment off the list in memory; for those whose storage is gone.
+fn forget_attachment(daemon: &Daemon, token: &str) {
+    daemon.storage.attachments.lock().remove(token);
+}
+
+/// Reads the attachments of an earlier life of the process.
+pub fn load_attachments(daemon: &Daemon) -> anyhow::Result<()> {
+    let mut by_token = daemon.storage.attachments.lock();
+    for intent in daemon.db.intents()?.into_iter().filter(|intent| intent.kind == KIND) {
+        let body: Body = serde_json::from_value(intent.body)?;
+        by_token.insert(body.token.clone(), (intent.id, body));
+    }
+    Ok(())
+}
+
+/// Is any attachment on this SR in use? Answers the VDIs.
+pub fn attached_vdis(daemon: &Daemon, sr: &Ref) -> Vec<Ref> {
+    let by_token = daemon.storage.attachments.lock();
+    let here = by_token.values().filter(|(_, body)| body.sr == sr.as_str());
+    let mut vdis: Vec<Ref> = here.map(|(_, body)| Ref::from(body.vdi.as_str())).collect();
+    vdis.sort();
+    vdis.dedup();
+    vdis
+}
+
+/// Is the volume of this disk attached to anybody?
+pub fn is_attached(daemon: &Daemon, vdi: &Ref) -> bool {
+    daemon.storage.attachments.lock().values().any(|(_, body)| body.vdi == vdi.as_str())
+}
+
+/// After a start, when it is known which machines run: ends the attachments that serve nobody, and those at the
+/// drivers that nobody here knows.
+pub async fn end_leftovers(daemon: &Arc<Daemon>) {
+    let known: Vec<Body> = daemon.storage.attachments.lock().values().map(|(_, body)| body.clone()).collect();
+    for body in &known {
+        let vbd = Ref::from(body.vbd.as_str());
+        let used = daemon.db.read(|state| state.find("VBD", &vbd).is_some_and(|vbd| vbd.bool("currently_attached")));
+        if used {
+            continue;
+        }
+        match detach_vdi(daemon, &body.token).await {
+            Ok(()) => tracing::info!(vdi = body.vdi, "ended an attachment that serves nobody"),
+            Err(error) => tracing::warn!(vdi = body.vdi, %error, "an attachment that serves nobody could not be ended"),
+        }
+    }
+    let open: Vec<_> = {
+        let open = daemon.storage.open.read().unwrap_or_else(PoisonError::into_inner);
+        open.iter().map(|(sr, driver)| (sr.clone(), driver.clone())).collect()
+    };
+    for (sr, driver) in open {
+        let tokens = match driver.attachments().await {
+            Ok(tokens) => tokens,
+            Err(error) => {
+                tracing::warn!(%sr, %error, "the attachments of an SR are not known");
+                continue;
+            }
+        };
+        for token in tokens {
+            let ours = daemon.storage.attachments.lock().contains_key(&token);
+            if !ours {
+                // An attachment is written down before it is made: one that is not written down was ended already.
+                let ended = driver.detach(&token).await;
+                tracing::info!(%sr, ?ended, "ended an attachment that is not written down");
+            }
+        }
+    }
+}
+
+/// Tokens of the attachments that a VBD holds.
+pub fn tokens_of(daemon: &Daemon, vbd: &Ref) -> Vec<String> {
+    let by_token = daemon.storage.attachments.lock();
+    by_token.values().filter(|(_, body)| body.vbd == vbd.as_str()).map(|(_, body)| body.token.clone()).collect()
+}
+
+/// Ends all attachments that a VBD holds; none succeeds.
+pub async fn detach_vbd(daemon: &Arc<Daemon>, vbd: &Ref) -> ApiResult<()> {
+    for token in tokens_of(daemon, vbd) {
+        detach_vdi(daemon, &token).await?;
+    }
+    Ok(())
+}
+
+/// Ends the daemon's own attachments of a disk.
+pub async fn detach_daemon(daemon: &Arc<Daemon>, vdi: &Ref) -> ApiResult<()> {
+    let ours = |body: &&Body| body.vdi == vdi.as_str() && Ref::from(body.vbd.as_str()).is_null();
+    let tokens: Vec<String> = {
+        let by_token = daemon.storage.attachments.lock();
+        by_token.values().map(|(_, body)| body).filter(ours).map(|body| body.token.clone()).collect()
+    };
+    for token in tokens {
+        detach_vdi(daemon, &token).await?;
+    }
+    Ok(())
+}

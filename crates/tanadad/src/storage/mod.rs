@@ -1,0 +1,100 @@
+//! The SRs that are attached here, and what is reached through them.
+//!
+//! [`Storage`] holds the kinds of storage known to this program and one driver for each plugged PBD. Drivers are asked
+//! through it; their errors become XenAPI's here and nowhere else.
+
+mod attach;
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use tanada_driver::embedded::{EmbeddedBackend, EmbeddedPlaces};
+use tanada_driver::registry::{Backend, Registry};
+use tanada_driver::{Driver, DriverError, DriverErrorKind};
+use tanada_xapi::{ApiError, ApiResult, Ref};
+use uuid::Uuid;
+
+pub use attach::{
+    attach_vdi, attached_vdis, detach_daemon, detach_vbd, detach_vdi, end_leftovers, is_attached, load_attachments, tokens_of,
+};
+
+use crate::config::Config;
+use attach::Attachments;
+
+/// Kinds of storage, open drivers, attachments.
+pub struct Storage {
+    registry: RwLock<Registry>,
+    open: RwLock<HashMap<Ref, Arc<dyn Driver>>>,
+    attachments: Attachments,
+}
+
+impl Storage {
+    pub fn new(registry: Registry) -> Storage {
+        Storage { registry: RwLock::new(registry), open: RwLock::default(), attachments: Attachments::default() }
+    }
+
+    /// All kinds that this program has.
+    pub fn from_config(config: &Config) -> Storage {
+        let program = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
+        let places = EmbeddedPlaces { program, run_dir: config.runtime_dir.join("sr") };
+        let embedded: Arc<dyn Backend> = Arc::new(EmbeddedBackend::new(places));
+        Storage::new(Registry::new([embedded]))
+    }
+
+    /// Other kinds than the program's own.
+    pub fn replace_registry(&self, registry: Registry) {
+        *self.registry.write().unwrap_or_else(PoisonError::into_inner) = registry;
+    }
+
+    pub fn registry(&self) -> Registry {
+        self.registry.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The kind called `name`; `SR_UNKNOWN_DRIVER` when there is none.
+    pub fn backend(&self, name: &str) -> ApiResult<Arc<dyn Backend>> {
+        self.registry().get(name).cloned().ok_or_else(|| ApiError::sr_unknown_driver(name))
+    }
+
+    /// The driver of an attached SR; `SR_HAS_NO_PBDS` when it is not attached here.
+    pub fn driver(&self, sr: &Ref) -> ApiResult<Arc<dyn Driver>> {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        open.get(sr).cloned().ok_or_else(|| ApiError::sr_has_no_pbds(sr))
+    }
+
+    pub fn is_open(&self, sr: &Ref) -> bool {
+        self.driver(sr).is_ok()
+    }
+
+    pub fn put_driver(&self, sr: &Ref, driver: Arc<dyn Driver>) {
+        self.open.write().unwrap_or_else(PoisonError::into_inner).insert(sr.clone(), driver);
+    }
+
+    pub fn take_driver(&self, sr: &Ref) -> Option<Arc<dyn Driver>> {
+        self.open.write().unwrap_or_else(PoisonError::into_inner).remove(sr)
+    }
+}
+
+/// A volume's name at its driver, from a VDI's `location`.
+pub fn volume_id(location: &str) -> ApiResult<Uuid> {
+    Uuid::parse_str(location).map_err(|_| ApiError::sr_backend_failure(46, format!("{location:?} names no volume")))
+}
+
+/// What a caller hears of a driver's failure.
+pub fn driver_error(error: DriverError) -> ApiError {
+    let number = match error.kind {
+        DriverErrorKind::NotFound => 46,
+        DriverErrorKind::Exists => 43,
+        DriverErrorKind::Busy => 24,
+        DriverErrorKind::NoSpace => 44,
+        DriverErrorKind::Unsupported => 38,
+        DriverErrorKind::InvalidArgument => 1,
+        DriverErrorKind::Unreachable => 47,
+        DriverErrorKind::Io => 200,
+    };
+    let mut failure = ApiError::sr_backend_failure(number, &error.message);
+    if number == 44 {
+        // Clients look for these words.
+        failure.params[1] = format!("There is insufficient space: {}", error.message);
+    }
+    failure
+}
