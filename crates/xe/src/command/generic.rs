@@ -70,11 +70,9 @@ fn list(ctx: &mut Ctx<'_>, class: &'static Class) -> Outcome {
     }
     let shown = {
         let api = ctx.api()?;
-        let lookup = Lookup::for_list(api);
-        let objects = sorted(class, api.all(class.api)?);
-        lookup.remember(class.api, &objects);
+        let (lookup, objects) = Lookup::with_candidates(api, class.api, &conditions)?;
         let mut shown = Vec::new();
-        for object in &objects {
+        for object in &sorted(class, objects) {
             if matches(class, &lookup, object, &conditions)? {
                 shown.push(cells(&lookup, object, &fields, false)?);
             }

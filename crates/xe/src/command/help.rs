@@ -19,6 +19,7 @@ Usage:
      [ --multiple ]             several VMs at once
      [ --force ]
 A full list of commands can be obtained by running 'xe help'
+Completion for bash: source <(xe __complete --bash)
 ";
 
 fn help(ctx: &mut Ctx<'_>) -> Outcome {

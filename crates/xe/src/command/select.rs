@@ -56,9 +56,7 @@ fn candidates(ctx: &Ctx<'_>, selection: &Selection) -> Result<Vec<Object>, Failu
     });
     let Some(table) = class("vm") else { return Ok(Vec::new()) };
     let api = ctx.api()?;
-    let lookup = Lookup::for_list(api);
-    let objects = api.all("VM")?;
-    lookup.remember("VM", &objects);
+    let (lookup, objects) = Lookup::with_candidates(api, "VM", &conditions)?;
     let (mut found, mut templates) = (Vec::new(), Vec::new());
     for object in objects {
         let text = |field: &str| object.record.get(field).map(scalar).unwrap_or_default();

@@ -11,11 +11,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use tanada_xapi::{Map, Ref};
 
+/// By class and reference; `None` where the reference dangles.
+type Known = BTreeMap<(String, Ref), Option<Rc<Map>>>;
+
 pub struct Lookup<'a> {
     pub api: &'a Api,
     whole_classes: bool,
     read_whole: RefCell<BTreeSet<String>>,
-    known: RefCell<BTreeMap<(String, Ref), Option<Rc<Map>>>>,
+    known: RefCell<Known>,
 }
 
 impl<'a> Lookup<'a> {
@@ -27,8 +30,29 @@ impl<'a> Lookup<'a> {
         Lookup { api, whole_classes: false, read_whole: RefCell::default(), known: RefCell::default() }
     }
 
+    /// The objects that may meet the conditions, and a lookup that suits their number: a uuid among the conditions asks for
+    /// one object, anything else for the whole class.
+    pub fn with_candidates(
+        api: &'a Api,
+        class: &str,
+        conditions: &[(String, String)],
+    ) -> Result<(Lookup<'a>, Vec<Object>), Failure> {
+        let Some((_, uuid)) = conditions.iter().find(|(key, _)| key == "uuid") else {
+            let objects = api.all(class)?;
+            let lookup = Lookup::for_list(api);
+            lookup.remember(class, &objects);
+            return Ok((lookup, objects));
+        };
+        let objects = match api.object_by_uuid(class, uuid) {
+            Ok(object) => vec![object],
+            Err(Failure::Api(error)) if error.is("UUID_INVALID") => Vec::new(),
+            Err(other) => return Err(other),
+        };
+        Ok((Lookup::for_one(api), objects))
+    }
+
     /// Makes objects known that were read anyway.
-    pub fn remember(&self, class: &str, objects: &[Object]) {
+    fn remember(&self, class: &str, objects: &[Object]) {
         let mut known = self.known.borrow_mut();
         for object in objects {
             known.insert((class.to_owned(), object.reference.clone()), Some(object.record.clone()));
