@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 const USAGE: &str = "\
 usage: tanada COMMAND
+  daemon ...          the control plane: XenAPI, machines, storage
   xe ...              the XenAPI command line (also under the name xe)
   blockd ...          serves one store
   blockd-keeper ...   holds the sockets of one store and keeps its blockd alive
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
     let rest = |count: usize| args[count..].to_vec();
     match words.as_slice() {
         ["xe", ..] => xe::main(rest(1)),
+        ["daemon", ..] => tanadad::main(rest(1)),
         ["blockd", ..] => tanada_blockd::main_blockd(rest(1)),
         ["blockd-keeper", ..] => tanada_blockd::main_keeper(rest(1)),
         ["store", "format"] => tanada_blockd::main_format(rest(2)),
