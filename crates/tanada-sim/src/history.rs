@@ -57,6 +57,8 @@ pub struct Step {
     pub change: Change,
     /// It failed: it may have happened or not.
     pub doubtful: bool,
+    /// It was seen in a generation that is durable, so here it cannot be missing.
+    pub certain: bool,
     /// One content, or several where failed operations came before.
     pub contents: Vec<Content>,
 }
@@ -84,7 +86,7 @@ impl BlockHistory {
     }
 
     pub fn push(&mut self, op: usize, change: Change) {
-        self.steps.push(Step { op, change, doubtful: false, contents: Vec::new() });
+        self.steps.push(Step { op, change, doubtful: false, certain: false, contents: Vec::new() });
         self.derive(self.steps.len() - 1);
     }
 
@@ -125,12 +127,12 @@ impl BlockHistory {
     }
 
     /// The instants at which the block holds something that `matches`, as far as they touch `within`.
-    /// States before an operation that `must` be there do not count.
+    /// States before an operation that `must` be there (told whether it is certain) do not count.
     pub fn instants(
         &self,
         ops: &[Op],
         matches: impl Fn(&Content) -> bool,
-        must: impl Fn(&Op) -> bool,
+        must: impl Fn(&Op, bool) -> bool,
         within: Interval,
     ) -> Vec<Interval> {
         let mut intervals = Vec::new();
@@ -144,11 +146,19 @@ impl BlockHistory {
             }
             let Some(op) = op else { break };
             earliest_answer = earliest_answer.min(ops[op].answered);
-            if must(&ops[op]) {
+            if must(&ops[op], self.steps.iter().any(|step| step.op == op && step.certain)) {
                 break;
             }
         }
         intervals
+    }
+
+    /// The step that gave the content, if it is the only state that explains it.
+    pub fn only_step(&mut self, content: &Content) -> Option<&mut Step> {
+        let elsewhere = self.base.contains(content);
+        let mut steps = self.steps.iter_mut().filter(|step| step.contents.contains(content));
+        let step = steps.next()?;
+        if elsewhere || steps.next().is_some() { None } else { Some(step) }
     }
 
     /// The last operation that gave the content; names it when versions are compared.
@@ -198,7 +208,8 @@ mod tests {
         first.push(0, full(1));
         let mut second = BlockHistory::settled(content(0), 0);
         second.push(1, full(2));
-        let see = |block: &BlockHistory, wanted: u8| block.instants(&ops, |c| *c == content(wanted), |_| false, (0, 9));
+        let see =
+            |block: &BlockHistory, wanted: u8| block.instants(&ops, |c| *c == content(wanted), |_, _| false, (0, 9));
         assert!(!intersect(&see(&first, 1), &see(&second, 2)).is_empty());
         assert!(!intersect(&see(&first, 1), &see(&second, 0)).is_empty());
         assert!(!intersect(&see(&first, 0), &see(&second, 0)).is_empty());
@@ -211,7 +222,7 @@ mod tests {
         let mut block = BlockHistory::settled(content(0), 0);
         block.push(0, full(1));
         block.push(1, full(2));
-        let must = |op: &Op| op.answered == 2;
+        let must = |op: &Op, _| op.answered == 2;
         assert!(block.instants(&ops, |c| *c == content(0), must, (0, 9)).is_empty());
         assert!(!block.instants(&ops, |c| *c == content(1), must, (0, 9)).is_empty());
     }

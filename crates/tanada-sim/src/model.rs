@@ -37,6 +37,8 @@ pub enum Kept {
 
 #[derive(Debug, Clone)]
 pub struct Generation {
+    /// What it was cut from.
+    pub volume: Uuid,
     pub size: u64,
     pub kept: Kept,
     pub family: u64,

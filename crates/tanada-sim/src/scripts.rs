@@ -256,16 +256,17 @@ impl Model {
 
     /// The group was cut at one instant within `within`.
     pub fn keep_group(&mut self, group: &[(Uuid, Uuid)], within: (u64, u64), number: u64) {
-        for (volume, id) in group {
-            if let Some(volume) = self.volumes.get(volume) {
+        for (cut, id) in group {
+            if let Some(volume) = self.volumes.get(cut) {
                 let kept = Kept::Open { blocks: volume.blocks.clone(), within, group: number };
-                self.generations.insert(*id, Generation { size: volume.size, kept, family: volume.family });
+                self.generations
+                    .insert(*id, Generation { volume: *cut, size: volume.size, kept, family: volume.family });
             }
         }
     }
 
     pub fn clone_of_generation(&mut self, source: Uuid, volume: Uuid) {
-        if let Some(Generation { size, kept, family }) = self.generations.get(&source).cloned() {
+        if let Some(Generation { size, kept, family, .. }) = self.generations.get(&source).cloned() {
             let blocks = match kept {
                 Kept::Settled(settled) => blocks_of(&settled),
                 Kept::Open { blocks, .. } => blocks,

@@ -121,15 +121,16 @@ impl World {
         Ok(())
     }
 
-    /// What a durable generation holds was durable when it was answered: remembered for the next power cut.
+    /// What a durable generation holds of its volume cannot be missing from the volume after a power cut.
     fn witness(&mut self, id: Uuid, settled: &Settled) {
-        let Some(Kept::Open { within, .. }) = self.model.generations.get(&id).map(|generation| generation.kept.clone())
-        else {
-            return;
-        };
-        for (_, op) in settled.values() {
-            if let Some(op) = self.model.ops.get_mut(*op) {
-                op.durable |= op.submitted <= within.1;
+        let Some(generation) = self.model.generations.get_mut(&id) else { return };
+        let Kept::Open { blocks, .. } = &mut generation.kept else { return };
+        let Some(volume) = self.model.volumes.get_mut(&generation.volume) else { return };
+        for (block, (content, _)) in settled {
+            let Some(seen) = blocks.get_mut(block).and_then(|history| history.only_step(content)) else { continue };
+            let steps = volume.blocks.get_mut(block).map(|history| &mut history.steps);
+            if let Some(step) = steps.and_then(|steps| steps.iter_mut().find(|step| step.op == seen.op)) {
+                step.certain = true;
             }
         }
     }
@@ -151,7 +152,7 @@ impl World {
         let mut settled = Vec::new();
         for (id, seen) in all {
             let Some(blocks) = self.blocks(*id) else { continue };
-            instants = self.narrow(instants, *id, &blocks, seen, |_| false)?;
+            instants = self.narrow(instants, *id, &blocks, seen, |_, _| false)?;
             settled.push(settle(&blocks, seen));
         }
         Ok(settled)
@@ -173,7 +174,7 @@ impl World {
         id: Uuid,
         blocks: &Blocks,
         seen: &Seen,
-        must: impl Fn(&Op) -> bool + Copy,
+        must: impl Fn(&Op, bool) -> bool + Copy,
     ) -> Result<Vec<Interval>, Stop> {
         for (block, content) in seen {
             let Some(history) = blocks.get(block) else { continue };
@@ -198,9 +199,9 @@ impl World {
         let generations: Vec<Uuid> = self.model.generations.keys().copied().collect();
         self.settle_generations(&generations, false)?;
         let ids: Vec<Uuid> = self.model.volumes.keys().copied().collect();
-        let must = |op: &Op| match ended {
-            Ended::Killed => op.answered != NEVER || op.durable,
-            Ended::PowerCut => op.durable,
+        let must = |op: &Op, certain| match ended {
+            Ended::Killed => certain || op.durable || op.answered != NEVER,
+            Ended::PowerCut => certain || op.durable,
         };
         let mut seen_all = Vec::new();
         for id in ids {
@@ -307,16 +308,24 @@ impl World {
         let Kept::Settled(settled) = kept.kept.clone() else { return everything };
         let old_size = self.model.volumes.get(&volume).map_or(0, |volume| volume.size);
         let new_size = kept.size;
-        if info.size == new_size {
-            let old = self.model.volumes.get(&volume).cloned();
-            self.model.reverted(volume, generation);
-            let seen = self.observe(volume, None, false)?;
-            if check_settled(volume, &settled, &seen).is_err()
-                && let Some(old) = old
-                && old_size == new_size
-            {
-                self.model.volumes.insert(volume, old);
+        if old_size != new_size {
+            if info.size == new_size {
+                self.model.reverted(volume, generation);
             }
+            return everything;
+        }
+        // Both may be: read what either has ever written, then compare.
+        if let Some(model) = self.model.volumes.get_mut(&volume) {
+            for block in settled.keys() {
+                model.blocks.entry(*block).or_insert_with(|| BlockHistory::settled(Content::Zero, 0));
+            }
+        }
+        let seen = self.observe(volume, None, false)?;
+        let is_reverted = seen
+            .iter()
+            .all(|(block, content)| settled.get(block).map_or(content.is_zero(), |(kept, _)| kept == content));
+        if is_reverted {
+            self.model.reverted(volume, generation);
         }
         everything
     }

@@ -371,14 +371,14 @@ impl World {
     fn may_read(&self, target: Uuid, block: u64, matches: impl Fn(&Content) -> bool, within: Interval) -> bool {
         if let Some(volume) = self.model.volumes.get(&target) {
             return match volume.blocks.get(&block) {
-                Some(history) => !history.instants(&self.model.ops, matches, |_| false, within).is_empty(),
+                Some(history) => !history.instants(&self.model.ops, matches, |_, _| false, within).is_empty(),
                 None => matches(&Content::Zero),
             };
         }
         match self.model.generations.get(&target).map(|generation| &generation.kept) {
             Some(Kept::Settled(settled)) => matches(settled.get(&block).map_or(&Content::Zero, |(content, _)| content)),
             Some(Kept::Open { blocks, within, .. }) => match blocks.get(&block) {
-                Some(history) => !history.instants(&self.model.ops, matches, |_| false, *within).is_empty(),
+                Some(history) => !history.instants(&self.model.ops, matches, |_, _| false, *within).is_empty(),
                 None => matches(&Content::Zero),
             },
             None => true,
