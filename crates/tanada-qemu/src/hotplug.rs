@@ -65,9 +65,11 @@ pub async fn plug(qmp: &Qmp, disk: &DiskSpec) -> Result<u32> {
         return Ok(slot);
     }
     let slot = free_slot(qmp, disk.slot).await?;
-    if !node_exists(qmp, disk.id).await? {
-        qmp.execute("blockdev-add", disk.node(), QUICK).await?;
+    if node_exists(qmp, disk.id).await? {
+        // Left by an attempt cut short; its export may be gone.
+        remove_node(qmp, disk.id).await?;
     }
+    qmp.execute("blockdev-add", disk.node(), QUICK).await?;
     match qmp.execute("device_add", disk.device(slot), QUICK).await {
         Ok(_) => Ok(slot),
         Err(error) => {

@@ -1,13 +1,119 @@
-//! Running machines: one QEMU each.
+//! Running machines: one QEMU each, followed by one supervisor.
+//!
+//! ```text
+//!              start: attach disks, launch, records       exit of the process: detach disks, records
+//!   (Halted) ------------------------------> Running ------------------------------------> (Halted)
+//!                                             |   ^  \
+//!                                   stop, or  |   |   \ the daemon ends or dies: nothing happens to the guest;
+//!                                 a disk fails|   |    \ the next daemon attaches again and corrects the records
+//!                                             v   | cont
+//!                                            Paused / waiting for storage
+//! ```
+//! - The process is the truth; the database follows it. A machine's records become `Running` before its guest runs its
+//!   first instruction, and `Halted` after its process has ended, so a machine is never run twice.
+//! - Whoever ends a machine kills the process or asks the guest, and waits for [`Running::ended`]; the clearing up is the
+//!   supervisor's alone ([`supervise`]).
+//! - A machine found in prelaunch at start-up belongs to a start that a crash interrupted: it is ended, that start is undone.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`host`] | how this host runs QEMU: user, accelerator, directories |
+//! | [`description`] | records of a VM into a machine's description |
+//! | [`running`] | the handle on a running machine |
+//! | [`supervise`] | follows one machine's events to its end |
+//! | [`records`] | what a machine's state means in the database |
+//! | [`guest`] | what the guest says about itself |
+//! | [`power`] | start, stop, restart, pause |
+//! | [`disks`] | VBDs plugged and unplugged |
+//! | [`plugin`] | `VM.call_plugin`: the guest agent, for administrators |
 
-use std::sync::Arc;
+pub mod description;
+pub mod disks;
+pub mod guest;
+pub mod host;
+pub mod plugin;
+pub mod power;
+pub mod records;
+pub mod running;
+pub mod supervise;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tanada_qemu::launch::{self, RunState};
+use tanada_xapi::Ref;
+use uuid::Uuid;
 
 use crate::context::Daemon;
+use crate::db::{Record, View};
+use host::Host;
+use records::Power;
+pub use running::Running;
+
+/// The machines that run here.
+pub struct Vmm {
+    pub host: Host,
+    machines: Mutex<HashMap<Ref, Arc<Running>>>,
+}
+
+impl Vmm {
+    pub fn new(host: Host) -> Vmm {
+        Vmm { host, machines: Mutex::default() }
+    }
+
+    /// The machine of a VM, while it has a process.
+    pub fn machine(&self, vm: &Ref) -> Option<Arc<Running>> {
+        self.lock().get(vm).cloned()
+    }
+
+    fn insert(&self, machine: Arc<Running>) {
+        self.lock().insert(machine.vm.clone(), machine);
+    }
+
+    fn remove(&self, vm: &Ref) {
+        self.lock().remove(vm);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Ref, Arc<Running>>> {
+        self.machines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// Re-attaches to machines that run already. Storage is attached, the API is not open yet.
-pub async fn start(_daemon: &Arc<Daemon>) -> anyhow::Result<()> {
+pub async fn start(daemon: &Arc<Daemon>) -> anyhow::Result<()> {
+    daemon.vmm.host.prepare()?;
+    for uuid in daemon.vmm.host.machine_dirs()? {
+        if let Err(error) = reattach(daemon, uuid).await {
+            tracing::error!(vm = %uuid, %error, "a machine cannot be attached again; it is left as it is");
+        }
+    }
+    records::halt_those_without_process(daemon)?;
+    daemon.vmm.host.choose_accelerator_in_background();
+    Ok(())
+}
+
+async fn reattach(daemon: &Arc<Daemon>, uuid: Uuid) -> anyhow::Result<()> {
+    let dir = daemon.vmm.host.machine_dir(uuid);
+    let Some(machine) = launch::reattach(uuid, &dir).await? else { return Ok(()) };
+    let vm = daemon.db.read(|state| state.find_by_uuid("VM", &uuid.to_string()));
+    let state = launch::run_state(&machine.qmp).await?;
+    let power = match state {
+        RunState::Prelaunch | RunState::Paused => Power::Paused,
+        _ => Power::Running,
+    };
+    // A VM that was started paused is in prelaunch too, and its records say so.
+    let whole = |vm: &Arc<Record>| state != RunState::Prelaunch || vm.str("power_state") == "Paused";
+    let Some(vm) = vm.filter(whole) else {
+        tracing::warn!(vm = %uuid, ?state, "ending a machine that was being started or is not known any more");
+        machine.process.kill().await;
+        return Ok(());
+    };
+    tracing::info!(vm = %uuid, pid = machine.process.pid(), ?state, "attached again");
+    supervise::adopt(daemon, vm.id(), machine, power).await?;
     Ok(())
 }
 
 /// Before the end of the process: lets go of the machines, which run on.
-pub async fn stop(_daemon: &Arc<Daemon>) {}
+pub async fn stop(daemon: &Arc<Daemon>) {
+    daemon.vmm.lock().clear();
+}
