@@ -9,7 +9,8 @@
 //! 4. Every write that changes something moves the generation by one and stamps the objects that it changed;
 //!    [`Db::changed`] wakes those who wait for it. Deletions are remembered for [`DELETIONS_KEPT`] objects.
 //! 5. Sessions and tasks live in memory alone.
-//! 6. Intents are written in the transaction of the state change that they belong to, and outlive a crash.
+//! 6. The values of secrets are sealed on disk, see [`vault`].
+//! 7. Intents are written in the transaction of the state change that they belong to, and outlive a crash.
 //!
 //! ```text
 //! let sr = daemon.db.read(|s| s.by_uuid("SR", uuid).map(|r| r.id().clone()))?;
@@ -26,6 +27,7 @@ mod relations;
 mod sqlite;
 mod state;
 mod tx;
+mod vault;
 
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};

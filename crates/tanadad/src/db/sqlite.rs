@@ -1,14 +1,17 @@
 //! The durable half: one SQLite file, write-ahead log, a sync per commit.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use anyhow::Context;
 use rusqlite::{Connection, params};
-use tanada_xapi::{DateTime, Ref, classes, json};
+use tanada_xapi::{DateTime, Ref, Value, classes, json};
 
 use super::RUNTIME_CLASSES;
 use super::record::Record;
 use super::relations::is_derived;
 use super::tx::Changes;
+use super::vault::Vault;
 
 /// What was about to be done to storage or to a guest.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,19 +44,34 @@ const MIGRATIONS: [&str; 1] = ["
 
 pub(super) struct Sqlite {
     connection: Connection,
+    vault: Vault,
+}
+
+/// The field whose text is sealed.
+const SEALED: (&str, &str) = ("secret", "value");
+
+/// Why a change could not be made durable.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CommitError {
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
+    #[error("{0}")]
+    Seal(anyhow::Error),
 }
 
 impl Sqlite {
     pub fn open(path: &Path) -> anyhow::Result<Sqlite> {
+        let vault = Vault::open(&path.with_file_name("secret.key"))?;
         let connection = Connection::open(path)?;
-        Sqlite::prepare(connection)
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        Sqlite::prepare(connection, vault)
     }
 
     pub fn in_memory() -> anyhow::Result<Sqlite> {
-        Sqlite::prepare(Connection::open_in_memory()?)
+        Sqlite::prepare(Connection::open_in_memory()?, Vault::ephemeral()?)
     }
 
-    fn prepare(mut connection: Connection) -> anyhow::Result<Sqlite> {
+    fn prepare(mut connection: Connection, vault: Vault) -> anyhow::Result<Sqlite> {
         // We are the only writer; somebody looking in with sqlite3 may hold us up for a moment, not for long.
         connection.busy_timeout(std::time::Duration::from_millis(500))?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
@@ -69,7 +87,7 @@ impl Sqlite {
             transaction.pragma_update(None, "user_version", from + 1)?;
             transaction.commit()?;
         }
-        Ok(Sqlite { connection })
+        Ok(Sqlite { connection, vault })
     }
 
     /// Every stored object, oldest first. Fields that the table no longer declares are dropped, new ones get their
@@ -87,7 +105,12 @@ impl Sqlite {
             let mut record = Record::new(class, Ref::from(id));
             let fields: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text)?;
             for (name, value) in fields.into_iter().filter(|(name, _)| class.field(name).is_some()) {
-                if let Err(e) = record.put(&name, json::from_json(value)) {
+                let mut value = json::from_json(value);
+                if let (true, Some(sealed)) = ((class.name, name.as_str()) == SEALED, value.as_str()) {
+                    let opened = self.vault.unseal(sealed, record.id().as_str());
+                    value = Value::from(opened.with_context(|| format!("the secret {}", record.id()))?);
+                }
+                if let Err(e) = record.put(&name, value) {
                     tracing::warn!(class = class.name, id = %record.id(), error = %e, "a stored field was reset");
                 }
             }
@@ -97,7 +120,7 @@ impl Sqlite {
     }
 
     /// Makes the changes durable, all or none.
-    pub fn commit(&mut self, changes: &Changes) -> rusqlite::Result<()> {
+    pub fn commit(&mut self, changes: &Changes) -> Result<(), CommitError> {
         let durable = |class: &str| !RUNTIME_CLASSES.contains(&class);
         let intents = !changes.intents_put.is_empty() || !changes.intents_cleared.is_empty();
         if !intents && !changes.objects.keys().any(|(class, _)| durable(class)) {
@@ -109,7 +132,7 @@ impl Sqlite {
         objects.sort_by_key(|(_, change)| change.as_ref().map_or(0, |r| r.sequence));
         for ((class, id), change) in objects {
             match change {
-                Some(record) => upsert(&transaction, record)?,
+                Some(record) => upsert(&transaction, &self.vault, record)?,
                 None => {
                     let delete = "DELETE FROM objects WHERE class = ?1 AND ref = ?2";
                     transaction.prepare_cached(delete)?.execute(params![class, id.as_str()])?;
@@ -125,7 +148,7 @@ impl Sqlite {
         for id in &changes.intents_cleared {
             transaction.prepare_cached("DELETE FROM intents WHERE id = ?1")?.execute(params![id])?;
         }
-        transaction.commit()
+        Ok(transaction.commit()?)
     }
 
     pub fn intents(&self) -> rusqlite::Result<Vec<Intent>> {
@@ -140,10 +163,15 @@ impl Sqlite {
     }
 }
 
-fn upsert(connection: &Connection, record: &Record) -> rusqlite::Result<()> {
+fn upsert(connection: &Connection, vault: &Vault, record: &Record) -> Result<(), CommitError> {
     let class = record.class();
     let fields = record.fields().filter(|(field, _)| !is_derived(class.name, field));
-    let fields: serde_json::Map<_, _> = fields.map(|(name, value)| (name.to_owned(), json::to_json(value))).collect();
+    let mut fields: serde_json::Map<_, _> =
+        fields.map(|(name, value)| (name.to_owned(), json::to_json(value))).collect();
+    if class.name == SEALED.0 {
+        let sealed = vault.seal(record.str(SEALED.1), record.id().as_str()).map_err(CommitError::Seal)?;
+        fields.insert(SEALED.1.to_owned(), sealed.into());
+    }
     let uuid = if class.field("uuid").is_some() { record.uuid() } else { "" };
     let text = serde_json::Value::Object(fields).to_string();
     let put = "INSERT INTO objects (class, ref, uuid, json) VALUES (?1, ?2, ?3, ?4)

@@ -149,3 +149,22 @@ fn generations_move_only_with_changes_and_deletions_are_remembered() {
         assert!(last.created_generation <= at);
     });
 }
+
+#[test]
+fn secrets_are_sealed_on_disk_and_open_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.db");
+    let db = Db::open(&path).unwrap();
+    let secret = db.write(|tx| tx.create("secret", [("value", Value::from("geheim"))])).unwrap();
+    drop(db);
+    for file in std::fs::read_dir(dir.path()).unwrap() {
+        let content = std::fs::read(file.unwrap().path()).unwrap();
+        assert!(!content.windows(6).any(|w| w == b"geheim"));
+    }
+    let db = Db::open(&path).unwrap();
+    assert_eq!(db.read(|s| s.get("secret", &secret).unwrap().str("value").to_owned()), "geheim");
+    drop(db);
+    std::fs::write(dir.path().join("secret.key"), [7; 32]).unwrap();
+    let Err(error) = Db::open(&path) else { panic!("opened under another key") };
+    assert!(format!("{error:#}").contains(secret.as_str()), "{error:#}");
+}

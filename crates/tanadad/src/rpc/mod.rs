@@ -7,6 +7,7 @@
 //! ```
 
 pub mod builtin;
+pub mod coverage;
 pub mod dispatch;
 pub mod event;
 pub mod filter;

@@ -1,4 +1,5 @@
 mod calls;
+mod coverage;
 mod events;
 mod logins;
 mod tasks;
