@@ -37,7 +37,7 @@ pub(crate) fn run(args: Vec<OsString>) -> anyhow::Result<()> {
         Some(wanted) => bail!("{path} has {size} bytes already, more than the {wanted} asked for"),
     };
     let image = format_image(&tanada_format::FormatOptions {
-        store: Uuid::new_v4(),
+        store: options.store.unwrap_or_else(Uuid::new_v4),
         device_bytes,
         journal_bytes: options.journal_bytes,
     })?;

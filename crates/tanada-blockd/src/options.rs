@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, anyhow, bail};
 use tanada_units::{GIB, KIB, MIB, TIB};
+use uuid::Uuid;
 
 /// Memory for the engine unless told otherwise, in bytes.
 pub(crate) const MEMORY_BYTES_DEFAULT: u64 = 256 * MIB;
@@ -33,6 +34,8 @@ pub(crate) struct KeeperOptions {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct FormatOptions {
     pub(crate) path: PathBuf,
+    /// The store's own id; a random one unless told otherwise.
+    pub(crate) store: Option<Uuid>,
     /// `None` where the device or file says it.
     pub(crate) size_bytes: Option<u64>,
     pub(crate) journal_bytes: Option<u64>,
@@ -94,14 +97,15 @@ pub(crate) fn keeper(args: Vec<OsString>) -> anyhow::Result<KeeperOptions> {
 pub(crate) fn format(args: Vec<OsString>) -> anyhow::Result<FormatOptions> {
     let mut words = Words::new(args);
     let mut path = None;
-    let mut options = FormatOptions { path: PathBuf::new(), size_bytes: None, journal_bytes: None, force: false };
+    let mut options = FormatOptions { path: PathBuf::new(), store: None, size_bytes: None, journal_bytes: None, force: false };
     while let Some(word) = words.next()? {
         match word.as_str() {
             "--size" => options.size_bytes = Some(words.size("--size")?),
             "--journal" => options.journal_bytes = Some(words.size("--journal")?),
+            "--uuid" => options.store = Some(words.text("--uuid")?.parse().context("--uuid takes a uuid")?),
             "--force" => options.force = true,
             other if other.starts_with("--") => {
-                bail!("unknown argument '{other}'; store format takes PATH, --size, --journal and --force")
+                bail!("unknown argument '{other}'; store format takes PATH, --uuid, --size, --journal and --force")
             }
             other if path.is_none() => path = Some(PathBuf::from(other)),
             other => bail!("'{other}' is a second path; store format takes one"),
@@ -189,6 +193,7 @@ mod tests {
         assert_eq!((options.store.to_str(), options.memory_bytes), (Some("/s"), 64 << 20));
         let options = keeper(words("--store /s --runtime-dir /r --daemonize --socket-gid 7")).unwrap();
         assert!(options.daemonize && options.socket_gid == Some(7));
+        assert!(format(words("/s --uuid 7")).is_err());
         let options = format(words("/s --size 10G --force")).unwrap();
         assert_eq!((options.size_bytes, options.journal_bytes, options.force), (Some(10 << 30), None, true));
     }
