@@ -28,6 +28,8 @@ mod failure;
 mod guest;
 mod journal;
 mod locks;
+#[cfg(test)]
+mod model;
 mod open;
 mod read;
 mod stat;

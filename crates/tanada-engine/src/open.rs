@@ -23,6 +23,7 @@ use crate::api::{Action, OpenReport};
 use crate::failure::{EINVAL, EIO, Failure};
 use crate::journal::Journal;
 use crate::state::{BLOCK, Handle, Phase, State};
+use crate::versions::Versions;
 
 /// Journal blocks read at once: 1 MiB.
 const RING_READ_BLOCKS: u64 = 256;
@@ -330,8 +331,7 @@ impl State {
         self.superblock = Some(superblock.clone());
         self.alloc = Allocator::new(superblock.geometry);
         self.catalog.set_root(superblock.catalog);
-        self.versions.epoch = superblock.epoch;
-        self.versions.next_id = superblock.next_version;
+        self.versions = Versions::new(superblock.epoch, superblock.next_version);
         self.checkpoint.slots = superblock.version_slots;
         Ok(())
     }

@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tanada_format::{Member, Pointer, VersionKind, VersionState};
+use tanada_format::{Member, Pointer, TREE_BLOCKS, VersionKind, VersionState};
 use uuid::Uuid;
 
 use crate::delta::{Change, Delta, DeltaCost};
@@ -122,6 +122,11 @@ pub struct Versions {
 pub type Contradiction = String;
 
 impl Versions {
+    /// None yet; the next gets the id `next_id`.
+    pub fn new(epoch: u64, next_id: VersionId) -> Versions {
+        Versions { epoch, next_id, ..Versions::default() }
+    }
+
     pub fn get(&self, id: VersionId) -> Option<&Version> {
         self.by_id.get(&id)
     }
@@ -375,5 +380,30 @@ impl Versions {
             }
         }
         Some(version)
+    }
+
+    /// What to walk next: one structural job per family, one begun goes first, then versions without children, which
+    /// are one tree to read instead of two (V7). Both trees must be those of the last checkpoint (V4).
+    pub fn next_to_walk(&self, is_stuck: impl Fn(VersionId) -> bool) -> Option<VersionId> {
+        let ready = |version: &&Version| {
+            let child_ready = version.children.iter().all(|child| self.get(*child).is_some_and(|child| child.own));
+            version.own
+                && version.delta.is_empty()
+                && version.frozen.is_empty()
+                && version.children.len() < 2
+                && child_ready
+                && version.cursor < TREE_BLOCKS
+                && !is_stuck(version.id)
+        };
+        let begun: Vec<&Version> = self.dying().filter(|version| version.cursor > 0).collect();
+        let families: BTreeSet<VersionId> = begun.iter().map(|version| self.family(version.id)).collect();
+        if let Some(version) = begun.into_iter().find(ready) {
+            return Some(version.id);
+        }
+        self.dying()
+            .filter(ready)
+            .filter(|version| families.is_empty() || !families.contains(&self.family(version.id)))
+            .min_by_key(|version| (version.children.len(), version.id))
+            .map(|version| version.id)
     }
 }

@@ -5,14 +5,14 @@
 
 use std::rc::Rc;
 
-use tanada_format::{Node, Pointer, TREE_BLOCKS};
+use tanada_format::{Node, Pointer};
 
 use crate::api::{Alert, Reply};
 use crate::failure::{EBUSY, EIO, Failure};
 use crate::state::{BLOCK, Handle, Phase, State};
 use crate::tree::NodeSource;
 use crate::tree::walk::{WalkStore, walk};
-use crate::versions::{Version, VersionId};
+use crate::versions::VersionId;
 
 /// Nodes read between two turns.
 const NODES_PER_TURN: usize = 32;
@@ -110,30 +110,8 @@ impl State {
         }
     }
 
-    /// One structural job per family: one begun goes first, then versions without children (one tree to read).
     fn next_to_walk(&self) -> Option<VersionId> {
-        let ready = |version: &&Version| {
-            let child_ready = version.children.iter().all(|child| self.versions.get(*child).is_some_and(|c| c.own));
-            version.own
-                && version.delta.is_empty()
-                && version.frozen.is_empty()
-                && version.children.len() < 2
-                && child_ready
-                && version.cursor < TREE_BLOCKS
-                && !self.walk_failed.contains(&version.id)
-        };
-        let begun: Vec<&Version> = self.versions.dying().filter(|version| version.cursor > 0).collect();
-        let families: std::collections::BTreeSet<VersionId> =
-            begun.iter().map(|version| self.versions.family(version.id)).collect();
-        if let Some(version) = begun.into_iter().find(ready) {
-            return Some(version.id);
-        }
-        self.versions
-            .dying()
-            .filter(ready)
-            .filter(|version| families.is_empty() || !families.contains(&self.versions.family(version.id)))
-            .min_by_key(|version| (version.children.len(), version.id))
-            .map(|version| version.id)
+        self.versions.next_to_walk(|id| self.walk_failed.contains(&id))
     }
 
     /// Answers those who wait until nothing is pending, or sees to it that it ends.
