@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast};
 use uuid::Uuid;
 
 use crate::registry::{Backend, ConfigKey, DriverType, Found, SrConfig};
@@ -73,6 +73,8 @@ struct State {
     attached: BTreeMap<String, (Uuid, bool)>,
     calls: u64,
     plan: Option<(u64, Fault, DriverErrorKind)>,
+    /// Steps (a verb has one before and one after its effect) until one does not return.
+    pause_in: Option<u64>,
 }
 
 /// All clones are the same storage, so that a test can "restart" what is above it.
@@ -80,12 +82,18 @@ struct State {
 pub struct MemoryDriver {
     state: Arc<Mutex<State>>,
     alerts: broadcast::Sender<Alert>,
+    paused: Arc<Notify>,
     revert_in_place: bool,
 }
 
 impl Default for MemoryDriver {
     fn default() -> MemoryDriver {
-        MemoryDriver { state: Arc::default(), alerts: broadcast::channel(16).0, revert_in_place: true }
+        MemoryDriver {
+            state: Arc::default(),
+            alerts: broadcast::channel(16).0,
+            paused: Arc::default(),
+            revert_in_place: true,
+        }
     }
 }
 
@@ -110,6 +118,35 @@ impl MemoryDriver {
         self.state().plan.is_some()
     }
 
+    /// Lets the `steps`-th step from now on never return, as if the caller's process died there. Each changing verb has
+    /// a step before and one after its effect.
+    pub fn pause_after(&self, steps: u64) {
+        self.state().pause_in = Some(steps);
+    }
+
+    /// Returns when the step has come.
+    pub async fn paused(&self) {
+        self.paused.notified().await;
+    }
+
+    /// Forgets a pause that has not come. The caller that is paused stays so.
+    pub fn resume(&self) {
+        self.state().pause_in = None;
+    }
+
+    async fn step(&self) {
+        let stop = {
+            let mut state = self.state();
+            state.pause_in = state.pause_in.map(|steps| steps.saturating_sub(1));
+            state.pause_in == Some(0)
+        };
+        if stop {
+            self.state().pause_in = None;
+            self.paused.notify_one();
+            std::future::pending::<()>().await;
+        }
+    }
+
     pub fn write(&self, volume: Uuid, block: u64, value: u64) {
         if let Some(found) = self.state().volumes.get_mut(&volume) {
             Arc::make_mut(&mut found.blocks).insert(block, value);
@@ -125,7 +162,14 @@ impl MemoryDriver {
         self.state().volumes.keys().copied().collect()
     }
 
-    fn verb<T>(&self, effect: impl FnOnce(&mut State) -> DriverResult<T>) -> DriverResult<T> {
+    async fn verb<T>(&self, effect: impl FnOnce(&mut State) -> DriverResult<T>) -> DriverResult<T> {
+        self.step().await;
+        let result = self.effect(effect);
+        self.step().await;
+        result
+    }
+
+    fn effect<T>(&self, effect: impl FnOnce(&mut State) -> DriverResult<T>) -> DriverResult<T> {
         let mut state = self.state();
         state.calls += 1;
         let strikes = state.plan.filter(|(call, ..)| *call == state.calls);
@@ -181,6 +225,7 @@ impl Driver for MemoryDriver {
                 Ok((size, changed(true)))
             }
         })
+        .await
     }
 
     async fn resize(&self, volume: Uuid, size: u64) -> DriverResult<(u64, Moved)> {
@@ -192,6 +237,7 @@ impl Driver for MemoryDriver {
             }
             Ok((size, changed(true)))
         })
+        .await
     }
 
     async fn destroy(&self, target: Uuid) -> DriverResult<Moved> {
@@ -201,6 +247,7 @@ impl Driver for MemoryDriver {
             }
             Ok(changed(state.volumes.remove(&target).is_some()))
         })
+        .await
     }
 
     async fn snapshot(&self, group: &[CutPair]) -> DriverResult<CutReport> {
@@ -222,6 +269,7 @@ impl Driver for MemoryDriver {
             }
             Ok(CutReport { moved: changed(any), total_us: 10, slowest_write_us: 5, writes_observed: 1 })
         })
+        .await
     }
 
     async fn clone_volume(&self, source: Uuid, volume: Uuid) -> DriverResult<Moved> {
@@ -233,6 +281,7 @@ impl Driver for MemoryDriver {
             state.volumes.insert(volume, copy);
             Ok(changed(true))
         })
+        .await
     }
 
     async fn revert(&self, volume: Uuid, generation: Uuid) -> DriverResult<Moved> {
@@ -246,6 +295,7 @@ impl Driver for MemoryDriver {
             state.volumes.insert(volume, back);
             Ok(changed(true))
         })
+        .await
     }
 
     async fn difference(&self, from: Uuid, to: Uuid) -> DriverResult<Vec<Extent>> {
@@ -264,10 +314,11 @@ impl Driver for MemoryDriver {
             state.attached.insert(request.token.clone(), (request.target, request.writable));
             Ok(Endpoint::NbdUnix { socket: PathBuf::from("/nonexistent/memory.sock"), export: request.token.clone() })
         })
+        .await
     }
 
     async fn detach(&self, token: &str) -> DriverResult<Moved> {
-        self.verb(|state| Ok(changed(state.attached.remove(token).is_some())))
+        self.verb(|state| Ok(changed(state.attached.remove(token).is_some()))).await
     }
 
     async fn attachments(&self) -> DriverResult<Vec<String>> {

@@ -67,3 +67,6 @@ pub async fn after_machines(daemon: &Arc<Daemon>) {
 
 /// Before the end of the process; the API is closed already. Storage goes on by itself.
 pub async fn stop(_daemon: &Arc<Daemon>) {}
+
+#[cfg(test)]
+mod tests;

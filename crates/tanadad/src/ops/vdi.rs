@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use futures_util::FutureExt;
-use tanada_driver::{CutPair, CutReport, Driver};
+use tanada_driver::{CutPair, CutReport, Driver, DriverErrorKind};
 use tanada_xapi::{ApiError, ApiResult, DateTime, Map, Ref, Value};
 use uuid::Uuid;
 
@@ -426,9 +426,12 @@ pub async fn destroy_disk(daemon: &Daemon, vdi: &Ref) -> ApiResult<()> {
     let volume = volume_id(record.str("location"))?;
     let intent = Plan::Destroy { sr: sr.to_string(), vdi: vdi.to_string(), volume }.write(daemon)?;
     if let Err(error) = driver.destroy(volume).await {
-        // Gone or not: the record stays, and the caller may repeat the call.
-        intents::clear(daemon, &intent)?;
-        return Err(driver_error(error));
+        // The answer may be lost and the volume gone all the same.
+        let gone = driver.stat(volume).await.is_err_and(|error| error.kind == DriverErrorKind::NotFound);
+        if !gone {
+            intents::clear(daemon, &intent)?;
+            return Err(driver_error(error));
+        }
     }
     finish_destroy(daemon, vdi, &intent)?;
     sizes_changed(daemon, &sr).await;
