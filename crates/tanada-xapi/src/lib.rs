@@ -1,4 +1,4 @@
-//! XenAPI from one table: values, types, classes, error codes, both codecs and a client.
+//! XenAPI from one table: values, types, classes, error codes and both codecs. No I/O.
 //!
 //! | module | holds |
 //! |---|---|

@@ -37,7 +37,7 @@ use crate::rpc::login::Passwords;
 use crate::rpc::methods::Methods;
 use crate::rpc::session::{Session, Sessions};
 use crate::rpc::task::{TaskHandle, Tasks};
-use crate::rpc::{builtin, event};
+use crate::rpc::{builtin, event, settings};
 use crate::storage::Storage;
 use crate::vmm::Vmm;
 use crate::vmm::host::Host;
@@ -67,7 +67,7 @@ pub struct Daemon {
 impl Daemon {
     /// `handlers` go over the built-in ones.
     pub fn new(config: Config, db: Db, handlers: Handlers) -> anyhow::Result<Arc<Daemon>> {
-        let builtin = builtin::handlers().into_iter().chain(event::handlers());
+        let builtin = builtin::handlers().into_iter().chain(event::handlers()).chain(settings::handlers());
         let methods = Methods::new(builtin.chain(handlers).collect())?;
         let passwords = Arc::new(Passwords::new(&config.state_dir, config.login_failure_delay));
         let storage = Storage::from_config(&config);

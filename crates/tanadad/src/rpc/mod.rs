@@ -16,6 +16,7 @@ pub mod login;
 pub mod methods;
 pub mod roles;
 pub mod session;
+pub mod settings;
 pub mod setup;
 pub mod task;
 

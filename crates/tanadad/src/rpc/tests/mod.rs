@@ -2,4 +2,5 @@ mod calls;
 mod coverage;
 mod events;
 mod logins;
+mod settings;
 mod tasks;
