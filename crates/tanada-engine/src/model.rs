@@ -268,7 +268,8 @@ impl World {
         let (tree, cursor, parent_cut) = (version.tree, version.cursor, self.versions.parent_cut(id));
         let child = version.children.first().and_then(|child| self.versions.get(*child));
         let child = child.map_or(Pointer::NULL, |child| child.tree);
-        *self.memory.budget.borrow_mut() = self.random.below(8);
+        // The way down two trees is ten nodes: enough for a leaf or two, so that cuts and writes come between.
+        *self.memory.budget.borrow_mut() = 8 + self.random.below(12);
         *self.memory.cursor.borrow_mut() = cursor;
         let _ = now(walk(&self.memory, tree, child, parent_cut, cursor));
         self.walked.append(&mut self.memory.freed.borrow_mut());
