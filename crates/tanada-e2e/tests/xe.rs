@@ -124,3 +124,35 @@ fn a_killed_daemon_comes_back_with_everything() {
     assert_eq!(attached, "true");
     scratch.xe_ok(["vm-snapshot", &format!("uuid={vm}"), "new-name-label=after"]);
 }
+
+#[test]
+fn a_running_machine_outlives_the_daemon() {
+    let mut scratch = Scratch::start();
+    let (sr, vm) = world(&scratch);
+    let uuid = format!("uuid={vm}");
+    let state = |scratch: &Scratch| scratch.xe_ok(["vm-param-get", &uuid, "param-name=power-state"]);
+    scratch.xe_ok(["vm-start", "vm=db1"]);
+    assert_eq!(state(&scratch), "running");
+    let refusal = scratch.xe_fails(["vm-start", "vm=db1"]);
+    assert!(refusal.contains("\nexpected: halted\nactual: running\n"), "{refusal}");
+    scratch.kill_daemon();
+    scratch.start_daemon();
+    assert_eq!(state(&scratch), "running");
+    let snapshot = scratch.xe_ok(["vm-snapshot", "vm=db1", "new-name-label=live"]);
+    let info = ["snapshot-param-get", &format!("uuid={snapshot}"), "param-name=snapshot-info"];
+    let at = scratch.xe_ok(info.into_iter().chain(["param-key=power-state-at-snapshot"]));
+    assert_eq!(at, "Running");
+    assert_eq!(scratch.xe_ok(info.into_iter().chain(["param-key=consistency"])), "crash", "there is no agent to ask");
+    let refusal = scratch.xe_fails(["vm-snapshot-with-quiesce", "vm=db1", "new-name-label=quiet"]);
+    assert!(refusal.starts_with("The VM does not support a snapshot with quiesce.\nvm: "), "{refusal}");
+    scratch.xe_ok(["vm-disk-add", "vm=db1", "disk-size=16MiB", "device=2", &format!("sr-uuid={sr}")]);
+    let attached = ["vbd-list", &format!("vm-uuid={vm}"), "params=currently-attached", "--minimal"];
+    assert_eq!(scratch.xe_ok(attached), "true,true,true");
+    scratch.xe_ok(["vm-pause", "vm=db1"]);
+    assert_eq!(state(&scratch), "paused");
+    scratch.xe_ok(["vm-unpause", "vm=db1"]);
+    scratch.xe_ok(["event-wait", "class=vm", &uuid, "power-state=running"]);
+    scratch.xe_ok(["vm-shutdown", "vm=db1", "--force"]);
+    assert_eq!(state(&scratch), "halted");
+    assert_eq!(scratch.xe_ok(attached), "false,false,false");
+}

@@ -116,7 +116,11 @@ pub fn cells(
         let value = if field.expensive && !with_expensive {
             "<expensive field>".to_owned()
         } else {
-            field.shown.text(lookup, object)?
+            match field.shown.text(lookup, object) {
+                // A record is worth showing even where the server refuses to compute one of its fields.
+                Err(Failure::Api(error)) if field.expensive => format!("<unavailable: {}>", error.code),
+                text => text?,
+            }
         };
         cells.push(Cell::new(field.heading(), value));
     }
