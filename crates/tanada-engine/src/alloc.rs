@@ -103,7 +103,8 @@ impl Allocator {
         self.used += used;
         self.free -= used;
         for segment in 0..REGION_SEGMENTS {
-            let words = &page.words()[(segment * SEGMENT_BLOCKS / 64) as usize..((segment + 1) * SEGMENT_BLOCKS / 64) as usize];
+            let words =
+                &page.words()[(segment * SEGMENT_BLOCKS / 64) as usize..((segment + 1) * SEGMENT_BLOCKS / 64) as usize];
             let busy: u32 = words.iter().map(|word| word.count_ones()).sum();
             let index = (region * REGION_SEGMENTS + segment) as usize;
             if let Some(free) = self.segment_free.get_mut(index) {
@@ -263,7 +264,6 @@ impl Allocator {
         }
         writes
     }
-
 }
 
 #[cfg(test)]

@@ -31,19 +31,47 @@ pub struct ExportId(pub u32);
 #[derive(Debug, Clone)]
 pub enum Request {
     /// Answered by [`Reply::Data`] covering exactly the range.
-    Read { export: ExportId, offset: u64, length: u32 },
+    Read {
+        export: ExportId,
+        offset: u64,
+        length: u32,
+    },
     /// `data` need be neither aligned nor whole blocks; whole aligned blocks take the fast path without a copy.
     /// Acknowledged when its journal record has left the process (rule J6); with `fua` when it is durable.
-    Write { export: ExportId, offset: u64, data: Buf, fua: bool },
+    Write {
+        export: ExportId,
+        offset: u64,
+        data: Buf,
+        fua: bool,
+    },
     /// The range reads as zeros afterwards. Whole blocks are unmapped unless `keep_allocated`.
-    WriteZeroes { export: ExportId, offset: u64, length: u64, fua: bool, keep_allocated: bool },
+    WriteZeroes {
+        export: ExportId,
+        offset: u64,
+        length: u64,
+        fua: bool,
+        keep_allocated: bool,
+    },
     /// Whole blocks in the range are unmapped (and read as zeros); parts of blocks are left alone.
-    Discard { export: ExportId, offset: u64, length: u64, fua: bool },
+    Discard {
+        export: ExportId,
+        offset: u64,
+        length: u64,
+        fua: bool,
+    },
     /// Everything acknowledged on this volume, by any client, is durable when this is answered.
-    Flush { export: ExportId },
+    Flush {
+        export: ExportId,
+    },
     /// Mapped and unmapped extents from `offset`, at most `extents_max`; may stop before the end of the range but
     /// answers at least one extent. With `since`, the extents tell changed from unchanged against that generation.
-    Extents { export: ExportId, offset: u64, length: u64, extents_max: u32, since: Option<Uuid> },
+    Extents {
+        export: ExportId,
+        offset: u64,
+        length: u64,
+        extents_max: u32,
+        since: Option<Uuid>,
+    },
     Control(Control),
 }
 
@@ -52,26 +80,54 @@ pub enum Request {
 #[derive(Debug, Clone)]
 pub enum Control {
     /// Opens a volume, or a generation (always read-only). Answered by [`Reply::Opened`].
-    Open { id: Uuid, writable: bool },
-    Close { export: ExportId },
+    Open {
+        id: Uuid,
+        writable: bool,
+    },
+    Close {
+        export: ExportId,
+    },
     /// `size` in bytes, rounded up to 4 KiB. `EEXIST` where `id` names something of another size or kind.
-    CreateVolume { id: Uuid, size: u64 },
+    CreateVolume {
+        id: Uuid,
+        size: u64,
+    },
     /// Ends a volume's head, or a generation, in any order. Space comes back by bounded background work.
     /// `EBUSY` while it is open. Unknown ids succeed with `changed: false`.
-    Destroy { id: Uuid },
+    Destroy {
+        id: Uuid,
+    },
     /// New size in bytes, rounded up to 4 KiB. Shrinking discards the tail.
-    Resize { id: Uuid, size: u64 },
+    Resize {
+        id: Uuid,
+        size: u64,
+    },
     /// All `(volume, generation)` pairs are cut at one instant: one event, one journal record. At most 128 pairs.
-    Snapshot { group: Vec<(Uuid, Uuid)> },
+    Snapshot {
+        group: Vec<(Uuid, Uuid)>,
+    },
     /// A new volume over a generation, or over a volume (which takes a hidden generation first). O(1).
-    Clone { source: Uuid, volume: Uuid },
+    Clone {
+        source: Uuid,
+        volume: Uuid,
+    },
     /// The volume's content becomes that of the generation (of its own family). O(1). `EBUSY` while open for writing.
-    Revert { volume: Uuid, generation: Uuid },
+    Revert {
+        volume: Uuid,
+        generation: Uuid,
+    },
     /// Exact changed extents from `from` to `to`, starting at `offset`, at most `extents_max`.
     /// Answered by [`Reply::Extents`]; ask again from the end of the last extent.
-    Difference { from: Uuid, to: Uuid, offset: u64, extents_max: u32 },
+    Difference {
+        from: Uuid,
+        to: Uuid,
+        offset: u64,
+        extents_max: u32,
+    },
     /// Counts what a volume or generation uses. `exclusive` may take a walk; it is cached.
-    Stat { id: Uuid },
+    Stat {
+        id: Uuid,
+    },
     /// All volumes and generations without walking anything.
     List,
     /// Whole-store figures.
@@ -81,7 +137,9 @@ pub enum Control {
     /// Answers when no deletion, walk or release is pending.
     Settle,
     /// Extends the store to `size` bytes (the shell has grown the device, or the file may grow).
-    GrowStore { size: u64 },
+    GrowStore {
+        size: u64,
+    },
 }
 
 /// A part of a reply to a read.
@@ -133,7 +191,10 @@ pub enum VolumeKind {
 pub enum VolumeState {
     Live,
     /// Destroyed, its space still being given back; `done` of `total` bytes of its size are walked.
-    Dying { done: u64, total: u64 },
+    Dying {
+        done: u64,
+        total: u64,
+    },
     /// Destroyed but shared by several children: kept, unseen, until one child is left.
     Ghost,
 }
@@ -190,12 +251,25 @@ pub enum Reply {
     Done,
     Data(Vec<Segment>),
     Extents(Vec<Extent>),
-    Opened { export: ExportId, size: u64, writable: bool, kind: VolumeKind },
+    Opened {
+        export: ExportId,
+        size: u64,
+        writable: bool,
+        kind: VolumeKind,
+    },
     /// `changed` is false where the state asked for was there already.
-    Changed { changed: bool },
+    Changed {
+        changed: bool,
+    },
     /// A snapshot: whether it was made now, and the store's time of the cut (the `now` of that turn).
-    Cut { changed: bool, at: u64 },
-    Usage { info: VolumeInfo, usage: VolumeUsage },
+    Cut {
+        changed: bool,
+        at: u64,
+    },
+    Usage {
+        info: VolumeInfo,
+        usage: VolumeUsage,
+    },
     List(Vec<VolumeInfo>),
     Store(Box<StoreStat>),
 }

@@ -127,8 +127,11 @@ impl Catalog {
             let record = version.encode();
             block[at..at + record.len()].copy_from_slice(&record);
         }
-        let changed =
-            fresh.iter().filter(|(place, block)| self.tables.get(place) != Some(block)).map(|(place, _)| *place).collect();
+        let changed = fresh
+            .iter()
+            .filter(|(place, block)| self.tables.get(place) != Some(block))
+            .map(|(place, _)| *place)
+            .collect();
         self.tables = fresh;
         changed
     }
@@ -174,4 +177,3 @@ impl Catalog {
         bytes
     }
 }
-

@@ -167,7 +167,8 @@ impl Handle {
         let merged = self.merge_all(&io, &cut).await?;
         io.finish_all().await?;
         let work = io.work.into_inner();
-        let (superblock, writes, garbage) = self.with(|state| state.put_together(&cut, number, journal_seq, &merged, work))?;
+        let (superblock, writes, garbage) =
+            self.with(|state| state.put_together(&cut, number, journal_seq, &merged, work))?;
         let io = MergeIo { handle: self, work: RefCell::new(Work::default()) };
         for (block, bytes) in &writes {
             io.work.borrow_mut().batch.push((*block, **bytes));

@@ -222,15 +222,20 @@ impl Version {
 
 impl State {
     pub fn live(&self, id: Uuid) -> Result<&Version, Failure> {
-        self.versions.named(id).filter(|version| !version.hidden).ok_or_else(|| {
-            Failure::new(ENOENT, format!("the store has neither a volume nor a generation {id}"))
-        })
+        self.versions
+            .named(id)
+            .filter(|version| !version.hidden)
+            .ok_or_else(|| Failure::new(ENOENT, format!("the store has neither a volume nor a generation {id}")))
     }
 
     fn live_kind(&self, id: Uuid, kind: VersionKind) -> Result<&Version, Failure> {
         let version = self.live(id)?;
         let (is, wanted) = (kind_name(version.kind), kind_name(kind));
-        if version.kind == kind { Ok(version) } else { Err(Failure::new(EINVAL, format!("{id} is a {is}, not a {wanted}"))) }
+        if version.kind == kind {
+            Ok(version)
+        } else {
+            Err(Failure::new(EINVAL, format!("{id} is a {is}, not a {wanted}")))
+        }
     }
 
     pub fn open_count(&self, version: VersionId) -> u32 {
@@ -299,7 +304,8 @@ impl State {
 
     fn decide_snapshot(&mut self, group: &[(Uuid, Uuid)]) -> Result<Vec<Record>, Failure> {
         if group.is_empty() || group.len() > GROUP_MAX {
-            let message = format!("a snapshot of {} volumes at one instant; 1 to {GROUP_MAX} are possible", group.len());
+            let message =
+                format!("a snapshot of {} volumes at one instant; 1 to {GROUP_MAX} are possible", group.len());
             return Err(Failure::new(EINVAL, message));
         }
         let there = group.iter().filter(|(volume, generation)| self.is_generation_of(*generation, *volume)).count();

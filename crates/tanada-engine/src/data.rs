@@ -150,9 +150,10 @@ impl State {
         if !self.is_live_head(piece.head) {
             return self.part_failed(piece.op, Failure::new(EIO, "the volume was replaced while it was written"));
         }
-        let empty = self.versions.get(piece.head).is_some_and(|version| {
-            version.tree.is_null() && version.delta.is_empty() && version.frozen.is_empty()
-        });
+        let empty = self
+            .versions
+            .get(piece.head)
+            .is_some_and(|version| version.tree.is_null() && version.delta.is_empty() && version.frozen.is_empty());
         if empty {
             return self.part_done(piece.op);
         }
@@ -188,7 +189,12 @@ impl State {
             let room = open.as_ref().map_or(WRITE_BLOCKS_MAX, |write| WRITE_BLOCKS_MAX - write.blocks);
             let want = (blocks - done).min(if room == 0 { WRITE_BLOCKS_MAX } else { room });
             let Some((block, count)) = self.alloc.allocate(Stream::Data, want) else {
-                return self.refuse_piece(&Piece { op: piece.op, head: piece.head, place: 0, kind: PieceKind::Unmap(0) });
+                return self.refuse_piece(&Piece {
+                    op: piece.op,
+                    head: piece.head,
+                    place: 0,
+                    kind: PieceKind::Unmap(0),
+                });
             };
             if open.as_ref().is_none_or(|write| room == 0 || write.first + write.blocks != block)
                 && let Some(full) = open.replace(DataWrite::new(block))

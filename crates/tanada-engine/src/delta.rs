@@ -108,18 +108,14 @@ impl DeltaNode {
     /// The entry for `slot` of a leaf.
     fn leaf_entry(&self, slot: usize) -> Option<&LeafEntry> {
         match &self.slots {
-            Slots::Leaf(entries) => {
-                entries.binary_search_by_key(&slot, LeafEntry::slot).ok().map(|at| &entries[at])
-            }
+            Slots::Leaf(entries) => entries.binary_search_by_key(&slot, LeafEntry::slot).ok().map(|at| &entries[at]),
             Slots::Inner(_) => None,
         }
     }
 
     fn inner_entry(&self, slot: usize) -> Option<&InnerEntry> {
         match &self.slots {
-            Slots::Inner(entries) => {
-                entries.binary_search_by_key(&slot, InnerEntry::slot).ok().map(|at| &entries[at])
-            }
+            Slots::Inner(entries) => entries.binary_search_by_key(&slot, InnerEntry::slot).ok().map(|at| &entries[at]),
             Slots::Leaf(_) => None,
         }
     }
@@ -129,9 +125,9 @@ impl DeltaNode {
         match &self.slots {
             Slots::Leaf(_) => false,
             Slots::Inner(_) if level == 1 => false,
-            Slots::Inner(entries) => entries
-                .iter()
-                .any(|entry| entry.cut != 0 || entry.child.as_ref().is_some_and(|child| child.has_large_cut(level - 1))),
+            Slots::Inner(entries) => entries.iter().any(|entry| {
+                entry.cut != 0 || entry.child.as_ref().is_some_and(|child| child.has_large_cut(level - 1))
+            }),
         }
     }
 }
@@ -343,14 +339,7 @@ fn put(entries: &mut Vec<LeafEntry>, entry: LeafEntry, change: &mut Change<'_>) 
 }
 
 /// Unmaps the part of `from..to` that the node in `slot`, starting at place `start`, covers.
-fn unmap_below(
-    slot: &mut Option<Arc<DeltaNode>>,
-    level: u8,
-    start: u64,
-    from: u64,
-    to: u64,
-    change: &mut Change<'_>,
-) {
+fn unmap_below(slot: &mut Option<Arc<DeltaNode>>, level: u8, start: u64, from: u64, to: u64, change: &mut Change<'_>) {
     let node = own(slot, level, change);
     let step = span_blocks(level) / FANOUT as u64;
     let first = from.saturating_sub(start) / step;

@@ -32,8 +32,14 @@ pub struct Export {
 
 /// What a guest asked for.
 enum Body {
-    Write { offset: u64, data: Buf },
-    Zero { offset: u64, length: u64 },
+    Write {
+        offset: u64,
+        data: Buf,
+    },
+    Zero {
+        offset: u64,
+        length: u64,
+    },
     /// Whole blocks only; parts of blocks are left alone.
     Discard,
 }
@@ -157,8 +163,7 @@ impl State {
         let id = self.next_op;
         self.next_op += 1;
         let (start, end) = (blocks.start, blocks.end);
-        let op =
-            GuestOp { request, export, head, start, end, body, parts: 0, failure: None, fua, seq: 0 };
+        let op = GuestOp { request, export, head, start, end, body, parts: 0, failure: None, fua, seq: 0 };
         self.ops.insert(id, op);
         id
     }

@@ -41,8 +41,8 @@ mod versions;
 mod walker;
 
 pub use api::{
-    Action, Alert, Control, ExportId, Extent, ExtentKind, Failure, IoId, OpenReport, Reply, Request, RequestId, Segment,
-    StoreStat, VolumeInfo, VolumeKind, VolumeState, VolumeUsage,
+    Action, Alert, Control, ExportId, Extent, ExtentKind, Failure, IoId, OpenReport, Reply, Request, RequestId,
+    Segment, StoreStat, VolumeInfo, VolumeKind, VolumeState, VolumeUsage,
 };
 pub use config::EngineConfig;
 pub use engine::Engine;

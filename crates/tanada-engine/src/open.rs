@@ -215,9 +215,8 @@ impl Handle {
                     Some(slot) => slot.await.map_err(|e| State::data_failure(e.errno, "verifying the journal"))?,
                     None => None,
                 };
-                let whole = bytes.is_some_and(|bytes| {
-                    bytes.chunks_exact(BLOCK_BYTES).map(crc32c).eq(crcs.iter().copied())
-                });
+                let whole =
+                    bytes.is_some_and(|bytes| bytes.chunks_exact(BLOCK_BYTES).map(crc32c).eq(crcs.iter().copied()));
                 if !whole {
                     torn = Some((index, n));
                     break 'all;

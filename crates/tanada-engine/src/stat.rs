@@ -29,7 +29,8 @@ impl Handle {
         };
         let exclusive = self.exclusive(version).await?;
         self.with(|state| {
-            let version = state.versions.get_mut(version).ok_or_else(|| Failure::new(ENOENT, format!("{id} went away")))?;
+            let version =
+                state.versions.get_mut(version).ok_or_else(|| Failure::new(ENOENT, format!("{id} went away")))?;
             if version.tree == tree {
                 version.mapped = Some(mapped);
             }
@@ -108,7 +109,8 @@ impl State {
 
     pub fn store_stat(&self) -> StoreStat {
         let geometry = self.alloc.geometry();
-        let count = |wanted: &dyn Fn(&Version) -> bool| self.versions.iter().filter(|version| wanted(version)).count() as u32;
+        let count =
+            |wanted: &dyn Fn(&Version) -> bool| self.versions.iter().filter(|version| wanted(version)).count() as u32;
         let heads = self.versions.iter().filter(|version| version.is_live() && version.kind == VersionKind::Head);
         let cost = self.versions.cost.plus(self.checkpoint.frozen_cost);
         let waiting = self.versions.dropped.len() + self.walked.len();

@@ -6,7 +6,6 @@ pub mod diff;
 pub mod merge;
 pub mod walk;
 
-
 use std::rc::Rc;
 
 use tanada_format::{Node, Pointer};

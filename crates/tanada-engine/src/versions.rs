@@ -259,8 +259,7 @@ impl Versions {
         if version.kind != VersionKind::Head || !version.is_live() {
             return Err(format!("version {head} is no live head"));
         }
-        let mut change =
-            Change { birth: self.epoch, own_after, cost: &mut self.cost, dropped: &mut self.dropped };
+        let mut change = Change { birth: self.epoch, own_after, cost: &mut self.cost, dropped: &mut self.dropped };
         act(&mut version.delta, &mut change);
         Ok(())
     }
@@ -329,12 +328,7 @@ impl Versions {
         self.head_over(head, generation, uuid)
     }
 
-    pub fn revert(
-        &mut self,
-        head: VersionId,
-        generation: VersionId,
-        old_head: VersionId,
-    ) -> Result<(), Contradiction> {
+    pub fn revert(&mut self, head: VersionId, generation: VersionId, old_head: VersionId) -> Result<(), Contradiction> {
         let uuid = self.require(old_head)?.uuid;
         self.destroy(old_head)?;
         self.require(old_head)?.hidden = true; // its name goes on with the new head

@@ -119,7 +119,8 @@ impl State {
         if self.settle_waiters.is_empty() || self.checkpoint.running || self.walking.is_some() {
             return;
         }
-        let (stuck, dying): (Vec<_>, Vec<_>) = self.versions.dying().partition(|version| self.walk_failed.contains(&version.id));
+        let (stuck, dying): (Vec<_>, Vec<_>) =
+            self.versions.dying().partition(|version| self.walk_failed.contains(&version.id));
         let idle = dying.is_empty() && self.walked.is_empty() && self.versions.dropped.is_empty();
         if idle && !self.has_releases() {
             let result = match stuck.first() {

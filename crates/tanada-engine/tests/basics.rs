@@ -55,7 +55,8 @@ fn a_generation_keeps_what_was_and_a_clone_goes_its_own_way() {
         assert_eq!(shell.read(generation, 0, 8192), [block(1), block(n as u64)].concat());
         assert_eq!(shell.read(clone, 0, 8192), [block(1), block(n as u64 + 1)].concat());
         assert_eq!(shell.read(export, 0, 8192), [block(1), block(99)].concat());
-        let refused = shell.ask(Request::Write { export: generation, offset: 0, data: Buf::copy_from(&block(1)), fua: false });
+        let refused =
+            shell.ask(Request::Write { export: generation, offset: 0, data: Buf::copy_from(&block(1)), fua: false });
         assert_eq!(refused.expect_err("read-only").errno, 30);
     }
 }
@@ -143,7 +144,9 @@ fn zeros_and_discards_unmap() {
     let export = shell.create(id(1), 1024 * MIB);
     shell.write(export, 0, &vec![7; MIB as usize]);
     shell.write(export, 4096, &[0; 8192]);
-    shell.ask(Request::WriteZeroes { export, offset: 20_000, length: 100, fua: true, keep_allocated: false }).expect("ok");
+    shell
+        .ask(Request::WriteZeroes { export, offset: 20_000, length: 100, fua: true, keep_allocated: false })
+        .expect("ok");
     shell.ask(Request::Discard { export, offset: 512 * 1024, length: 1000 * MIB, fua: false }).expect("ok");
     let Ok(Reply::Extents(extents)) =
         shell.ask(Request::Extents { export, offset: 0, length: MIB, extents_max: 10, since: None })

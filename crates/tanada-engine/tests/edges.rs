@@ -1,0 +1,228 @@
+//! Rings that wrap, opens that follow each other, growth, shrinking, failing writes, damage, requests that overlap.
+
+mod shell;
+
+use shell::{MIB, Random, Shell, block, bytes_of, formatted, id};
+use tanada_disk::Buf;
+use tanada_engine::{Alert, Control, EngineConfig, ExportId, ExtentKind, Reply, Request};
+
+fn small(journal_blocks: u64) -> Shell {
+    Shell::open(formatted(64 * MIB, journal_blocks * 4096), EngineConfig::new(64 * MIB))
+}
+
+#[test]
+fn opening_again_and_again_does_not_wrap_the_ring_over_its_start() {
+    let mut shell = small(64);
+    let export = shell.create(id(1), 4 * MIB);
+    shell.write(export, 0, &block(1));
+    shell.ask(Request::Flush { export }).expect("flushed");
+    for n in 0..200 {
+        shell = shell.reopen();
+        let export = shell.export(id(1), true);
+        assert_eq!(shell.read(export, 0, 4096), block(1), "after {n} restarts");
+    }
+}
+
+#[test]
+fn a_small_ring_turns_over_under_load() {
+    let mut shell = small(64);
+    shell.random = Some(Random(3));
+    let export = shell.create(id(1), 16 * MIB);
+    let mut random = Random(9);
+    let mut last = std::collections::BTreeMap::new();
+    for n in 0..3000 {
+        let place = random.below(4096);
+        shell.write(export, place * 4096, &block(n));
+        last.insert(place, n);
+    }
+    let mut shell = shell.reopen();
+    let export = shell.export(id(1), true);
+    for (place, n) in last {
+        assert_eq!(shell.read(export, place * 4096, 4096), block(n));
+    }
+    assert!(shell.stat().checkpoint > 20);
+}
+
+#[test]
+fn a_store_grows_and_uses_what_it_gained() {
+    let mut config = EngineConfig::new(24 * MIB);
+    config.device_can_grow = true;
+    let mut shell = Shell::open(formatted(24 * MIB, MIB), config);
+    let export = shell.create(id(1), 64 * MIB);
+    let free = shell.stat().free;
+    shell.must(Control::GrowStore { size: 300 * MIB });
+    assert!(shell.stat().free > free + 250 * MIB);
+    for n in 0..60 {
+        shell.write(export, n * MIB, &vec![n as u8 + 1; MIB as usize]);
+    }
+    shell.config.device_bytes = 300 * MIB;
+    let mut shell = shell.reopen();
+    let export = shell.export(id(1), true);
+    assert_eq!(shell.read(export, 59 * MIB, 4096), [60; 4096]);
+    shell.must(Control::Checkpoint);
+    let mut shell = shell.reopen();
+    let export = shell.export(id(1), true);
+    assert_eq!(shell.read(export, 40 * MIB, 4096), [41; 4096]);
+    assert_eq!(shell.control(Control::GrowStore { size: MIB }).expect_err("no shrinking").errno, 22);
+}
+
+#[test]
+fn what_shrinking_cut_off_reads_as_zeros_when_it_grows_again() {
+    let mut shell = small(256);
+    let export = shell.create(id(1), 600 * MIB);
+    shell.write(export, 500 * MIB, &block(1));
+    shell.write(export, MIB, &block(2));
+    shell.write(export, 3 * MIB, &block(3));
+    shell.must(Control::Resize { id: id(1), size: 2 * MIB });
+    let refused = shell.ask(Request::Read { export, offset: 2 * MIB, length: 4096 });
+    assert_eq!(refused.expect_err("beyond the end").errno, 22);
+    shell.must(Control::Resize { id: id(1), size: 600 * MIB });
+    assert_eq!(shell.read(export, 500 * MIB, 4096), [0; 4096]);
+    assert_eq!(shell.read(export, 3 * MIB, 4096), [0; 4096]);
+    assert_eq!(shell.read(export, MIB, 4096), block(2));
+    shell.must(Control::Settle);
+    let usage = shell.usage(id(1));
+    assert_eq!(usage.mapped, 4096);
+}
+
+#[test]
+fn a_failed_data_write_fails_its_request_alone() {
+    let mut shell = small(256);
+    let export = shell.create(id(1), MIB);
+    shell.write(export, 0, &block(1));
+    shell.device.fail = Some(('w', 1));
+    let refused = shell.ask(Request::Write { export, offset: 0, data: Buf::copy_from(&block(2)), fua: false });
+    assert_eq!(refused.expect_err("the device failed").errno, 5);
+    assert_eq!(shell.read(export, 0, 4096), block(1));
+    shell.write(export, 0, &block(3));
+    assert_eq!(shell.read(export, 0, 4096), block(3));
+}
+
+#[test]
+fn damage_is_named_and_a_full_overwrite_heals_it() {
+    let mut shell = small(256);
+    let export = shell.create(id(1), MIB);
+    shell.write(export, 8192, &block(0xd_a7a));
+    let device_block = *shell.device.blocks.iter().find(|(_, bytes)| **bytes == block(0xd_a7a)).expect("it is there").0;
+    shell.device.blocks.get_mut(&device_block).expect("it is there")[77] ^= 1;
+    let refused = shell.ask(Request::Read { export, offset: 8192, length: 512 }).expect_err("damaged");
+    assert_eq!(refused.errno, 5);
+    let patched = shell.ask(Request::Write { export, offset: 8192 + 512, data: Buf::copy_from(&[1; 512]), fua: false });
+    assert_eq!(patched.expect_err("damage gets no fresh checksum (W2)").errno, 5);
+    let told = |alert: &Alert| matches!(alert, Alert::Damage { volume, offset: 8192, .. } if *volume == id(1));
+    assert!(shell.alerts.iter().any(told), "{:?}", shell.alerts);
+    shell.write(export, 8192, &block(4));
+    assert_eq!(shell.read(export, 8192, 4096), block(4));
+}
+
+#[test]
+fn parts_of_one_block_written_at_once_are_all_there() {
+    let mut shell = small(256);
+    shell.random = Some(Random(1));
+    let export = shell.create(id(1), MIB);
+    shell.write(export, 0, &block(1));
+    let ids: Vec<u64> = (0..8)
+        .map(|n| {
+            let data = Buf::copy_from(&[n as u8 + 1; 512]);
+            shell.submit(Request::Write { export, offset: n * 512, data, fua: n % 2 == 0 })
+        })
+        .collect();
+    ids.into_iter().for_each(|id| drop(shell.wait(id).expect("written")));
+    let expected: Vec<u8> = (0..8u8).flat_map(|n| [n + 1; 512]).collect();
+    assert_eq!(shell.read(export, 0, 4096), expected);
+}
+
+#[test]
+fn writes_in_flight_and_a_snapshot_agree_on_one_instant() {
+    for seed in 0..30 {
+        let mut shell = small(256);
+        shell.random = Some(Random(seed));
+        let (a, b) = (shell.create(id(1), MIB), shell.create(id(2), MIB));
+        // b is written only after the same number was acknowledged on a: at no instant may b be ahead.
+        let mut next = 1u64;
+        let mut waits: Option<(u64, ExportId)> = None;
+        let mut cut = None;
+        for turn in 0..400 {
+            if waits.is_none_or(|(id, _)| shell.replies.contains_key(&id)) {
+                let export = match waits.take() {
+                    Some((id, export)) => {
+                        shell.replies.remove(&id).expect("there").expect("written");
+                        if export == a { b } else { a }
+                    }
+                    None => a,
+                };
+                let data = Buf::copy_from(&block(next));
+                next += u64::from(export == b);
+                waits = Some((shell.submit(Request::Write { export, offset: 0, data, fua: false }), export));
+            }
+            if turn == 150 {
+                let group = vec![(id(1), id(3)), (id(2), id(4))];
+                cut = Some(shell.submit(Request::Control(Control::Snapshot { group })));
+            }
+            shell.step();
+        }
+        shell.wait(cut.expect("submitted")).expect("cut");
+        let (a, b) = (shell.export(id(3), false), shell.export(id(4), false));
+        let number = |bytes: Vec<u8>| (0..next + 1).find(|n| block(*n) == bytes).unwrap_or(0);
+        let (on_a, on_b) = (number(shell.read(a, 0, 4096)), number(shell.read(b, 0, 4096)));
+        assert!(on_b <= on_a && on_a <= on_b + 1, "seed {seed}: a has {on_a}, b has {on_b}");
+    }
+}
+
+#[test]
+fn changed_extents_of_a_volume_since_a_generation() {
+    let mut shell = small(256);
+    let export = shell.create(id(1), MIB);
+    shell.write(export, 0, &[1; 65536]);
+    shell.must(Control::Snapshot { group: vec![(id(1), id(2))] });
+    shell.write(export, 4096, &block(1));
+    let request = Request::Extents { export, offset: 0, length: 65536, extents_max: 8, since: Some(id(2)) };
+    let Ok(Reply::Extents(extents)) = shell.ask(request) else { panic!("extents") };
+    let kinds: Vec<_> = extents.iter().map(|extent| (extent.offset, extent.length, extent.kind)).collect();
+    assert_eq!(
+        kinds,
+        [(0, 4096, ExtentKind::Same), (4096, 4096, ExtentKind::Data), (8192, 65536 - 8192, ExtentKind::Same)]
+    );
+}
+
+#[test]
+fn verbs_are_idempotent_and_say_so() {
+    let mut shell = small(256);
+    let export = shell.create(id(1), MIB);
+    let again = |shell: &mut Shell, control: Control| match shell.must(control) {
+        Reply::Changed { changed } | Reply::Cut { changed, .. } => changed,
+        other => panic!("{other:?}"),
+    };
+    assert!(!again(&mut shell, Control::CreateVolume { id: id(1), size: MIB }));
+    assert_eq!(shell.control(Control::CreateVolume { id: id(1), size: 2 * MIB }).expect_err("other size").errno, 17);
+    let snapshot = Control::Snapshot { group: vec![(id(1), id(2))] };
+    assert!(again(&mut shell, snapshot.clone()));
+    assert!(!again(&mut shell, snapshot));
+    let clone = Control::Clone { source: id(2), volume: id(3) };
+    assert!(again(&mut shell, clone.clone()));
+    assert!(!again(&mut shell, clone));
+    assert_eq!(shell.control(Control::Destroy { id: id(1) }).expect_err("open").errno, 16);
+    shell.close(export);
+    assert!(again(&mut shell, Control::Destroy { id: id(1) }));
+    assert!(!again(&mut shell, Control::Destroy { id: id(1) }));
+    assert_eq!(shell.control(Control::Open { id: id(9), writable: false }).expect_err("unknown").errno, 2);
+}
+
+#[test]
+fn a_clone_of_a_volume_takes_a_hidden_generation_that_goes_by_itself() {
+    let mut shell = small(256);
+    let export = shell.create(id(1), MIB);
+    shell.write(export, 0, &block(1));
+    shell.must(Control::Clone { source: id(1), volume: id(2) });
+    shell.write(export, 0, &block(2));
+    let clone = shell.export(id(2), true);
+    assert_eq!(shell.read(clone, 0, 4096), block(1));
+    assert_eq!(shell.stat().generations, 0);
+    shell.close(clone);
+    shell.must(Control::Destroy { id: id(2) });
+    shell.must(Control::Settle);
+    assert_eq!(shell.usage(id(1)).mapped, 4096);
+    assert_eq!(shell.usage(id(1)).shared, 0);
+    let Ok(Reply::Data(segments)) = shell.ask(Request::Read { export, offset: 0, length: 4096 }) else { panic!() };
+    assert_eq!(bytes_of(&segments), block(2));
+}
