@@ -15,7 +15,7 @@ const USAGE: &str = "\
 usage: cargo xtask COMMAND
   setup   installs the Debian packages that demo and tests need (as root)
   guest   makes the test guest from Debian packages
-  demo [--keep] [--generations N]
+  demo [--keep] [--dev] [--generations N]
           the main job end to end on a real guest, one line per step
   demo --stop DIR
           ends what a demo with --keep left running

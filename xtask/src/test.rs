@@ -23,5 +23,5 @@ pub fn run() -> Result<()> {
     if !tests.status().context("starting cargo test")?.success() {
         bail!("tests failed");
     }
-    demo::run(demo::Options { keep: false, generations: 50 })
+    demo::run(demo::Options { keep: false, dev: true, generations: 50 })
 }

@@ -25,17 +25,20 @@ use world::World;
 pub struct Options {
     /// Leave everything running and on disk at the end.
     pub keep: bool,
+    /// Use the unoptimised build, as tests do.
+    pub dev: bool,
     /// Generations taken in the step that takes many.
     pub generations: usize,
 }
 
 impl Options {
     pub fn parse(args: &[&str]) -> Result<Options> {
-        let mut options = Options { keep: false, generations: 50 };
+        let mut options = Options { keep: false, dev: false, generations: 50 };
         let mut args = args.iter();
         while let Some(arg) = args.next() {
             match *arg {
                 "--keep" => options.keep = true,
+                "--dev" => options.dev = true,
                 "--generations" => {
                     let value = args.next().context("--generations needs a number")?;
                     options.generations = value.parse().with_context(|| format!("--generations {value}: a number expected"))?;
@@ -43,7 +46,7 @@ impl Options {
                         bail!("--generations {value}: 4 to 1000 expected");
                     }
                 }
-                other => bail!("demo: unknown option {other}; --keep and --generations N are known"),
+                other => bail!("demo: unknown option {other}; --keep, --dev and --generations N are known"),
             }
         }
         Ok(options)
@@ -54,7 +57,7 @@ impl Options {
 pub fn run(options: Options) -> Result<()> {
     setup::packages()?;
     let guest = guest::build()?;
-    let mut world = World::start()?;
+    let mut world = World::start(options.dev)?;
     let outcome = main_job(&mut world, &guest, options);
     match &outcome {
         Ok(()) => println!("main job: ok"),

@@ -80,7 +80,7 @@ fn data_image(world: &World) -> Result<String> {
 
 /// Step 3: files with checksums, a pattern on the raw disk, and a writer that goes on by itself.
 pub fn known_data(world: &mut World, machine: &Machine) -> Result<()> {
-    machine.guest(world, "mountpoint -q /data && dd if=/dev/urandom of=/data/known bs=64k count=64 2>/dev/null && sync")?;
+    machine.guest(world, "grep -q \" /data \" /proc/mounts && dd if=/dev/urandom of=/data/known bs=64k count=64 2>/dev/null && sync")?;
     machine.guest(world, "cd /data && sha256sum known > known.sha256 && echo first > generation && sync")?;
     machine.guest(world, "tanada-witness fill /dev/vdc 0 8388608 7")?;
     start_writer(world, machine)

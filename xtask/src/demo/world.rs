@@ -29,15 +29,16 @@ pub struct World {
 }
 
 impl World {
-    /// Builds the programs and starts the daemon in a new directory.
-    pub fn start() -> Result<World> {
+    /// Builds the programs (`dev`: without optimisation) and starts the daemon in a new directory.
+    pub fn start(dev: bool) -> Result<World> {
         println!("building");
-        sh::run("cargo", &["build", "--quiet", "--release", "--package", "tanada"])?;
+        let profile = if dev { "dev" } else { "release" };
+        sh::run("cargo", &["build", "--quiet", "--profile", profile, "--package", "tanada"])?;
         catch_interrupts();
         let dir = tempfile::Builder::new().prefix(SCRATCH_PREFIX).tempdir_in("/tmp").context("making a scratch directory")?.keep();
         // The unprivileged user that QEMU runs as has to pass through.
         fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-        let binary = sh::target_dir().join("release/tanada");
+        let binary = sh::target_dir().join(if dev { "debug/tanada" } else { "release/tanada" });
         let xe = dir.join("xe");
         std::os::unix::fs::symlink(&binary, &xe).context("linking xe")?;
         let mut world = World { dir, binary, xe, daemon: None, notes: Vec::new(), started: Instant::now() };
