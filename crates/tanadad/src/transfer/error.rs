@@ -55,13 +55,18 @@ pub fn body_error(error: &io::Error) -> ApiError {
 }
 
 /// The client no longer takes what we send.
-pub fn client_gone(sent: u64) -> ApiError {
-    ApiError::internal(format!("the client closed the connection after {sent} bytes"))
+pub fn client_gone() -> ApiError {
+    ApiError::internal("the client closed the connection before the end")
 }
 
-/// Waits until everything sent was taken off our hands, so that success is not claimed before.
-pub async fn taken(body: &mpsc::Sender<Piece>, sent: u64) -> ApiResult<()> {
-    body.reserve_many(PIECES_UNDER_WAY).await.map(drop).map_err(|_| client_gone(sent))
+/// Waits until everything sent was taken off our hands, so that success is not claimed before. `all_taken` answers for
+/// a server that has let go of the body.
+pub async fn taken(body: &mpsc::Sender<Piece>, all_taken: impl FnOnce() -> bool) -> ApiResult<()> {
+    match body.reserve_many(PIECES_UNDER_WAY).await {
+        Ok(_) => Ok(()),
+        Err(_) if all_taken() => Ok(()),
+        Err(_) => Err(client_gone()),
+    }
 }
 
 /// Makes the connection end without a proper end of the body.

@@ -18,7 +18,7 @@ use super::attached::{Access, Attached};
 use super::disk::{Chunk, DiskReader};
 use super::error::{abort, client_gone, disk_error, taken, xva_error};
 use super::pack::pack;
-use super::stream::{Piece, PieceWriter};
+use super::stream::{Outgoing, Piece, PieceWriter};
 use crate::context::{CallContext, Operation};
 use crate::ops::allowed;
 
@@ -46,7 +46,7 @@ pub struct Export {
 
 impl Export {
     /// Everything that can be refused is refused here, before a header is sent.
-    pub async fn open(ctx: CallContext, vm: &Ref, form: Form) -> ApiResult<(Export, mpsc::Receiver<Piece>)> {
+    pub async fn open(ctx: CallContext, vm: &Ref, form: Form) -> ApiResult<(Export, Outgoing)> {
         let operation = ctx.begin("VM", vm, "export", |tx| allowed::vm(tx, vm, "export"))?;
         let packed = ctx.db().read(|state| pack(state, vm))?;
         let plans = packed.ova.disks().map_err(xva_error)?;
@@ -76,7 +76,7 @@ impl Export {
             (_, Ok(Err(error))) if !matches!(error, XvaError::Unwritable(_)) => Err(xva_error(error)),
             (Err(error), _) => Err(error),
             (Ok(()), Ok(Err(error))) => Err(xva_error(error)),
-            (Ok(()), Ok(Ok(()))) => taken(&body, 0).await,
+            (Ok(()), Ok(Ok(()))) => taken(&body, || false).await,
         };
         if let Err(error) = &result {
             abort(&body, error).await;
@@ -100,7 +100,7 @@ async fn read(
         let mut reader = DiskReader::new(disk.client()?, plan.size);
         while let Some(chunk) = reader.next().await.map_err(disk_error)? {
             done += chunk.length();
-            chunks.send(chunk).await.map_err(|_| client_gone(done))?;
+            chunks.send(chunk).await.map_err(|_| client_gone())?;
             ctx.task.progress(done as f64 / total as f64);
         }
     }

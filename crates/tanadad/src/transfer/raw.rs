@@ -1,5 +1,8 @@
 //! Plain disk images: `/export_raw_vdi` and `/import_raw_vdi` with `format=raw`.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use bytes::{Bytes, BytesMut};
 use tanada_xapi::{ApiError, ApiResult, Ref, Value};
 use tokio::sync::mpsc;
@@ -8,7 +11,7 @@ use super::attached::{Access, Attached};
 use super::disk::{Before, CHUNK_BYTES, Chunk, DiskReader, DiskWriter, is_zero};
 use super::error::{abort, body_error, client_gone, disk_error, taken};
 use super::marked;
-use super::stream::{PIECES_UNDER_WAY, Piece};
+use super::stream::{Outgoing, Piece};
 use crate::context::CallContext;
 use crate::db::View;
 use crate::ops::vdi::{NewDisk, create_disk};
@@ -22,24 +25,26 @@ pub struct Export {
     disk: Attached,
     size: u64,
     body: mpsc::Sender<Piece>,
+    /// Bytes of the body that were taken.
+    counter: Arc<AtomicU64>,
 }
 
 impl Export {
     /// Everything that can be refused is refused here, before a header is sent. Answers the size in bytes as well.
-    pub async fn open(ctx: CallContext, vdi: &Ref) -> ApiResult<(Export, u64, mpsc::Receiver<Piece>)> {
+    pub async fn open(ctx: CallContext, vdi: &Ref) -> ApiResult<(Export, u64, Outgoing)> {
         let record = ctx.db().read(|state| state.get("VDI", vdi))?;
         let size = u64::try_from(record.int("virtual_size")).unwrap_or(0);
         let disk = Attached::open(&ctx.daemon, vdi, Access::Read).await?;
-        let (body, pieces) = mpsc::channel(PIECES_UNDER_WAY);
-        Ok((Export { ctx, disk, size, body }, size, pieces))
+        let (body, counter, outgoing) = Outgoing::channel();
+        Ok((Export { ctx, disk, size, body, counter }, size, outgoing))
     }
 
     pub async fn run(self) -> ApiResult<Value> {
-        let Export { ctx, disk, size, body } = self;
+        let Export { ctx, disk, size, body, counter } = self;
         let result = match disk.client() {
             Ok(client) => {
                 let mut reader = DiskReader::new(client, size);
-                let sent = ctx.task.until_cancelled(send(&ctx, &mut reader, size, &body)).await;
+                let sent = ctx.task.until_cancelled(send(&ctx, &mut reader, size, &body, &counter)).await;
                 sent.unwrap_or_else(Err)
             }
             Err(error) => Err(error),
@@ -52,7 +57,13 @@ impl Export {
     }
 }
 
-async fn send(ctx: &CallContext, reader: &mut DiskReader, size: u64, body: &mpsc::Sender<Piece>) -> ApiResult<()> {
+async fn send(
+    ctx: &CallContext,
+    reader: &mut DiskReader,
+    size: u64,
+    body: &mpsc::Sender<Piece>,
+    counter: &AtomicU64,
+) -> ApiResult<()> {
     let zeros = Bytes::from_static(&[0; CHUNK_BYTES as usize]);
     let mut done = 0;
     while let Some(chunk) = reader.next().await.map_err(disk_error)? {
@@ -62,11 +73,11 @@ async fn send(ctx: &CallContext, reader: &mut DiskReader, size: u64, body: &mpsc
             // At most CHUNK_BYTES.
             Chunk::Zeros(length) => zeros.slice(..length as usize),
         };
-        body.send(Ok(bytes)).await.map_err(|_| client_gone(done))?;
+        body.send(Ok(bytes)).await.map_err(|_| client_gone())?;
         done += length;
         ctx.task.progress(done as f64 / size.max(1) as f64);
     }
-    taken(body, done).await
+    taken(body, || counter.load(Ordering::Relaxed) == done).await
 }
 
 /// An image on its way into a disk.

@@ -17,7 +17,7 @@ use super::error::abort;
 use super::export::{Export, Form};
 use super::import::Import;
 use super::raw;
-use super::stream::{PIECES_UNDER_WAY, Piece};
+use super::stream::{Outgoing, PIECES_UNDER_WAY, Piece};
 use super::unpack::Manner;
 use crate::context::CallContext;
 use crate::db::View;
@@ -134,7 +134,7 @@ fn accepted(
     lease: impl Send + 'static,
     work: impl Future<Output = ApiResult<Value>> + Send + 'static,
 ) -> Response {
-    let (body, pieces) = mpsc::channel(PIECES_UNDER_WAY);
+    let (body, _, pieces) = Outgoing::channel();
     tokio::spawn(async move {
         let result = work.await;
         ctx.task.complete(&result);
@@ -153,10 +153,10 @@ fn is_probe(query: &Query, body: &Incoming) -> bool {
     body.is_end_stream() && query.get("task_id").is_none()
 }
 
-fn streamed(pieces: mpsc::Receiver<Piece>) -> Body {
-    let frames = unfold(pieces, |mut pieces| async move {
-        let piece = pieces.recv().await?;
-        Some((piece.map(Frame::data), pieces))
+fn streamed(body: Outgoing) -> Body {
+    let frames = unfold(body, |mut body| async move {
+        let piece = body.next().await?;
+        Some((piece.map(Frame::data), body))
     });
     StreamBody::new(frames).boxed_unsync()
 }

@@ -9,6 +9,8 @@
 //! the other side's next write fail, so that a thread ends when nobody wants its bytes.
 
 use std::io::{self, Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::sync::mpsc;
@@ -21,6 +23,28 @@ pub const PIECES_UNDER_WAY: usize = 8;
 
 /// Bytes that a writer collects before it sends a piece.
 pub const PIECE_BYTES: usize = 256 << 10;
+
+/// A response's body while it is sent. A server may let go of it as soon as it has taken the announced length, so what
+/// was taken is counted.
+pub struct Outgoing {
+    pieces: mpsc::Receiver<Piece>,
+    taken: Arc<AtomicU64>,
+}
+
+impl Outgoing {
+    /// The counter holds the bytes taken so far.
+    pub fn channel() -> (mpsc::Sender<Piece>, Arc<AtomicU64>, Outgoing) {
+        let (sender, pieces) = mpsc::channel(PIECES_UNDER_WAY);
+        let taken = Arc::new(AtomicU64::new(0));
+        (sender, taken.clone(), Outgoing { pieces, taken })
+    }
+
+    pub async fn next(&mut self) -> Option<Piece> {
+        let piece = self.pieces.recv().await?;
+        self.taken.fetch_add(piece.as_ref().map_or(0, |bytes| bytes.len() as u64), Ordering::Relaxed);
+        Some(piece)
+    }
+}
 
 /// The blocking end of an incoming stream.
 pub struct PieceReader {
@@ -56,9 +80,9 @@ pub struct PieceWriter {
 
 impl PieceWriter {
     /// The sender beside it is for an error that ends the stream.
-    pub fn channel() -> (PieceWriter, mpsc::Sender<Piece>, mpsc::Receiver<Piece>) {
-        let (pieces, receiver) = mpsc::channel(PIECES_UNDER_WAY);
-        (PieceWriter { pieces: pieces.clone(), collected: BytesMut::new() }, pieces, receiver)
+    pub fn channel() -> (PieceWriter, mpsc::Sender<Piece>, Outgoing) {
+        let (pieces, _, body) = Outgoing::channel();
+        (PieceWriter { pieces: pieces.clone(), collected: BytesMut::new() }, pieces, body)
     }
 }
 
@@ -85,6 +109,7 @@ impl Write for PieceWriter {
 #[cfg(test)]
 mod tests {
     use std::io::{ErrorKind, Read, Write};
+    use std::sync::atomic::Ordering;
 
     use tokio::sync::mpsc;
 
@@ -106,15 +131,20 @@ mod tests {
         assert_eq!(reader.read(&mut text).unwrap(), 0);
     }
 
-    #[test]
-    fn writes_become_pieces_and_fail_when_nobody_reads() {
-        let (mut writer, _, mut pieces) = PieceWriter::channel();
-        writer.write_all(&vec![7; PIECE_BYTES + 1]).unwrap();
-        assert_eq!(pieces.blocking_recv().unwrap().unwrap().len(), PIECE_BYTES);
-        writer.flush().unwrap();
-        assert_eq!(&pieces.blocking_recv().unwrap().unwrap()[..], [7]);
-        drop(pieces);
-        writer.write_all(b"x").unwrap();
-        assert_eq!(writer.flush().unwrap_err().kind(), ErrorKind::BrokenPipe);
+    #[tokio::test]
+    async fn writes_become_pieces_and_fail_when_nobody_reads() {
+        let (mut writer, _, mut body) = PieceWriter::channel();
+        let writing = tokio::task::spawn_blocking(move || {
+            writer.write_all(&vec![7; PIECE_BYTES + 1]).unwrap();
+            writer.flush().unwrap();
+            writer
+        });
+        assert_eq!(body.next().await.unwrap().unwrap().len(), PIECE_BYTES);
+        assert_eq!(&body.next().await.unwrap().unwrap()[..], [7]);
+        assert_eq!(body.taken.load(Ordering::Relaxed), PIECE_BYTES as u64 + 1);
+        drop(body);
+        let mut writer = writing.await.unwrap();
+        let failing = tokio::task::spawn_blocking(move || writer.write_all(b"x").and_then(|()| writer.flush()));
+        assert_eq!(failing.await.unwrap().unwrap_err().kind(), ErrorKind::BrokenPipe);
     }
 }

@@ -1,0 +1,229 @@
+//! Disks and machines through files: what comes back is what was there, what is damaged leaves nothing behind.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::process::Command;
+
+use tanada_e2e::Scratch;
+
+const MIB: usize = 1 << 20;
+
+/// A store and a halted machine with two disks that hold `images`.
+struct World {
+    scratch: Scratch,
+    sr: String,
+    vm: String,
+    images: [Vec<u8>; 2],
+}
+
+/// Bytes that tell their place, nothing alike, nothing to compress.
+fn noise(length: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    (0..length.div_ceil(8)).flat_map(|_| next()).take(length).collect()
+}
+
+fn world() -> World {
+    let scratch = Scratch::start();
+    let location = format!("device-config:location={}", scratch.path("fast.store").display());
+    let sr = scratch.xe_ok(["sr-create", "type=tanada", "name-label=fast", &location, "physical-size=1GiB"]);
+    let vm = scratch.xe_ok(["vm-create", "name-label=db1"]);
+    // A hole in the middle, a last chunk that is not whole, an end that is not empty.
+    let mut first = vec![0; 21 * MIB + 4096];
+    first[..3 * MIB].copy_from_slice(&noise(3 * MIB, 1));
+    first[9 * MIB + 512..10 * MIB].copy_from_slice(&noise(MIB - 512, 2));
+    first[21 * MIB..].copy_from_slice(&noise(4096, 3));
+    let images = [first, [vec![0; 2 * MIB], noise(2 * MIB, 4)].concat()];
+    for (device, image) in images.iter().enumerate() {
+        let (name, size) = (format!("name-label=disk{device}"), format!("virtual-size={}", image.len()));
+        let vdi = scratch.xe_ok(["vdi-create", &format!("sr-uuid={sr}"), &name, &size, "type=user"]);
+        let file = scratch.path("image");
+        fs::write(&file, image).unwrap();
+        scratch.xe_ok(["vdi-import", &format!("uuid={vdi}"), &format!("filename={}", file.display()), "format=raw"]);
+        let vbd = [format!("vm-uuid={vm}"), format!("vdi-uuid={vdi}"), format!("device={device}")];
+        scratch.xe_ok(["vbd-create", &vbd[0], &vbd[1], &vbd[2], "type=Disk", "mode=RW", "bootable=false"]);
+    }
+    World { scratch, sr, vm, images }
+}
+
+impl World {
+    /// Exports to a new file of this name.
+    fn export(&self, command: &str, uuid: &str, name: &str, compression: &str) -> Vec<u8> {
+        let file = self.scratch.path(name);
+        let filename = format!("filename={}", file.display());
+        let by_uuid =
+            if command.starts_with("template") { format!("template-uuid={uuid}") } else { format!("uuid={uuid}") };
+        let mut words = vec![command.to_owned(), by_uuid, filename];
+        words.extend((!compression.is_empty()).then(|| format!("compress={compression}")));
+        self.scratch.xe_ok(words);
+        fs::read(file).unwrap()
+    }
+
+    fn import(&self, archive: &[u8]) -> Result<String, String> {
+        let file = self.scratch.path("import.xva");
+        fs::write(&file, archive).unwrap();
+        let ran =
+            self.scratch.xe(["vm-import", &format!("filename={}", file.display()), &format!("sr-uuid={}", self.sr)]);
+        if ran.status == 0 { Ok(ran.out.trim().to_owned()) } else { Err(ran.err) }
+    }
+
+    /// The contents of a machine's disks, by position.
+    fn disks(&self, vm: &str) -> Vec<Vec<u8>> {
+        let content = |device: usize| {
+            let place = [format!("vm-uuid={vm}"), format!("userdevice={device}")];
+            let vdi = self.scratch.xe_ok(["vbd-list", &place[0], &place[1], "params=vdi-uuid", "--minimal"]);
+            let file = self.scratch.path(&format!("{vdi}.raw"));
+            let to = format!("filename={}", file.display());
+            self.scratch.xe_ok(["vdi-export", &format!("uuid={vdi}"), &to, "format=raw"]);
+            let content = fs::read(&file).unwrap();
+            fs::remove_file(&file).unwrap();
+            content
+        };
+        vec![content(0), content(1)]
+    }
+
+    /// Every object that an import may make.
+    fn objects(&self) -> Vec<String> {
+        ["vm", "template", "vdi", "vbd", "vif", "network"]
+            .map(|class| self.scratch.xe_ok([&format!("{class}-list"), "--minimal"]))
+            .to_vec()
+    }
+
+    /// Begins an import and stays in the middle of it: the disks are made, the archive is not over.
+    fn half_import(&mut self, archive: &[u8]) -> UnixStream {
+        let before = self.objects();
+        let mut stream = UnixStream::connect(self.scratch.socket()).unwrap();
+        let sr = self.sr.clone();
+        // root without a password, which the local socket takes.
+        let head = format!(
+            "PUT /import?sr_uuid={sr} HTTP/1.1\r\nHost: x\r\nAuthorization: Basic cm9vdDo=\r\nContent-Length: {}\r\n\r\n",
+            archive.len()
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(&archive[..archive.len() / 2]).unwrap();
+        let vdis = before[2].clone();
+        self.scratch.eventually("the import makes its disks", |scratch| {
+            let now = scratch.xe_ok(["vdi-list", "--minimal"]);
+            if now.split(',').count() == vdis.split(',').count() + 2 { Ok(()) } else { Err(now) }
+        });
+        stream
+    }
+}
+
+#[test]
+fn archives_of_every_form_come_back_and_others_can_read_them() {
+    let world = world();
+    for (compression, program) in [("", "tar"), ("gzip", "gzip"), ("zstd", "zstd")] {
+        let archive = world.export("vm-export", &world.vm, &format!("{program}.xva"), compression);
+        let vm = world.import(&archive).unwrap();
+        assert!(world.disks(&vm) == world.images, "{program}");
+        let arguments = if compression.is_empty() { "-t" } else { "-tq" };
+        let input = fs::File::open(world.scratch.path(&format!("{program}.xva"))).unwrap();
+        let status = Command::new(program).arg(arguments).stdin(input).stdout(std::process::Stdio::null()).status();
+        assert!(status.unwrap().success(), "{program}");
+    }
+}
+
+#[test]
+fn a_snapshot_comes_back_as_a_template_with_its_own_disks() {
+    let world = world();
+    let snapshot = world.scratch.xe_ok(["vm-snapshot", "vm=db1", "new-name-label=nightly"]);
+    // The machine goes on after the snapshot.
+    let vdi = world.scratch.xe_ok([
+        "vbd-list",
+        &format!("vm-uuid={}", world.vm),
+        "userdevice=1",
+        "params=vdi-uuid",
+        "--minimal",
+    ]);
+    let file = world.scratch.path("later");
+    fs::write(&file, noise(4 * MIB, 9)).unwrap();
+    world.scratch.xe_ok(["vdi-import", &format!("uuid={vdi}"), &format!("filename={}", file.display()), "format=raw"]);
+
+    let archive = world.export("template-export", &snapshot, "nightly.xva", "zstd");
+    let template = world.import(&archive).unwrap();
+    let param = |name: &str| {
+        world.scratch.xe_ok(["template-param-get", &format!("uuid={template}"), &format!("param-name={name}")])
+    };
+    assert_eq!((param("is-a-template"), param("is-a-snapshot")), ("true".into(), "false".into()));
+    assert!(param("other-config").contains("snapshot_info:disk-snapshot-type"), "{}", param("other-config"));
+    assert!(world.disks(&template) == world.images);
+    assert!(world.disks(&world.vm)[1] == noise(4 * MIB, 9));
+}
+
+#[test]
+fn damaged_archives_are_refused_and_leave_nothing() {
+    let world = world();
+    for compression in ["", "zstd"] {
+        let archive = world.export("vm-export", &world.vm, &format!("whole{compression}.xva"), compression);
+        let before = world.objects();
+        // In ova.xml, in the first disk, at its end, in the second disk, before the end.
+        for part in [1, 30, 55, 80, 99] {
+            let at = archive.len() * part / 100;
+            let cut = world.import(&archive[..at]).unwrap_err();
+            assert!(cut.contains("the end of the file was reached prematurely"), "cut at {at}: {cut}");
+            assert_eq!(world.objects(), before, "cut at {at}");
+            let mut flipped = archive.clone();
+            flipped[at] ^= 0x10;
+            let refusal = world.import(&flipped).unwrap_err();
+            assert!(refusal.contains("could not be imported"), "flipped at {at}: {refusal}");
+            assert_eq!(world.objects(), before, "flipped at {at}");
+        }
+        assert!(world.import(b"neither tar nor gzip nor zstd").is_err());
+        // Nothing is left attached: the originals can be written to, which a reader would prevent.
+        assert!(world.disks(&world.vm) == world.images);
+    }
+}
+
+#[test]
+fn a_cancelled_import_leaves_nothing() {
+    let mut world = world();
+    let archive = world.export("vm-export", &world.vm, "db1.xva", "");
+    let before = world.objects();
+    let mut stream = world.half_import(&archive);
+    let task = world.scratch.xe_ok(["task-list", "status=pending", "name-label=import", "--minimal"]);
+    world.scratch.xe_ok(["task-cancel", &format!("uuid={task}")]);
+    let mut said = String::new();
+    // The connection ends without an end of the body, or is reset over what was sent and not read.
+    drop(stream.read_to_string(&mut said));
+    assert!(said.starts_with("HTTP/1.1 200"), "{said}");
+    world.scratch.eventually("the task ends", |scratch| {
+        let status = scratch.xe_ok(["task-param-get", &format!("uuid={task}"), "param-name=status"]);
+        if status == "cancelled" { Ok(()) } else { Err(status) }
+    });
+    assert_eq!(world.objects(), before);
+    assert!(world.import(&archive).is_ok());
+}
+
+#[test]
+fn a_client_that_goes_away_leaves_nothing() {
+    let mut world = world();
+    let archive = world.export("vm-export", &world.vm, "db1.xva", "");
+    let before = world.objects();
+    drop(world.half_import(&archive));
+    world.scratch.eventually("the import ends", |scratch| {
+        let pending = scratch.xe_ok(["task-list", "status=pending", "name-label=import", "--minimal"]);
+        if pending.is_empty() { Ok(()) } else { Err(pending) }
+    });
+    assert_eq!(world.objects(), before);
+}
+
+#[test]
+fn an_import_that_a_crash_broke_off_leaves_nothing() {
+    let mut world = world();
+    let archive = world.export("vm-export", &world.vm, "db1.xva", "");
+    let before = world.objects();
+    let stream = world.half_import(&archive);
+    world.scratch.kill_daemon();
+    drop(stream);
+    world.scratch.start_daemon();
+    assert_eq!(world.objects(), before);
+    let vm = world.import(&archive).unwrap();
+    assert!(world.disks(&vm) == world.images);
+}
