@@ -75,6 +75,8 @@ pub struct SimDevice {
     serial: u64,
     length_blocks: u64,
     pub faults: Faults,
+    /// A sync failed since this was last cleared: acknowledged data may be gone as after a power cut.
+    pub sync_failed: bool,
     pub lie: Lie,
     pub counts: DeviceCounts,
 }
@@ -90,6 +92,7 @@ impl SimDevice {
             serial: 0,
             length_blocks: length / BLOCK as u64,
             faults: Faults::default(),
+            sync_failed: false,
             lie: Lie::None,
             counts: DeviceCounts::default(),
         }
@@ -214,15 +217,29 @@ impl SimDevice {
             return Ok(None);
         }
         let failed = rng.below(1000) < self.faults.sync;
+        self.sync_failed |= failed;
         let (covered, rest): (Vec<Unsynced>, Vec<Unsynced>) =
             std::mem::take(&mut self.unsynced).into_iter().partition(|write| write.serial <= covers);
         self.unsynced = rest;
+        let mut lost = Vec::new();
         for write in covered {
-            if !failed || rng.chance(50) {
+            if failed && rng.chance(50) {
+                lost.push(write.block);
+            } else {
                 self.durable.insert(write.block, write.bytes);
             }
         }
+        lost.into_iter().for_each(|block| self.forget_cached(block));
         if failed { Err(DiskError::EIO) } else { Ok(None) }
+    }
+
+    /// After a failed sync the cache drops pages that it could not write: the block is what the medium and later writes say.
+    fn forget_cached(&mut self, block: u64) {
+        let later = self.unsynced.iter().rev().find(|write| write.block == block).map(|write| Rc::clone(&write.bytes));
+        match later.or_else(|| self.durable.get(&block).cloned()) {
+            Some(bytes) => self.current.insert(block, bytes),
+            None => self.current.remove(&block),
+        };
     }
 
     /// Zeros, garbage or the old content: the engine relies on none of them.

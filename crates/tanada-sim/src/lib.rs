@@ -14,7 +14,9 @@ mod device;
 mod exact;
 mod history;
 mod model;
+mod replay;
 mod rng;
+mod rot;
 mod run;
 mod scripts;
 mod traffic;
@@ -22,4 +24,6 @@ mod verify;
 mod world;
 
 pub use device::{Faults, Lie};
+pub use replay::{Replayed, replay};
+pub use rot::{Rotted, rot};
 pub use run::{Broken, Options, Report, run};

@@ -85,7 +85,9 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 /// Kinds of runs, chosen by the seed.
 pub fn settings(seed: u64, trace: bool) -> Settings {
     let mut rng = Rng::new(seed.wrapping_mul(31) ^ 0x5e77);
-    let segments = *rng.pick(&[20, 24, 40, 70]);
+    let kind = rng.below(10);
+    let (may_be_full, faulty) = (kind == 8, kind == 9);
+    let segments = *rng.pick(if may_be_full { &[4, 5, 6] } else { &[20, 24, 40, 70] });
     let mut config = EngineConfig::new(segments << 22);
     config.device_can_grow = true;
     config.memory_bytes = 16 << 20;
@@ -102,8 +104,11 @@ pub fn settings(seed: u64, trace: bool) -> Settings {
         outstanding_max: *rng.pick(&[1, 4, 16]),
         volumes_max: rng.within(1, 5),
         generations_max: *rng.pick(&[3, 10, 25]),
-        may_be_full: false,
-        faults: Faults::default(),
+        may_be_full,
+        faults: match faulty {
+            true => Faults { read: rng.below(6), write: rng.below(10), sync: rng.below(8) },
+            false => Faults::default(),
+        },
         trace,
     }
 }
@@ -129,19 +134,17 @@ fn text(stop: Stop) -> String {
 
 fn episodes(world: &mut World, report: &mut Report) -> Result<(), Stop> {
     let episodes = world.rng.within(2, 7);
-    world.open_store(report)?;
+    world.open_store()?;
     for _ in 0..episodes {
         let length = *world.rng.pick(&[30, 300, 1500, 6000]);
         world.crash_at = world.events + world.rng.within(1, length);
-        let stop = loop {
-            if let Err(stop) = world.act() {
-                break stop;
-            }
-        };
+        world.device.faults = world.settings.faults;
+        let stop = world.work();
+        world.device.faults = Faults::default();
+        world.crash_at = u64::MAX;
         if let Stop::Wrong(_) = stop {
             return Err(stop);
         }
-        world.crash_at = u64::MAX;
         let crashed = world.event();
         let mut ended = world.crash(report);
         world.check_image()?;
@@ -156,7 +159,10 @@ fn episodes(world: &mut World, report: &mut Report) -> Result<(), Stop> {
                 ended = Ended::PowerCut;
             }
         }
-        world.open_store(report)?;
+        if std::mem::take(&mut world.device.sync_failed) {
+            ended = Ended::PowerCut;
+        }
+        world.open_store()?;
         world.verify_recovery(ended, crashed)?;
         world.check_image()?;
     }
@@ -185,7 +191,19 @@ fn finish(world: &mut World) -> Result<(), Stop> {
 }
 
 impl World {
-    fn open_store(&mut self, _report: &mut Report) -> Result<(), Stop> {
+    /// Until the crash, or something wrong.
+    pub fn work(&mut self) -> Stop {
+        loop {
+            if self.read_only {
+                return Stop::Crash;
+            }
+            if let Err(stop) = self.act() {
+                return stop;
+            }
+        }
+    }
+
+    pub fn open_store(&mut self) -> Result<(), Stop> {
         self.start();
         self.turn()?;
         loop {

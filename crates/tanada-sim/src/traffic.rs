@@ -65,7 +65,10 @@ impl World {
 
     /// Offset and length in bytes within the volume; up to about `blocks_max` blocks.
     fn range(&mut self, size: u64, blocks_max: u64) -> (u64, u64) {
-        let windows = windows(size);
+        let mut windows = windows(size);
+        if self.settings.may_be_full {
+            windows.push((0, (size / B).min(3000)));
+        }
         let (start, width) = if windows.is_empty() { (0, size / B) } else { *self.rng.pick(&windows) };
         let block = start + self.rng.below(width);
         let (offset, length) = match self.rng.below(100) {

@@ -92,6 +92,8 @@ pub struct World {
     idle: u64,
     /// Guests are asleep.
     pub quiet: bool,
+    /// Bits were flipped: damage is expected.
+    pub rotten: bool,
     /// The engine said it takes no more writes.
     pub read_only: bool,
     /// A fingerprint of everything the engine did: two runs of a seed must agree.
@@ -109,7 +111,6 @@ impl World {
             FormatOptions { store, device_bytes: settings.device_bytes, journal_bytes: Some(settings.journal_bytes) };
         let image = format_image(&options).map_err(|error| Stop::Wrong(error.to_string()))?;
         image.writes.iter().for_each(|(at, bytes)| device.preset(*at, bytes));
-        device.faults = settings.faults;
         Ok(World {
             engine: None,
             device,
@@ -126,6 +127,7 @@ impl World {
             next_request: 1,
             idle: 0,
             quiet: false,
+            rotten: false,
             read_only: false,
             digest: 0,
             replies: 0,
@@ -280,7 +282,7 @@ impl World {
 
     fn alert(&mut self, alert: &Alert) -> Result<(), Stop> {
         self.trace(|| format!("alert {alert:?}"));
-        let faulty = self.settings.faults.read + self.settings.faults.write + self.settings.faults.sync > 0;
+        let faulty = self.is_faulty() || self.rotten;
         match alert {
             Alert::Damage { .. } if !faulty => wrong(format!("damage on a sound device: {alert:?}")),
             Alert::ReadOnly { message } if !faulty => wrong(format!("read-only on a sound device: {message}")),
@@ -334,8 +336,7 @@ impl World {
 
     /// Errors where a failure is none that the run's settings explain.
     pub fn check_failure(&self, failure: &Failure) -> Result<(), Stop> {
-        let faulty = self.settings.faults.read + self.settings.faults.write + self.settings.faults.sync > 0;
-        if failure.errno == 28 && self.settings.may_be_full || faulty {
+        if failure.errno == 28 && self.settings.may_be_full || self.is_faulty() {
             return Ok(());
         }
         wrong(format!("a request failed without reason: {failure}"))
@@ -426,11 +427,42 @@ impl World {
         }
     }
 
-    /// As [`World::call`], for requests that must succeed.
+    pub fn is_faulty(&self) -> bool {
+        let faults = self.device.faults;
+        faults.read + faults.write + faults.sync > 0
+    }
+
+    /// The same store, for trying out another way to go on.
+    pub fn fork(&self, seed: u64) -> World {
+        World {
+            engine: None,
+            device: self.device.clone(),
+            model: self.model.clone(),
+            rng: Rng::new(seed),
+            settings: self.settings.clone(),
+            now: self.now,
+            events: self.events,
+            crash_at: u64::MAX,
+            pending: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            opened: None,
+            generation_exports: BTreeMap::new(),
+            next_request: self.next_request,
+            idle: 0,
+            quiet: false,
+            rotten: false,
+            read_only: false,
+            digest: 0,
+            replies: 0,
+        }
+    }
+
+    /// As [`World::call`], for requests that must succeed. On a faulty device a failure ends the episode.
     pub fn must(&mut self, request: Request, traffic: bool) -> Result<(u64, Reply), Stop> {
         let text = format!("{request:?}");
         match self.call(request, traffic)? {
             (at, Ok(reply)) => Ok((at, reply)),
+            (_, Err(_)) if self.is_faulty() => Err(Stop::Crash),
             (_, Err(failure)) => wrong(format!("{text} failed: {failure}")),
         }
     }

@@ -98,9 +98,15 @@ pub struct CheckReport {
     pub findings_left_out: u64,
     /// Worth knowing, not wrong.
     pub notes: Vec<String>,
+    marks: space::Marks,
 }
 
 impl CheckReport {
+    /// Whether the checkpoint reaches `block`: data, a node, the catalog.
+    pub fn uses(&self, block: u64) -> bool {
+        self.marks.get(block)
+    }
+
     pub fn is_clean(&self) -> bool {
         self.findings.is_empty()
     }
@@ -149,6 +155,7 @@ pub fn check(source: &dyn ReadAt, options: CheckOptions) -> Result<CheckReport, 
         findings: findings.list,
         findings_left_out: findings.left_out,
         notes,
+        marks,
     })
 }
 

@@ -10,6 +10,7 @@ use crate::record::Record;
 use crate::superblock::Superblock;
 
 /// One bit for each block that was reached.
+#[derive(Debug, Clone)]
 pub(super) struct Marks {
     geometry: Geometry,
     words: Vec<u64>,

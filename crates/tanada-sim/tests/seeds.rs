@@ -1,0 +1,71 @@
+//! A fixed set of runs in every `cargo test`; `cargo run -p tanada-sim -- --minutes N --seed S` goes on from there.
+
+use tanada_sim::{Lie, Options, Report, replay, rot, run};
+
+fn runs(seed: u64, runs: u64) -> Report {
+    run(&Options { runs, ..Options::one(seed) })
+}
+
+fn check(report: &Report) {
+    if let Some(broken) = &report.broken {
+        panic!(
+            "seed {0} is broken: {1}\nreplay: cargo run -p tanada-sim -- --seed {0} --runs 1 --trace",
+            broken.seed, broken.message
+        );
+    }
+}
+
+#[test]
+fn a_fixed_set_of_runs_keeps_all_promises() {
+    let report = runs(1, 80);
+    check(&report);
+    assert!(report.kills > 50 && report.power_cuts > 50 && report.replies > 10_000, "too little happened: {report:?}");
+}
+
+/// Seeds that once found something.
+#[test]
+fn runs_that_once_failed_do_not_fail_again() {
+    for seed in [38, 73, 76, 83, 270, 277, 296, 302, 330, 340] {
+        check(&runs(seed, 1));
+    }
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    let (first, second) = (runs(7, 3), runs(7, 3));
+    assert_eq!((first.digest, first.replies), (second.digest, second.replies));
+    assert_ne!(first.digest, runs(8, 3).digest);
+}
+
+#[test]
+fn every_subset_of_unsynced_writes_recovers_to_an_instant() {
+    for seed in [3, 4] {
+        let replayed = replay(seed, 20..160);
+        assert!(replayed.broken.is_none(), "{:?}", replayed.broken);
+        assert!(replayed.recoveries > 500, "too few recoveries: {replayed:?}");
+    }
+}
+
+#[test]
+fn a_flipped_bit_is_an_error_or_nothing_never_wrong_data() {
+    let (mut found, mut refused) = (0, 0);
+    for seed in [1, 2, 3] {
+        let rotted = rot(seed, 25).unwrap_or_else(|message| panic!("{message}"));
+        found += rotted.found;
+        refused += rotted.refused + rotted.unopened;
+    }
+    assert!(found > 10 && refused > 5, "the bits fell beside everything: {found} found, {refused} refused");
+}
+
+/// The proof can fail: devices that break their contract are noticed.
+#[test]
+fn a_device_that_acknowledges_syncs_without_doing_them_is_caught() {
+    let report = run(&Options { lie: Lie::SyncsNothing, runs: 30, ..Options::one(1) });
+    assert!(report.broken.is_some(), "thirty runs without a single sync looked right");
+}
+
+#[test]
+fn a_device_that_loses_writes_is_caught() {
+    let report = run(&Options { lie: Lie::LosesWrites, runs: 30, ..Options::one(1) });
+    assert!(report.broken.is_some(), "thirty runs with lost writes looked right");
+}
