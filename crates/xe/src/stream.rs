@@ -18,11 +18,14 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tanada_xapi::{Ref, Value};
 use tokio::sync::mpsc;
 
 /// Read and sent at a time.
 const CHUNK_BYTES: usize = 256 << 10;
+/// Long enough for a disk that was written to to be let go.
+const ABANDON_WAIT: Duration = Duration::from_secs(60);
 /// Chunks between the reading thread and the connection: enough that neither waits for the other's every step.
 const CHUNKS_QUEUED: usize = 8;
 
@@ -103,11 +106,22 @@ fn with_task(
     let outcome = transfer(&task, &mut bar);
     bar.finish();
     if outcome.is_err() {
-        // An abandoned transfer may still run on the server.
-        let _ = api.call("task.cancel", vec![Value::from(&task)]);
+        api.runtime.block_on(abandon(api, &task));
     }
     let _ = api.call("task.destroy", vec![Value::from(&task)]);
     outcome
+}
+
+/// What still runs on the server ends, so that nothing of it is in the way of the next command. The failure that led here
+/// is the one to tell, so this tells none; a second Ctrl-C does not wait.
+async fn abandon(api: &Api, task: &Ref) {
+    tokio::select! {
+        _ = async {
+            api.call_async("task.cancel", vec![Value::from(task)]).await?;
+            tokio::time::timeout(ABANDON_WAIT, api.watch_task_quietly(task)).await.unwrap_or(Ok(Value::Void))
+        } => {}
+        _ = interrupted() => {}
+    }
 }
 
 fn lost(error: hyper::Error) -> Failure {
@@ -121,19 +135,20 @@ async fn receive(
     sink: &mut dyn Write,
     bar: &mut Bar,
 ) -> Result<Value, Failure> {
+    let mut interrupt = std::pin::pin!(interrupted());
     let empty = Empty::new().map_err(|never| match never {}).boxed();
     let mut sender = api.endpoint.connect().await?;
     let request = request(api, Method::GET, &target.uri(api, task), empty)?;
     let response = tokio::select! {
         response = sender.send_request(request) => response.map_err(lost)?,
-        failure = interrupted() => return Err(failure),
+        failure = &mut interrupt => return Err(failure),
     };
     let mut body = accepted(api, task, response).await?;
     let mut bytes = 0;
     loop {
         let frame = tokio::select! {
             frame = body.frame() => frame,
-            failure = interrupted() => return Err(failure),
+            failure = &mut interrupt => return Err(failure),
         };
         match frame {
             None => break,
@@ -159,6 +174,7 @@ async fn send(
     length: Option<u64>,
     bar: &mut Bar,
 ) -> Result<Value, Failure> {
+    let mut interrupt = std::pin::pin!(interrupted());
     let (chunks, queue) = mpsc::channel(CHUNKS_QUEUED);
     let (counts, mut counted) = mpsc::unbounded_channel();
     std::thread::spawn(move || read_chunks(file, &chunks));
@@ -178,7 +194,7 @@ async fn send(
                     show(bar, bytes, length);
                 }
             },
-            failure = interrupted() => return Err(failure),
+            failure = &mut interrupt => return Err(failure),
         }
     };
     let response = match response {
@@ -198,7 +214,7 @@ async fn send(
                     show(bar, bytes, length);
                 }
             },
-            failure = interrupted() => return Err(failure),
+            failure = &mut interrupt => return Err(failure),
         }
     }
 }
@@ -210,6 +226,7 @@ fn show(bar: &mut Bar, bytes: u64, length: Option<u64>) {
     bar.bytes(bytes);
 }
 
+/// Ends with Ctrl-C. One for a whole transfer: a signal that comes while nobody listens is lost.
 async fn interrupted() -> Failure {
     // Without a handler the signal ends the process, which is right too.
     if tokio::signal::ctrl_c().await.is_err() {
