@@ -141,10 +141,10 @@ impl State {
         }
         let table = self.tables.entry(record.class().name).or_default();
         if record.class().field("uuid").is_some() {
-            if let Some(old) = table.objects.get(record.id()) {
-                if old.uuid() != record.uuid() {
-                    table.by_uuid.remove(old.uuid());
-                }
+            if let Some(old) = table.objects.get(record.id())
+                && old.uuid() != record.uuid()
+            {
+                table.by_uuid.remove(old.uuid());
             }
             table.by_uuid.insert(record.uuid().to_owned(), record.id().clone());
         }

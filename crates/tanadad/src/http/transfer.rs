@@ -92,10 +92,10 @@ pub struct Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if let Some(session) = &self.session {
-            if let Err(error) = self.daemon.sessions.close(&self.daemon.db, session) {
-                tracing::warn!(%error, "a session could not be closed");
-            }
+        if let Some(session) = &self.session
+            && let Err(error) = self.daemon.sessions.close(&self.daemon.db, session)
+        {
+            tracing::warn!(%error, "a session could not be closed");
         }
     }
 }
@@ -152,15 +152,20 @@ async fn start(
     let (head, body) = request.into_parts();
     let ctx = CallContext { daemon: daemon.clone(), session, task: task.clone() };
     let transfer = Transfer { ctx, query, headers: head.headers, body, lease };
-    // On its own, so that a client that goes away does not cut the work in half: it notices by the broken stream.
-    let result = tokio::spawn((route.handler)(transfer)).await;
-    let result = result.unwrap_or_else(|e| {
-        tracing::error!(error = %e, path = route.path, "a transfer failed");
-        Err(ApiError::internal(format!("the transfer failed unexpectedly: {e}")).into())
-    });
-    if let Err(failure) = &result {
-        task.complete(&Err(failure.error.clone()));
-    }
+    // On its own, so that a client that goes away does not cut the work in half: it notices by the broken stream. The
+    // end of the task belongs to it.
+    let (path, work) = (route.path, (route.handler)(transfer));
+    let work = async move {
+        let result = tokio::spawn(work).await.unwrap_or_else(|e| {
+            tracing::error!(error = %e, path, "a transfer failed");
+            Err(ApiError::internal(format!("the transfer failed unexpectedly: {e}")).into())
+        });
+        if let Err(failure) = &result {
+            task.complete(&Err(failure.error.clone()));
+        }
+        result
+    };
+    let result = tokio::spawn(work).await.unwrap_or_else(|e| Err(ApiError::internal(e).into()));
     let mut response = result?;
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert("task-id", id);

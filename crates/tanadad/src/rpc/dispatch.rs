@@ -86,9 +86,13 @@ async fn call_in_session(
     }
     let task = if target.has_task() { TaskHandle::create(daemon, &name, "")? } else { TaskHandle::internal() };
     let ctx = CallContext { daemon: daemon.clone(), session, task: task.clone() };
-    let result = finished(tokio::spawn(handler(ctx, args))).await;
-    task.dismiss();
-    result
+    // The end of the task is part of the work: the caller may be gone by then.
+    let work = async move {
+        let result = finished(tokio::spawn(handler(ctx, args))).await;
+        task.dismiss();
+        result
+    };
+    finished(tokio::spawn(work)).await
 }
 
 fn start_async(daemon: &Arc<Daemon>, session: Session, handler: Handler, method: &str, args: Args) -> ApiResult<Value> {

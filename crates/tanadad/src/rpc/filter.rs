@@ -66,10 +66,10 @@ impl Filter {
     pub fn check_fields(&self, class: &Class) -> ApiResult<()> {
         let mut missing = None;
         visit(&self.root, &mut |term| {
-            if let Term::Field(name) = term {
-                if class.field(&name.replace("__", "_")).is_none() {
-                    missing = Some(name.clone());
-                }
+            if let Term::Field(name) = term
+                && class.field(&name.replace("__", "_")).is_none()
+            {
+                missing = Some(name.clone());
             }
         });
         match missing {

@@ -26,8 +26,11 @@ pub fn least_role(class: &str, message: &str) -> Role {
         // Their values open other doors.
         "secret" => Role::PoolOperator,
         // A session may ask about itself; others' sessions are shown by reference only to those who hold it.
-        "session" | "event" | "task" | "message" if message != "change_password" => Role::ReadOnly,
+        "session" | "event" if message != "change_password" => Role::ReadOnly,
         _ if reads => Role::ReadOnly,
+        "task" if message == "create" => Role::ReadOnly,
+        "task" => Role::VmOperator,
+        "message" => Role::PoolOperator,
         "VM" => vm_role(message),
         "VBD" if matches!(message, "insert" | "eject") => Role::VmOperator,
         "VM_appliance" if matches!(message, "start" | "clean_shutdown" | "hard_shutdown" | "shutdown") => {
@@ -75,6 +78,9 @@ mod tests {
             ("session", "change_password", Role::PoolAdmin),
             ("subject", "create", Role::PoolAdmin),
             ("event", "from", Role::ReadOnly),
+            ("task", "create", Role::ReadOnly),
+            ("task", "cancel", Role::VmOperator),
+            ("message", "destroy", Role::PoolOperator),
         ];
         for (class, message, role) in cases {
             assert_eq!(least_role(class, message), role, "{class}.{message}");

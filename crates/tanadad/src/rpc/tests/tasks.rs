@@ -139,3 +139,38 @@ async fn ended_tasks_make_room_for_new_ones() {
     assert_eq!(t.daemon.db.read(|s| s.count("task")), TASKS_MAX);
     assert!(look(&t, first.id()).is_some(), "work under way is never dropped");
 }
+
+/// Waits until no task is left.
+async fn all_gone(t: &TestDaemon) {
+    let mut changed = t.daemon.db.changed();
+    while t.daemon.db.read(|s| s.count("task")) > 0 {
+        changed.changed().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_away_leaves_neither_half_done_work_nor_a_task() {
+    let t = TestDaemon::new(vec![("VM.pause", |ctx, _| {
+        Box::pin(async move {
+            ctx.task.cancelled().await;
+            ctx.daemon.db.write(|tx| tx.create("network", [("name_label", Value::from("done"))])).map(Value::from)
+        })
+    })]);
+    let mut changed = t.daemon.db.changed();
+    {
+        let call = t.call("VM.pause", [Value::from("OpaqueRef:x")]);
+        tokio::pin!(call);
+        while t.daemon.db.read(|s| s.count("task")) == 0 {
+            tokio::select! {
+                _ = &mut call => panic!("the work did not wait"),
+                seen = changed.changed() => seen.unwrap(),
+            }
+        }
+        // Here the caller goes away.
+    }
+    let task = t.daemon.db.read(|s| s.only("task")).unwrap();
+    assert_eq!(task.str("name_label"), "VM.pause");
+    assert_eq!(t.call("task.cancel", [Value::from(task.id())]).await, Ok(Value::Void));
+    all_gone(&t).await;
+    assert_eq!(t.daemon.db.read(|s| s.by_name("network", "done").len()), 1);
+}
