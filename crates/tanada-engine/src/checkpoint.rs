@@ -33,6 +33,9 @@ const WRITES_IN_FLIGHT_MAX: usize = 8;
 /// Nodes handled between two turns, where no guest waits for the checkpoint: some 200 us.
 const NODES_PER_TURN: usize = 32;
 
+/// Bits of bitmaps changed between two turns: some 200 us.
+pub const BLOCKS_PER_TURN: usize = 10_000;
+
 /// How often a failing write of a checkpoint is tried before the store gives up (J10).
 const TRIES: usize = 3;
 
@@ -60,6 +63,7 @@ impl NodeSource for MergeIo<'_> {
 
 impl MergeStore for MergeIo<'_> {
     async fn write(&self, node: &Node, birth: u64) -> Result<Pointer, Failure> {
+        self.pace().await;
         let bytes = node.encode();
         let crc = crc32c(&bytes);
         let block = self.handle.with(|state| state.alloc.allocate(Stream::Map, 1));
@@ -167,8 +171,19 @@ impl Handle {
         let merged = self.merge_all(&io, &cut).await?;
         io.finish_all().await?;
         let work = io.work.into_inner();
-        let (superblock, writes, garbage) =
-            self.with(|state| state.put_together(&cut, number, journal_seq, &merged, work))?;
+        for chunk in work.adopted.chunks(BLOCKS_PER_TURN) {
+            self.with(|state| chunk.iter().for_each(|block| state.alloc.adopt(*block)));
+            self.next_turn().await;
+        }
+        let mut garbage = cut.walked.clone();
+        garbage.extend(work.freed);
+        for chunk in garbage.chunks(BLOCKS_PER_TURN) {
+            self.with(|state| chunk.iter().for_each(|block| state.alloc.disown(*block)));
+            self.next_turn().await;
+        }
+        garbage.extend_from_slice(&cut.dropped);
+        let (superblock, writes, freed) = self.with(|state| state.put_together(&cut, number, journal_seq, &merged))?;
+        garbage.extend(freed);
         let io = MergeIo { handle: self, work: RefCell::new(Work::default()) };
         for (block, bytes) in &writes {
             io.work.borrow_mut().batch.push((*block, **bytes));
@@ -254,8 +269,8 @@ impl State {
         (cut, self.journal.checkpoint + 1, self.journal.next_seq())
     }
 
-    /// Everything is merged and written: brings the bitmaps up to date and lays out catalog and superblock. Returns
-    /// what to write and what to release afterwards.
+    /// Everything is merged and written, the bitmaps are up to date: lays out catalog and superblock. Returns what to
+    /// write, and the catalog's old places.
     #[expect(clippy::type_complexity, reason = "three plain results of one step")]
     fn put_together(
         &mut self,
@@ -263,14 +278,7 @@ impl State {
         number: u64,
         journal_seq: u64,
         merged: &[Merged],
-        work: Work,
     ) -> Result<(Superblock, Vec<(u64, Box<[u8; BLOCK_BYTES]>)>, Vec<u64>), Failure> {
-        work.adopted.into_iter().for_each(|block| self.alloc.adopt(block));
-        let mut garbage = cut.dropped.clone();
-        for block in cut.walked.iter().copied().chain(work.freed) {
-            self.alloc.disown(block);
-            garbage.push(block);
-        }
         let records: Vec<(u64, tanada_format::Version)> =
             cut.records.iter().map(|record| (record.slot, record.resolve(merged))).collect();
         let slots = records.iter().map(|(slot, _)| slot + 1).max().unwrap_or(0);
@@ -278,7 +286,6 @@ impl State {
         let Some(saved) = self.catalog.save(&records, cut.epoch, &mut self.alloc) else {
             return Err(Failure::new(ENOSPC, "no block is free for the catalog: the reserve was too small"));
         };
-        garbage.extend(saved.freed);
         let Some(last) = &self.superblock else { return Err(Failure::new(ENOSPC, "the store is not open")) };
         let superblock = Superblock {
             checkpoint: number,
@@ -292,7 +299,7 @@ impl State {
             catalog: saved.root,
             ..last.clone()
         };
-        Ok((superblock, saved.writes, garbage))
+        Ok((superblock, saved.writes, saved.freed))
     }
 
     /// The superblock is durable.

@@ -51,6 +51,7 @@ impl Engine {
         });
         self.run_tasks();
         self.handle.with(|state| {
+            state.more_releases = state.release_some();
             state.place_pending();
             state.settle();
             state.start_checkpoint();
@@ -113,7 +114,7 @@ impl State {
     }
 
     fn deadline(&self) -> Option<u64> {
-        if !self.yielded.is_empty() || !self.jobs.is_empty() {
+        if !self.yielded.is_empty() || !self.jobs.is_empty() || self.more_releases {
             return Some(self.now);
         }
         if self.phase != Phase::Serving {

@@ -21,6 +21,7 @@ use crate::alloc::Allocator;
 use crate::api::{Action, Alert, IoId, Reply, Request, RequestId};
 use crate::cache::NodeCache;
 use crate::catalog::Catalog;
+use crate::checkpoint::BLOCKS_PER_TURN;
 use crate::config::EngineConfig;
 use crate::data::{DataWrite, Piece};
 use crate::delta::DeltaCost;
@@ -156,6 +157,8 @@ pub struct State {
     /// Blocks to release when all readers of this round or an earlier one are gone.
     releases: VecDeque<(u64, Vec<u64>)>,
     pub unreleased: u64,
+    /// Blocks are left to release in the next turn.
+    pub more_releases: bool,
     /// What deletion walks freed since the last cut.
     pub walked: Vec<u64>,
     pub walking: Option<VersionId>,
@@ -208,6 +211,7 @@ impl State {
             round: 0,
             releases: VecDeque::new(),
             unreleased: 0,
+            more_releases: false,
             walked: Vec::new(),
             walking: None,
             walk_queued: false,
@@ -480,7 +484,6 @@ impl State {
                 self.readers.remove(&round);
             }
         }
-        self.release_free();
     }
 
     /// Lets `blocks` go when all readers that began before now are gone. The checkpoint that dropped them is durable.
@@ -488,16 +491,27 @@ impl State {
         self.unreleased += blocks.len() as u64;
         self.releases.push_back((self.round, blocks));
         self.round += 1;
-        self.release_free();
     }
 
-    fn release_free(&mut self) {
+    fn can_release(&self) -> bool {
         let oldest = self.readers.first_key_value().map_or(u64::MAX, |(round, _)| *round);
-        while self.releases.front().is_some_and(|(round, _)| *round < oldest) {
-            let Some((_, blocks)) = self.releases.pop_front() else { break };
-            self.unreleased -= blocks.len() as u64;
-            blocks.into_iter().for_each(|block| self.alloc.release(block));
+        self.releases.front().is_some_and(|(round, _)| *round < oldest)
+    }
+
+    /// Releases what no reader needs any more, a bounded number of blocks per turn; true where more is left.
+    pub fn release_some(&mut self) -> bool {
+        let mut budget = BLOCKS_PER_TURN;
+        while budget > 0 && self.can_release() {
+            let Some((_, blocks)) = self.releases.front_mut() else { break };
+            let now = blocks.split_off(blocks.len().saturating_sub(budget));
+            if blocks.is_empty() {
+                self.releases.pop_front();
+            }
+            budget -= now.len().min(budget);
+            self.unreleased -= now.len() as u64;
+            now.into_iter().for_each(|block| self.alloc.release(block));
         }
+        self.can_release()
     }
 
     pub fn has_releases(&self) -> bool {
