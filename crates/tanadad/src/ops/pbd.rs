@@ -9,7 +9,7 @@ use super::records::{given, message, must_exist};
 use super::{reconcile, sr};
 use crate::context::{Args, CallContext, Daemon, Handlers};
 use crate::db::View;
-use crate::storage::attached_vdis;
+use crate::storage::{alerts, attached_vdis};
 
 pub fn handlers() -> Handlers {
     vec![
@@ -62,7 +62,7 @@ async fn open(daemon: &Arc<Daemon>, pbd: &Ref, sr: &Ref) -> ApiResult<()> {
         return Err(ApiError::sr_backend_failure(key.missing_error, words));
     }
     let driver = backend.open(&config).await.map_err(sr::sr_error)?;
-    daemon.storage.put_driver(sr, driver);
+    alerts::adopt(daemon, sr, driver);
     reconcile::end_intents(daemon, Some(sr)).await;
     daemon.db.write(|tx| tx.set("PBD", pbd, "currently_attached", true))
 }
@@ -150,6 +150,6 @@ pub async fn reopen(daemon: &Arc<Daemon>) {
 async fn open_again(daemon: &Arc<Daemon>, sr: &Ref) -> ApiResult<()> {
     let (backend, config) = sr::config_of(daemon, sr)?;
     let driver = backend.open(&config).await.map_err(sr::sr_error)?;
-    daemon.storage.put_driver(sr, driver);
+    alerts::adopt(daemon, sr, driver);
     Ok(())
 }

@@ -16,7 +16,7 @@ use super::intents::{self, Plan};
 use super::records::{bytes, int, strings};
 use crate::context::{Args, CallContext, Daemon, Handlers};
 use crate::db::{Record, Tx, View};
-use crate::storage::{driver_error, volume_id};
+use crate::storage::{alerts, driver_error, volume_id};
 
 pub fn handlers() -> Handlers {
     vec![
@@ -54,7 +54,7 @@ async fn create(ctx: CallContext, args: Args) -> ApiResult<Value> {
         }
     };
     let sr = Ref::random();
-    ctx.daemon.storage.put_driver(&sr, driver);
+    alerts::adopt(&ctx.daemon, &sr, driver);
     let made = ctx.db().write(|tx| {
         let content_type = args.str("content_type")?;
         tx.create_as(

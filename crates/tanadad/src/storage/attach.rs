@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use tanada_driver::{AttachRequest, Endpoint};
-use tanada_xapi::{ApiError, ApiResult, Ref};
+use tanada_xapi::{ApiError, ApiResult, Ref, Value};
 use uuid::Uuid;
 
 use super::{driver_error, volume_id};
@@ -24,6 +24,9 @@ use crate::db::View;
 
 /// Kind of the intents that are attachments.
 pub const KIND: &str = "attachment";
+
+/// Operations on a disk that do not mind its being attached meanwhile.
+const BESIDE: &[&str] = &["copy", "mirror", "snapshot", "clone", "update", "list_changed_blocks"];
 
 /// One attachment as it is written down.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -58,6 +61,10 @@ pub async fn attach_vdi(daemon: &Arc<Daemon>, vdi: &Ref, vbd: &Ref, writable: bo
     }
     if !record.bool("managed") {
         return Err(ApiError::vdi_not_managed(vdi));
+    }
+    let beside = |operation: &Value| BESIDE.iter().any(|allowed| operation.as_str() == Some(allowed));
+    if let Some((task, operation)) = record.map("current_operations").iter().find(|(_, operation)| !beside(operation)) {
+        return Err(ApiError::other_operation_in_progress("VDI", vdi, operation.as_str().unwrap_or_default(), task));
     }
     let sr = record.reference("SR");
     let driver = daemon.storage.driver(&sr)?;

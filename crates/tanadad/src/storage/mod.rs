@@ -3,6 +3,7 @@
 //! [`Storage`] holds the kinds of storage known to this program and one driver for each plugged PBD. Drivers are asked
 //! through it; their errors become XenAPI's here and nowhere else.
 
+pub mod alerts;
 mod attach;
 
 use std::collections::HashMap;
@@ -15,7 +16,8 @@ use tanada_xapi::{ApiError, ApiResult, Ref};
 use uuid::Uuid;
 
 pub use attach::{
-    attach_vdi, attached_vdis, detach_daemon, detach_vbd, detach_vdi, end_leftovers, is_attached, load_attachments, tokens_of,
+    attach_vdi, attached_vdis, detach_daemon, detach_vbd, detach_vdi, end_leftovers, is_attached, load_attachments,
+    tokens_of,
 };
 
 use crate::config::Config;
