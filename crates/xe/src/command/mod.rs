@@ -5,6 +5,7 @@
 //! | [`generic`] | `X-list`, `X-param-*` of every class in [`crate::record`] |
 //! | [`select`] | which VMs a command works on |
 //! | [`vm`], [`install`], [`vmdisk`], [`uninstall`], [`snapshot`] | machines and their copies |
+//! | [`network`] | interfaces of machines |
 //! | [`vdi`], [`vbd`], [`sr`] | storage and devices |
 //! | [`transfer`] | export and import |
 //! | [`other`], [`help`] | tasks, events, messages, secrets, schedules; help |
@@ -13,6 +14,7 @@ mod event;
 mod generic;
 mod help;
 mod install;
+mod network;
 mod other;
 mod select;
 mod snapshot;
@@ -165,6 +167,7 @@ impl Command {
 pub fn all() -> Vec<Command> {
     let tables = [
         vm::COMMANDS,
+        network::COMMANDS,
         install::COMMANDS,
         vmdisk::COMMANDS,
         uninstall::COMMANDS,
