@@ -128,7 +128,8 @@ impl MachineSpec {
         args.pair("-machine", machine);
         match accelerator {
             Accelerator::Kvm => args.pair("-accel", "kvm").pair("-cpu", "host"),
-            Accelerator::Tcg => args.pair("-accel", "tcg").pair("-cpu", "max"),
+            // Five-level page tables only make the emulated page walks longer.
+            Accelerator::Tcg => args.pair("-accel", "tcg").pair("-cpu", "max,la57=off"),
         };
         args.pair("-m", format!("size={}M", self.memory_bytes >> 20));
         args.pair("-object", format!("memory-backend-memfd,id=m0,size={},share=on", self.memory_bytes));

@@ -6,6 +6,7 @@ use super::allowed;
 use crate::context::{Args, CallContext, Handlers, Operation};
 use crate::db::{Tx, View};
 use crate::rpc::session::Role;
+use crate::vmm::description::VmRecords;
 use crate::vmm::power::{self, StartMode};
 use crate::vmm::{disks, plugin};
 
@@ -22,7 +23,8 @@ pub fn handlers() -> Handlers {
         ("VM.unpause", |ctx, args| Box::pin(unpause(ctx, args))),
         ("VM.power_state_reset", |ctx, args| Box::pin(power_state_reset(ctx, args))),
         ("VM.call_plugin", |ctx, args| Box::pin(call_plugin(ctx, args))),
-        ("VM.assert_operation_valid", |ctx, args| Box::pin(assert_operation_valid(ctx, args))),
+        ("VM.get_possible_hosts", |ctx, args| Box::pin(get_possible_hosts(ctx, args))),
+        ("VM.assert_can_boot_here", |ctx, args| Box::pin(assert_can_boot_here(ctx, args))),
         ("VBD.plug", |ctx, args| Box::pin(plug(ctx, args))),
         ("VBD.unplug", |ctx, args| Box::pin(unplug(ctx, args))),
         ("VBD.unplug_force", |ctx, args| Box::pin(unplug_force(ctx, args))),
@@ -131,10 +133,41 @@ async fn call_plugin(ctx: CallContext, args: Args) -> ApiResult<Value> {
     Ok(Value::from(answer))
 }
 
-async fn assert_operation_valid(ctx: CallContext, args: Args) -> ApiResult<Value> {
-    let (vm, operation) = (args.reference("self")?, args.str("op")?);
-    ctx.db().read(|state| allowed::vm(state, &vm, operation))?;
+/// The hosts on which the VM could start now: this one, or none.
+async fn get_possible_hosts(ctx: CallContext, args: Args) -> ApiResult<Value> {
+    let vm = args.reference("vm")?;
+    ctx.db().read(|state| {
+        let host = state.only("host")?;
+        match check_boot(state, &vm) {
+            Ok(()) => Ok(Value::set([host.id()])),
+            Err(error) if error.is("HANDLE_INVALID") => Err(error),
+            Err(_) => Ok(Value::empty_set()),
+        }
+    })
+}
+
+async fn assert_can_boot_here(ctx: CallContext, args: Args) -> ApiResult<Value> {
+    let (vm, host) = (args.reference("self")?, args.reference("host")?);
+    ctx.db().read(|state| {
+        state.get("host", &host)?;
+        check_boot(state, &vm)
+    })?;
     Ok(Value::Void)
+}
+
+/// Is everything that the VM needs on this host?
+fn check_boot(view: &impl View, vm: &Ref) -> ApiResult<()> {
+    let records = VmRecords::look_up(view, vm)?;
+    records.memory_bytes()?;
+    records.vcpus()?;
+    for disk in &records.disks {
+        let sr = view.get("VDI", &disk.vdi)?.reference("SR");
+        let pbds = view.find("SR", &sr).map(|sr| sr.refs("PBDs")).unwrap_or_default();
+        if !view.resolve("PBD", &pbds).iter().any(|pbd| pbd.bool("currently_attached")) {
+            return Err(ApiError::vm_requires_sr(vm, sr));
+        }
+    }
+    Ok(())
 }
 
 async fn plug(ctx: CallContext, args: Args) -> ApiResult<Value> {
