@@ -52,8 +52,10 @@ pub struct Allocator {
     entries: Vec<RegionEntry>,
     /// Blocks not busy, by segment.
     segment_free: Vec<u16>,
-    /// Segments before this one have been used at some time.
-    warm: usize,
+    /// Segments that have been written at some time and not been handed back to the medium since.
+    warm: Vec<bool>,
+    /// Some warm segment may be free as a whole.
+    maybe_idle: bool,
     /// Open segment and next bit in it, by stream.
     cursors: [Option<(usize, u64)>; 2],
     free: u64,
@@ -69,7 +71,8 @@ impl Allocator {
             regions: Vec::new(),
             entries: Vec::new(),
             segment_free: Vec::new(),
-            warm: 0,
+            warm: Vec::new(),
+            maybe_idle: false,
             cursors: [None, None],
             free: 0,
             used: 0,
@@ -87,6 +90,7 @@ impl Allocator {
         for segment in self.segment_free.len()..segments {
             let pages = if (segment as u64).is_multiple_of(REGION_SEGMENTS) { PAGE_COPIES } else { 0 };
             self.segment_free.push((SEGMENT_BLOCKS - pages) as u16);
+            self.warm.push(false);
             self.free += SEGMENT_BLOCKS - pages;
         }
     }
@@ -110,7 +114,7 @@ impl Allocator {
             if let Some(free) = self.segment_free.get_mut(index) {
                 *free = (SEGMENT_BLOCKS - u64::from(busy)) as u16;
                 if u64::from(busy) > if segment == 0 { PAGE_COPIES } else { 0 } {
-                    self.warm = self.warm.max(index + 1);
+                    self.warm[..=index].fill(true);
                 }
             }
         }
@@ -159,7 +163,7 @@ impl Allocator {
                 continue;
             };
             self.cursors[stream as usize] = Some((segment, first + count));
-            self.warm = self.warm.max(segment + 1);
+            self.warm[segment] = true;
             let block = self.geometry.regions_start() + segment as u64 * SEGMENT_BLOCKS + first;
             (block..block + count).for_each(|block| self.mark_busy(block));
             return Some((block, count));
@@ -169,13 +173,13 @@ impl Allocator {
     /// The segment to fill next.
     fn pick(&self, stream: Stream) -> Option<usize> {
         let other = self.cursors[1 - stream as usize].map(|(segment, _)| segment);
-        let emptiest = (0..self.warm.min(self.segment_free.len()))
-            .filter(|segment| Some(*segment) != other && self.segment_free[*segment] > 0)
+        let emptiest = (0..self.segment_free.len())
+            .filter(|segment| self.warm[*segment] && Some(*segment) != other && self.segment_free[*segment] > 0)
             .max_by_key(|segment| (self.segment_free[*segment], usize::MAX - segment));
         if let Some(segment) = emptiest.filter(|segment| u64::from(self.segment_free[*segment]) >= SEGMENT_BLOCKS / 2) {
             return Some(segment);
         }
-        let cold = (self.warm..self.segment_free.len()).find(|segment| Some(*segment) != other);
+        let cold = (0..self.segment_free.len()).find(|segment| !self.warm[*segment] && Some(*segment) != other);
         cold.or(emptiest).or(other.filter(|segment| self.segment_free[*segment] > 0))
     }
 
@@ -215,7 +219,7 @@ impl Allocator {
         let (region, bit, segment) = self.locate(block);
         self.region(region).busy.set(bit);
         self.segment_free[segment] -= 1;
-        self.warm = self.warm.max(segment + 1);
+        self.warm[segment] = true;
         self.free -= 1;
     }
 
@@ -245,6 +249,38 @@ impl Allocator {
         region.busy.clear(bit);
         self.segment_free[segment] += 1;
         self.free += 1;
+        self.maybe_idle |= self.segment_free[segment] == self.segment_size(segment);
+    }
+
+    /// Blocks of a segment that can be allocated.
+    fn segment_size(&self, segment: usize) -> u16 {
+        let pages = if (segment as u64).is_multiple_of(REGION_SEGMENTS) { PAGE_COPIES } else { 0 };
+        (SEGMENT_BLOCKS - pages) as u16
+    }
+
+    /// A warm segment, free as a whole, to hand back to the medium: first block and number of blocks, all busy until
+    /// they are released again. `None` while no more than a twentieth of the store is warm and free.
+    pub fn take_idle_segment(&mut self) -> Option<(u64, u64)> {
+        if !self.maybe_idle {
+            return None;
+        }
+        let open = self.cursors.map(|cursor| cursor.map(|(segment, _)| segment));
+        let idle = |segment: &usize| {
+            self.warm[*segment]
+                && self.segment_free[*segment] == self.segment_size(*segment)
+                && !open.contains(&Some(*segment))
+        };
+        let all: Vec<usize> = (0..self.segment_free.len()).filter(idle).collect();
+        if all.len() <= self.segment_free.len() / 20 {
+            self.maybe_idle = false;
+            return None;
+        }
+        let segment = all[all.len() - 1]; // the last one: files end up short
+        let count = u64::from(self.segment_size(segment));
+        let end = self.geometry.regions_start() + (segment as u64 + 1) * SEGMENT_BLOCKS;
+        (end - count..end).for_each(|block| self.mark_busy(block));
+        self.warm[segment] = false;
+        Some((end - count, count))
     }
 
     /// Regions whose used bits changed since the last [`Allocator::save`].
@@ -306,6 +342,24 @@ mod tests {
         found.sort();
         assert_eq!(found, [Some((start + 7, 2)), Some((start + 2000, 1))]);
         assert_eq!(allocator.allocate(Stream::Data, 1), None);
+    }
+
+    #[test]
+    fn idle_segments_are_handed_back_but_a_few() {
+        let mut allocator = Allocator::new(Geometry::new(66 * SEGMENT_BLOCKS, 64).expect("valid"));
+        let mut blocks = Vec::new();
+        while let Some((block, count)) = allocator.allocate(Stream::Data, 1024) {
+            blocks.extend(block..block + count);
+        }
+        assert_eq!(allocator.take_idle_segment(), None);
+        blocks.into_iter().for_each(|block| allocator.release(block));
+        let mut handed_back = 0;
+        while let Some((block, count)) = allocator.take_idle_segment() {
+            handed_back += 1;
+            assert!(allocator.is_busy(block), "not to be allocated while it is punched (B2)");
+            (block..block + count).for_each(|block| allocator.release(block));
+        }
+        assert_eq!(handed_back, 64 - 64 / 20);
     }
 
     #[test]

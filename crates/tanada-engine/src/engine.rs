@@ -110,6 +110,17 @@ impl State {
     fn watch(&mut self) {
         if self.phase == Phase::Serving {
             self.watch_space();
+            self.punch_idle();
+            self.hurry();
+        }
+    }
+
+    /// Before writers are held for lack of room in journal or delta, the running checkpoint stops giving way.
+    fn hurry(&mut self) {
+        let journal = self.journal.used() * 4 >= self.journal.blocks() * 3;
+        let delta = self.versions.cost.bytes() * 4 >= self.delta_limit() * 3;
+        if self.checkpoint.running && (journal || delta) {
+            self.checkpoint.urgent = true;
         }
     }
 

@@ -52,9 +52,17 @@ pub enum Phase {
 enum Pending {
     Task(Filler<DiskResult>),
     Data(DataWrite),
-    Journal { first: u64 },
-    Sync { covers: u64 },
-    Punch(Vec<u64>),
+    Journal {
+        first: u64,
+    },
+    Sync {
+        covers: u64,
+    },
+    /// Space handed back to the medium; failing is harmless.
+    Punch {
+        first: u64,
+        count: u64,
+    },
 }
 
 /// Work for a task.
@@ -157,6 +165,8 @@ pub struct State {
     /// Blocks to release when all readers of this round or an earlier one are gone.
     releases: VecDeque<(u64, Vec<u64>)>,
     pub unreleased: u64,
+    /// A hole punch is in flight.
+    punching: bool,
     /// Blocks are left to release in the next turn.
     pub more_releases: bool,
     /// What deletion walks freed since the last cut.
@@ -211,6 +221,7 @@ impl State {
             round: 0,
             releases: VecDeque::new(),
             unreleased: 0,
+            punching: false,
             more_releases: false,
             walked: Vec::new(),
             walking: None,
@@ -253,7 +264,10 @@ impl State {
             Some(Pending::Data(write)) => self.data_written(write, result),
             Some(Pending::Journal { first }) => self.journal_written(first, result),
             Some(Pending::Sync { covers }) => self.synced(covers, result),
-            Some(Pending::Punch(blocks)) => blocks.into_iter().for_each(|block| self.alloc.release(block)),
+            Some(Pending::Punch { first, count }) => {
+                self.punching = false;
+                (first..first + count).for_each(|block| self.alloc.release(block));
+            }
         }
     }
 
@@ -519,6 +533,20 @@ impl State {
     }
 
     // ---- space
+
+    /// Passes space down to the medium, a segment at a time, while nobody waits for anything else. Whole segments only:
+    /// small holes fragment the file below and turn each later sync into a commit of its journal.
+    pub fn punch_idle(&mut self) {
+        let busy = self.punching || self.checkpoint.running || self.syncs.running || !self.ops.is_empty();
+        if busy || !self.pending.is_empty() {
+            return;
+        }
+        if let Some((first, count)) = self.alloc.take_idle_segment() {
+            self.punching = true;
+            let op = DiskOp::Punch { at: first * BLOCK, length: count * BLOCK };
+            self.start_io(op, Pending::Punch { first, count });
+        }
+    }
 
     /// Free blocks that only checkpoints and deletions may take (store notes section 6).
     pub fn reserve(&self) -> u64 {
