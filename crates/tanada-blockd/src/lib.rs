@@ -27,17 +27,25 @@ use std::process::ExitCode;
 
 /// `tanada blockd`: serves one store until it is told to end. `args` are those after the program's words.
 pub fn main_blockd(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    log_to_stderr();
     conclude("blockd", blockd::run(args.into_iter().collect()))
 }
 
 /// `tanada blockd-keeper`: holds the sockets of one store and keeps its blockd alive.
 pub fn main_keeper(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    log_to_stderr();
     conclude("blockd-keeper", keeper::run(args.into_iter().collect()))
 }
 
 /// `tanada store format`: makes an empty store.
 pub fn main_format(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     conclude("store format", format::run(args.into_iter().collect()))
+}
+
+/// Words for the administrator go to standard error; the keeper's caller decides where that leads.
+fn log_to_stderr() {
+    // Whoever embeds a program may have chosen already.
+    let _ = tracing_subscriber::fmt().with_ansi(false).with_writer(std::io::stderr).try_init();
 }
 
 fn conclude(program: &str, result: anyhow::Result<()>) -> ExitCode {

@@ -97,7 +97,8 @@ pub(crate) fn keeper(args: Vec<OsString>) -> anyhow::Result<KeeperOptions> {
 pub(crate) fn format(args: Vec<OsString>) -> anyhow::Result<FormatOptions> {
     let mut words = Words::new(args);
     let mut path = None;
-    let mut options = FormatOptions { path: PathBuf::new(), store: None, size_bytes: None, journal_bytes: None, force: false };
+    let mut options =
+        FormatOptions { path: PathBuf::new(), store: None, size_bytes: None, journal_bytes: None, force: false };
     while let Some(word) = words.next()? {
         match word.as_str() {
             "--size" => options.size_bytes = Some(words.size("--size")?),

@@ -243,7 +243,8 @@ impl Shell {
         if self.cuts.is_empty() {
             return;
         }
-        let now = self.now;
+        // Not the turn's start: a write may begin and end in one turn.
+        let now = self.micros();
         let due: Vec<u32> = self
             .cuts
             .iter_mut()

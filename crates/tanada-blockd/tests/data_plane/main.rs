@@ -1,0 +1,7 @@
+//! The data plane from outside: real processes, judged by QEMU, libnbd and fio, and by a client of our own where a test
+//! must know exactly what was acknowledged.
+
+mod control;
+mod death;
+mod support;
+mod witnesses;

@@ -1,0 +1,270 @@
+//! A keeper with its blockd on a scratch store, and blocking clients for both sockets.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command as Process, Output};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use tanada_blockd_api::{Answer, Command, Envelope, Failure, Greeting, Outcome, Response};
+use tanada_nbd::proto::{
+    CMD_READ, CMD_WRITE, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, OPT_EXPORT_NAME, OptionHeader, RequestHeader, SimpleReply,
+};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+pub const MIB: u64 = 1 << 20;
+
+pub fn program() -> Process {
+    Process::new(env!("CARGO_BIN_EXE_tanada-data-plane"))
+}
+
+/// A running keeper. Ends it, and waits for its end, when dropped.
+pub struct Plane {
+    dir: TempDir,
+}
+
+impl Plane {
+    /// Makes a store of `bytes` and serves it.
+    pub fn start(bytes: u64) -> Plane {
+        let plane = Plane { dir: TempDir::new().unwrap() };
+        let size = bytes.to_string();
+        let store = plane.store();
+        let store = store.to_str().unwrap();
+        succeed(program().args(["store", "format", store, "--size", &size, "--journal", "16M"]));
+        plane.keep();
+        plane
+    }
+
+    /// Starts a keeper.
+    pub fn keep(&self) {
+        succeed(&mut self.keeper());
+    }
+
+    pub fn keeper(&self) -> Process {
+        let mut keeper = program();
+        keeper.arg("blockd-keeper").arg("--daemonize").arg("--store").arg(self.store());
+        keeper.arg("--runtime-dir").arg(self.runtime_dir());
+        keeper
+    }
+
+    pub fn store(&self) -> PathBuf {
+        self.dir.path().join("store")
+    }
+
+    pub fn runtime_dir(&self) -> PathBuf {
+        self.dir.path().join("run")
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Address of the export for QEMU, libnbd and fio.
+    pub fn uri(&self, token: &str) -> String {
+        format!("nbd+unix:///{token}?socket={}", self.nbd_socket().display())
+    }
+
+    pub fn nbd_socket(&self) -> PathBuf {
+        self.runtime_dir().join("nbd.sock")
+    }
+
+    pub fn control(&self) -> Control {
+        Control::connect(&self.runtime_dir().join("control.sock"))
+    }
+
+    pub fn nbd(&self, token: &str) -> io::Result<Nbd> {
+        Nbd::connect(&self.nbd_socket(), token)
+    }
+
+    /// A new volume of `bytes`, attached for writing under `token`.
+    pub fn volume(&self, token: &str, bytes: u64) -> Uuid {
+        let mut control = self.control();
+        let volume = Uuid::new_v4();
+        control.change(Command::CreateVolume { volume, size: bytes });
+        control.change(Command::Attach { token: token.to_owned(), target: volume, writable: true });
+        volume
+    }
+
+    pub fn pid(&self, name: &str) -> Option<Pid> {
+        let text = std::fs::read_to_string(self.runtime_dir().join(name)).ok()?;
+        Pid::from_raw(text.trim().parse().ok()?)
+    }
+
+    /// Sends a signal to blockd and waits until that process is gone.
+    pub fn end_blockd(&self, signal: Signal) {
+        // Who greets is alive; the file may still name the one before.
+        let pid = self.control().greeting.pid;
+        end(Pid::from_raw(pid as i32).unwrap(), signal);
+    }
+
+    /// Ends the keeper, and its blockd, cleanly.
+    pub fn stop(&self) {
+        if let Some(pid) = self.pid("keeper.pid") {
+            end(pid, Signal::TERM);
+        }
+    }
+}
+
+impl Drop for Plane {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn end(pid: Pid, signal: Signal) {
+    let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { return };
+    kill_process(pid, signal).unwrap();
+    let mut fds = [PollFd::new(&process, PollFlags::IN)];
+    while poll(&mut fds, None) == Err(rustix::io::Errno::INTR) {}
+}
+
+/// Runs a program to its successful end.
+pub fn succeed(process: &mut Process) -> Output {
+    let output = process.output().unwrap_or_else(|error| panic!("{process:?}: {error}"));
+    assert!(output.status.success(), "{process:?}: {}\n{}", output.status, text(&output));
+    output
+}
+
+/// Runs a program that must fail; what it said.
+pub fn fail(process: &mut Process) -> String {
+    let output = process.output().unwrap_or_else(|error| panic!("{process:?}: {error}"));
+    assert!(!output.status.success(), "{process:?} succeeded\n{}", text(&output));
+    text(&output)
+}
+
+pub fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// A client of the control socket.
+pub struct Control {
+    stream: UnixStream,
+    lines: BufReader<UnixStream>,
+    pub greeting: Greeting,
+    next: u64,
+}
+
+impl Control {
+    fn connect(path: &Path) -> Control {
+        let stream = UnixStream::connect(path).unwrap();
+        let mut lines = BufReader::new(stream.try_clone().unwrap());
+        let mut line = String::new();
+        lines.read_line(&mut line).unwrap();
+        Control { stream, lines, greeting: serde_json::from_str(&line).unwrap(), next: 1 }
+    }
+
+    pub fn send(&mut self, command: Command) -> u64 {
+        let id = self.next;
+        self.next += 1;
+        self.send_line(&serde_json::to_string(&Envelope { id, command }).unwrap());
+        id
+    }
+
+    pub fn send_line(&mut self, line: &str) {
+        self.stream.write_all(format!("{line}\n").as_bytes()).unwrap();
+    }
+
+    /// The next line; empty at the end of the connection.
+    pub fn line(&mut self) -> String {
+        let mut line = String::new();
+        // A reset is an end too.
+        let _ = self.lines.read_line(&mut line);
+        line
+    }
+
+    pub fn call(&mut self, command: Command) -> Result<Answer, Failure> {
+        let id = self.send(command);
+        loop {
+            let line = self.line();
+            assert!(!line.is_empty(), "the control connection ended");
+            // Events come in between.
+            let Ok(response) = serde_json::from_str::<Response>(&line) else { continue };
+            if response.id == id {
+                return match response.outcome {
+                    Outcome::Ok(answer) => Ok(answer),
+                    Outcome::Error(failure) => Err(failure),
+                };
+            }
+        }
+    }
+
+    /// Something that must change the store's state.
+    pub fn change(&mut self, command: Command) {
+        match self.call(command.clone()) {
+            Ok(Answer::Changed { changed: true } | Answer::Cut(_)) => {}
+            other => panic!("{command:?}: {other:?}"),
+        }
+    }
+
+    /// Something that must fail; its errno.
+    pub fn errno(&mut self, command: Command) -> i32 {
+        match self.call(command.clone()) {
+            Err(failure) => failure.errno,
+            Ok(answer) => panic!("{command:?} succeeded: {answer:?}"),
+        }
+    }
+}
+
+/// A plain NBD client: simple replies, whatever order they come in.
+pub struct Nbd {
+    stream: UnixStream,
+    pub size: u64,
+}
+
+impl Nbd {
+    pub fn connect(path: &Path, token: &str) -> io::Result<Nbd> {
+        let mut stream = UnixStream::connect(path)?;
+        stream.read_exact(&mut [0; 18])?;
+        let mut hello = u32::from(FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES).to_be_bytes().to_vec();
+        hello.extend_from_slice(&OptionHeader { option: OPT_EXPORT_NAME, length: token.len() as u32 }.encode());
+        hello.extend_from_slice(token.as_bytes());
+        stream.write_all(&hello)?;
+        let mut answer = [0; 10];
+        stream.read_exact(&mut answer)?;
+        let size = u64::from_be_bytes(answer[..8].try_into().unwrap());
+        Ok(Nbd { stream, size })
+    }
+
+    pub fn send(&mut self, command: u16, cookie: u64, offset: u64, length: u32, payload: &[u8]) -> io::Result<()> {
+        let mut bytes = RequestHeader { flags: 0, command, cookie, offset, length }.encode().to_vec();
+        bytes.extend_from_slice(payload);
+        self.stream.write_all(&bytes)
+    }
+
+    pub fn send_raw(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes)
+    }
+
+    pub fn reply(&mut self) -> io::Result<SimpleReply> {
+        let mut bytes = [0; 16];
+        self.stream.read_exact(&mut bytes)?;
+        SimpleReply::decode(&bytes).map_err(io::Error::other)
+    }
+
+    pub fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.send(CMD_WRITE, 1, offset, data.len() as u32, data)?;
+        succeeded(self.reply()?)
+    }
+
+    pub fn read(&mut self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        self.send(CMD_READ, 2, offset, length as u32, &[])?;
+        succeeded(self.reply()?)?;
+        let mut data = vec![0; length];
+        self.stream.read_exact(&mut data)?;
+        Ok(data)
+    }
+
+    /// True where the server has ended the connection.
+    pub fn is_ended(&mut self) -> bool {
+        !matches!(self.stream.read(&mut [0; 1]), Ok(1..))
+    }
+}
+
+pub fn succeeded(reply: SimpleReply) -> io::Result<()> {
+    match reply.error {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error as i32)),
+    }
+}
