@@ -171,3 +171,60 @@ async fn the_older_interface_hears_what_it_registered_for() {
     let id = t.call("event.get_current_id", []).await.unwrap();
     assert_eq!(id.as_int(), i64::try_from(t.daemon.db.read(|s| s.generation())).ok());
 }
+
+/// A small generator, so that a failure names its seed.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(self.0 >> 33).unwrap_or(0) % sides
+    }
+}
+
+/// One random change of the objects that `live` names.
+fn change(t: &TestDaemon, dice: &mut Dice, live: &mut Vec<Ref>) {
+    match dice.roll(4) {
+        0 | 1 if !live.is_empty() => {
+            let vm = live[dice.roll(live.len())].clone();
+            let parent = live[dice.roll(live.len())].clone();
+            rename(t, &vm, &dice.roll(5).to_string());
+            t.daemon.db.write(|tx| tx.set("VM", &vm, "parent", &parent)).unwrap();
+        }
+        2 if !live.is_empty() => {
+            let vm = live.swap_remove(dice.roll(live.len()));
+            t.daemon.db.write(|tx| tx.destroy("VM", &vm)).unwrap();
+        }
+        _ => live.push(vm(t, "new")),
+    }
+}
+
+#[tokio::test]
+async fn a_cache_fed_by_events_equals_the_database_at_every_moment() {
+    for seed in 0..40 {
+        let t = TestDaemon::new(Vec::new());
+        let (mut dice, mut live) = (Dice(seed), Vec::new());
+        let (mut cache, mut token) = (std::collections::BTreeMap::new(), String::new());
+        for _ in 0..30 {
+            for _ in 0..dice.roll(6) {
+                change(&t, &mut dice, &mut live);
+            }
+            let reply = from(&t, &["vm"], &token, 0.0).await.unwrap();
+            for event in reply.raw.get("events").unwrap().as_set().unwrap() {
+                let id = event.get("ref").unwrap().as_str().unwrap().to_owned();
+                let known = cache.contains_key(&id);
+                match (event.get("operation").unwrap().as_str().unwrap(), event.get("snapshot").cloned()) {
+                    ("add", Some(snapshot)) if !known => drop(cache.insert(id, snapshot)),
+                    ("mod", Some(snapshot)) if known => drop(cache.insert(id, snapshot)),
+                    ("del", None) if known => drop(cache.remove(&id)),
+                    other => panic!("seed {seed}: {other:?} for an object that is {known} known"),
+                }
+            }
+            let count = reply.raw.get("valid_ref_counts").unwrap().get("vm").unwrap().as_int();
+            assert_eq!(count, i64::try_from(cache.len()).ok(), "seed {seed}");
+            token = reply.token;
+            let records = t.call("VM.get_all_records", []).await.unwrap();
+            assert_eq!(records, Value::Map(cache.clone()), "seed {seed}");
+        }
+    }
+}
