@@ -7,9 +7,8 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,13 +16,13 @@ use async_trait::async_trait;
 use tanada_blockd_api as api;
 use tanada_blockd_api::{Answer, Command, GROUP_MAX, VolumeKind, VolumeState};
 use tanada_units::{BLOCK_BYTES, GIB, MIB, blocks_covering};
-use tokio::net::UnixStream;
 use tokio::process::Command as Process;
 use tokio::sync::broadcast;
-use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::control::{ControlClient, ControlError, Revive};
+use crate::keeper::{START_DEADLINE, control_socket, ensure_keeper, nbd_socket, output, run, stop_keeper};
+use crate::metadata;
 use crate::registry::{Backend, ConfigKey, DriverType, Found, SrConfig};
 use crate::{
     AttachRequest, Capabilities, CutPair, CutReport, Driver, DriverError, DriverErrorKind, DriverResult, Endpoint,
@@ -39,8 +38,6 @@ const EXTENTS_PER_CALL: u32 = 4096;
 /// A walk over a large volume may take its time.
 const WALK_DEADLINE: Duration = Duration::from_secs(600);
 const FORMAT_DEADLINE: Duration = Duration::from_secs(120);
-const START_DEADLINE: Duration = Duration::from_secs(60);
-const STOP_DEADLINE: Duration = Duration::from_secs(30);
 
 pub static FACTS: DriverType = DriverType {
     name: "tanada",
@@ -237,6 +234,11 @@ impl EmbeddedDriver {
         EmbeddedDriver { control, nbd }
     }
 
+    /// Where an attachment is reached.
+    pub(crate) fn endpoint(&self, token: &str) -> Endpoint {
+        Endpoint::NbdUnix { socket: self.nbd.clone(), export: token.to_owned() }
+    }
+
     async fn changed(&self, command: Command) -> DriverResult<Moved> {
         match self.control.call(command).await.map_err(from_control)? {
             Answer::Changed { changed } => Ok(Moved { changed, ..Moved::default() }),
@@ -342,7 +344,7 @@ impl Driver for EmbeddedDriver {
         let command =
             Command::Attach { token: request.token.clone(), target: request.target, writable: request.writable };
         self.changed(command).await?;
-        Ok(Endpoint::NbdUnix { socket: self.nbd.clone(), export: request.token.clone() })
+        Ok(self.endpoint(&request.token))
     }
 
     async fn detach(&self, token: &str) -> DriverResult<Moved> {
@@ -385,7 +387,8 @@ impl Driver for EmbeddedDriver {
     async fn scan(&self) -> DriverResult<Vec<ScanEntry>> {
         let answer = self.control.call(Command::List).await.map_err(from_control)?;
         let Answer::List { volumes } = answer else { return Err(self.mismatch("a list", &answer)) };
-        let live = volumes.into_iter().filter(|volume| volume.state == VolumeState::Live);
+        let live =
+            volumes.into_iter().filter(|volume| volume.state == VolumeState::Live && volume.id != metadata::VOLUME);
         Ok(live
             .map(|volume| ScanEntry {
                 id: volume.id,
@@ -400,85 +403,17 @@ impl Driver for EmbeddedDriver {
         self.control.call_within(Command::Settle, WALK_DEADLINE).await.map_err(from_control).map(drop)
     }
 
+    async fn put_metadata(&self, text: &[u8]) -> DriverResult<()> {
+        metadata::put(self, text).await
+    }
+
+    async fn metadata(&self) -> DriverResult<Option<Vec<u8>>> {
+        metadata::get(self).await
+    }
+
     fn alerts(&self) -> broadcast::Receiver<api::Event> {
         self.control.events()
     }
-}
-
-fn control_socket(dir: &Path) -> PathBuf {
-    dir.join("control.sock")
-}
-
-fn nbd_socket(dir: &Path) -> PathBuf {
-    dir.join("nbd.sock")
-}
-
-/// Starts the keeper unless the control socket is served already.
-async fn ensure_keeper(program: &Path, location: &Path, dir: &Path) -> DriverResult<()> {
-    if UnixStream::connect(control_socket(dir)).await.is_ok() {
-        return Ok(());
-    }
-    let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(dir);
-    made.map_err(|error| io_error(dir, &error))?;
-    let mut keeper = Process::new(program);
-    keeper.args(["blockd-keeper", "--daemonize", "--store"]).arg(location).arg("--runtime-dir").arg(dir);
-    run(keeper, START_DEADLINE, "blockd-keeper").await
-}
-
-/// Ends the keeper named by the run directory's pid file and waits until its socket is dead.
-async fn stop_keeper(dir: &Path) -> DriverResult<()> {
-    let socket = control_socket(dir);
-    if UnixStream::connect(&socket).await.is_err() {
-        return Ok(());
-    }
-    let pid_file = dir.join("keeper.pid");
-    let text = fs::read_to_string(&pid_file).map_err(|error| io_error(&pid_file, &error))?;
-    let pid: i32 = text
-        .trim()
-        .parse()
-        .map_err(|_| error(DriverErrorKind::Io, format!("{} holds {text:?}, not a process id", pid_file.display())))?;
-    let pid = rustix::process::Pid::from_raw(pid)
-        .ok_or_else(|| error(DriverErrorKind::Io, format!("{} holds no process id", pid_file.display())))?;
-    let watch = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok();
-    if let Err(errno) = rustix::process::kill_process(pid, rustix::process::Signal::TERM)
-        && errno != rustix::io::Errno::SRCH
-    {
-        return Err(error(
-            DriverErrorKind::Io,
-            format!("the keeper (process {}) takes no signal: {errno}", text.trim()),
-        ));
-    }
-    let Some(watch) = watch else { return Ok(()) };
-    let ended = tokio::task::spawn_blocking(move || {
-        let mut fds = [rustix::event::PollFd::new(&watch, rustix::event::PollFlags::IN)];
-        let limit = rustix::event::Timespec { tv_sec: STOP_DEADLINE.as_secs() as i64, tv_nsec: 0 };
-        rustix::event::poll(&mut fds, Some(&limit))
-    });
-    match ended.await {
-        Ok(Ok(ready)) if ready > 0 => Ok(()),
-        _ => Err(error(DriverErrorKind::Busy, format!("the keeper (process {}) does not end", text.trim()))),
-    }
-}
-
-async fn run(process: Process, deadline: Duration, what: &str) -> DriverResult<()> {
-    output(process, deadline, what).await.map(drop)
-}
-
-/// Standard output of a program that ended well; its last words otherwise.
-async fn output(mut process: Process, deadline: Duration, what: &str) -> DriverResult<String> {
-    process.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    let ended = timeout(deadline, process.output())
-        .await
-        .map_err(|_| {
-            error(DriverErrorKind::Unreachable, format!("{what} did not end within {} s", deadline.as_secs()))
-        })?
-        .map_err(|failure| error(DriverErrorKind::Io, format!("{what} does not start: {failure}")))?;
-    if ended.status.success() {
-        return Ok(String::from_utf8_lossy(&ended.stdout).into_owned());
-    }
-    let words = String::from_utf8_lossy(&ended.stderr);
-    let words = words.trim();
-    Err(error(DriverErrorKind::Io, format!("{what} failed ({}): {words}", ended.status)))
 }
 
 /// Makes a block device unrecognisable as a store: the superblocks lie in its first mebibytes.
@@ -524,7 +459,7 @@ fn rounded(size: u64) -> DriverResult<u64> {
     Ok(blocks_covering(size) * BLOCK_BYTES)
 }
 
-fn from_control(failure: ControlError) -> DriverError {
+pub(crate) fn from_control(failure: ControlError) -> DriverError {
     let kind = match &failure {
         ControlError::Refused(refused) => match refused.errno {
             2 => DriverErrorKind::NotFound,
@@ -541,7 +476,7 @@ fn from_control(failure: ControlError) -> DriverError {
     error(kind, failure.to_string())
 }
 
-fn error(kind: DriverErrorKind, message: String) -> DriverError {
+pub(crate) fn error(kind: DriverErrorKind, message: String) -> DriverError {
     DriverError { kind, message }
 }
 
@@ -549,7 +484,7 @@ fn invalid(message: String) -> DriverError {
     error(DriverErrorKind::InvalidArgument, message)
 }
 
-fn io_error(path: &Path, failure: &io::Error) -> DriverError {
+pub(crate) fn io_error(path: &Path, failure: &io::Error) -> DriverError {
     let kind = if failure.kind() == io::ErrorKind::NotFound { DriverErrorKind::NotFound } else { DriverErrorKind::Io };
     error(kind, format!("{}: {failure}", path.display()))
 }

@@ -11,8 +11,10 @@ use uuid::Uuid;
 
 pub mod control;
 pub mod embedded;
+mod keeper;
 #[cfg(any(test, feature = "memory"))]
 pub mod memory;
+mod metadata;
 pub mod registry;
 
 /// Something about the storage that an administrator must see.
@@ -141,6 +143,9 @@ pub enum DriverErrorKind {
     Io,
 }
 
+/// Longest text that is kept with the volumes, in bytes.
+pub const METADATA_BYTES_MAX: u64 = 31 << 20;
+
 pub type DriverResult<T> = Result<T, DriverError>;
 
 /// One attached SR.
@@ -171,6 +176,11 @@ pub trait Driver: Send + Sync {
     async fn scan(&self) -> DriverResult<Vec<ScanEntry>>;
     /// Returns when no deletion is pending any more, so that `space` tells the end state.
     async fn settle(&self) -> DriverResult<()>;
+    /// Keeps `text` with the volumes, durably and in place of what was kept before: whoever attaches the storage later
+    /// finds it. At most [`METADATA_BYTES_MAX`].
+    async fn put_metadata(&self, text: &[u8]) -> DriverResult<()>;
+    /// What [`Driver::put_metadata`] kept last; `None` where nothing was kept.
+    async fn metadata(&self) -> DriverResult<Option<Vec<u8>>>;
     /// Alerts from now on.
     fn alerts(&self) -> broadcast::Receiver<Alert>;
 }

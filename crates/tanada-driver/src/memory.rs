@@ -71,6 +71,7 @@ struct Volume {
 struct State {
     volumes: BTreeMap<Uuid, Volume>,
     attached: BTreeMap<String, (Uuid, bool)>,
+    metadata: Option<Vec<u8>>,
     calls: u64,
     plan: Option<(u64, Fault, DriverErrorKind)>,
     /// Steps (a verb has one before and one after its effect) until one does not return.
@@ -369,6 +370,15 @@ impl Driver for MemoryDriver {
         Ok(())
     }
 
+    async fn put_metadata(&self, text: &[u8]) -> DriverResult<()> {
+        self.state().metadata = Some(text.to_vec());
+        Ok(())
+    }
+
+    async fn metadata(&self) -> DriverResult<Option<Vec<u8>>> {
+        Ok(self.state().metadata.clone())
+    }
+
     fn alerts(&self) -> broadcast::Receiver<Alert> {
         self.alerts.subscribe()
     }
@@ -396,7 +406,10 @@ impl Backend for MemoryBackend {
     }
 
     async fn erase(&self, _config: &SrConfig) -> DriverResult<()> {
-        self.0.state().volumes.clear();
+        let mut state = self.0.state();
+        state.volumes.clear();
+        state.metadata = None;
+        drop(state);
         Ok(())
     }
 

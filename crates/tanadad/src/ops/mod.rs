@@ -8,6 +8,7 @@
 //! | [`vif`], [`network`] | network devices |
 //! | [`allowed`] | which operation is allowed when, as a table |
 //! | [`intents`], [`reconcile`] | what survives a crash, and what is done about it |
+//! | [`metadata`] | the records that an SR carries with it |
 //! | [`startup`] | objects that are always there |
 //!
 //! Each module offers `handlers()`; they are gathered here.
@@ -19,6 +20,7 @@ use crate::context::{Daemon, Handlers};
 pub mod allowed;
 pub mod intents;
 pub mod machine;
+pub mod metadata;
 pub mod network;
 pub mod pbd;
 pub mod power;
@@ -56,6 +58,7 @@ pub async fn start(daemon: &Arc<Daemon>) -> anyhow::Result<()> {
     reconcile::end_intents(daemon, None).await;
     reconcile::compare(daemon).await;
     allowed::keep_current(daemon);
+    metadata::keep_current(daemon);
     Ok(())
 }
 

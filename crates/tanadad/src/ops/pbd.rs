@@ -6,7 +6,7 @@ use futures_util::FutureExt;
 use tanada_xapi::{ApiError, ApiResult, Ref, Value};
 
 use super::records::{given, message, must_exist};
-use super::{reconcile, sr};
+use super::{metadata, reconcile, sr};
 use crate::context::{Args, CallContext, Daemon, Handlers};
 use crate::db::View;
 use crate::storage::{alerts, attached_vdis};
@@ -50,6 +50,7 @@ async fn plug(ctx: CallContext, args: Args) -> ApiResult<Value> {
     }
     let _busy = ctx.begin("SR", &sr, "plug", |tx| must_exist(tx, "SR", &sr))?;
     open(&ctx.daemon, &pbd, &sr).await?;
+    metadata::restore(&ctx.daemon, &sr).await?;
     sr::scan(&ctx.daemon, &sr).await?;
     Ok(Value::Void)
 }
@@ -93,6 +94,11 @@ async fn unplug(ctx: CallContext, args: Args) -> ApiResult<Value> {
     }
     let (backend, config) = sr::config_of(&ctx.daemon, &sr)?;
     let driver = ctx.daemon.storage.take_driver(&sr);
+    if let Some(driver) = &driver
+        && let Err(error) = metadata::keep(&ctx.daemon, &sr, driver.as_ref()).await
+    {
+        tracing::warn!(%sr, %error, "an SR could not keep the records of its machines before it was detached");
+    }
     if let Err(error) = backend.close(&config).await {
         if let Some(driver) = driver {
             ctx.daemon.storage.put_driver(&sr, driver);

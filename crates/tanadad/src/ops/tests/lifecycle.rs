@@ -214,6 +214,32 @@ async fn an_sr_can_be_forgotten_and_introduced_again() {
 }
 
 #[tokio::test]
+async fn an_sr_brings_its_machines_along() {
+    let world = World::new().await;
+    let vm = world.machine(2).await;
+    world.driver.write(world.volumes(&vm)[1], 0, 9);
+    let snapshot = world.snapshot(&vm, "nightly").await.unwrap();
+    let (before, kept) = (world.get("VM", &vm), world.get("VM", &snapshot));
+    let addresses = macs(&world, &before);
+    let sr_uuid = world.get("SR", &world.sr).uuid().to_owned();
+    let pbd = world.all("PBD")[0].id().clone();
+    world.call("PBD.unplug", [Value::from(&pbd)]).await.unwrap();
+    // Another host, which has never heard of any of this.
+    let other = World::over_introduced(world.driver.clone(), &sr_uuid).await;
+    let back = other.get("VM", &vm);
+    assert_eq!((back.uuid(), back.str("name_label")), (before.uuid(), "db1"));
+    assert_eq!((back.str("power_state"), back.refs("snapshots")), ("Halted", vec![snapshot.clone()]));
+    assert_eq!(macs(&other, &back), addresses);
+    let snapshot_back = other.get("VM", &snapshot);
+    assert!(snapshot_back.bool("is_a_template") && snapshot_back.bool("is_a_snapshot"));
+    assert_eq!(snapshot_back.map("snapshot_info"), kept.map("snapshot_info"));
+    other.driver.write(other.volumes(&vm)[1], 0, 10);
+    other.call("VM.revert", [Value::from(&snapshot)]).await.unwrap();
+    assert_eq!(other.driver.read(other.volumes(&vm)[1], 0), Some(9));
+    other.assert_consistent("after an introduction").await;
+}
+
+#[tokio::test]
 async fn changed_blocks_are_those_that_changed() {
     let world = World::new().await;
     let vm = world.machine(1).await;

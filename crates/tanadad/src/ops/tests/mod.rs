@@ -56,6 +56,20 @@ impl World {
         World { test, driver, sr }
     }
 
+    /// A new daemon that introduces the SR which `driver` holds.
+    async fn over_introduced(driver: MemoryDriver, sr_uuid: &str) -> World {
+        let test = begin(&driver, tempfile::tempdir().unwrap()).await;
+        let host = test.daemon.db.read(|state| state.only("host").unwrap().id().clone());
+        let params = [sr_uuid, "again", "", "memory", "user"].map(Value::from);
+        let params = params.into_iter().chain([Value::from(false), Value::empty_map()]);
+        let sr = reference(&test.call("SR.introduce", params).await.unwrap());
+        let config = Value::map([("location", "memory")]);
+        let pbd = Value::map([("host", Value::from(host)), ("SR", Value::from(&sr)), ("device_config", config)]);
+        let pbd = test.call("PBD.create", [pbd]).await.unwrap();
+        test.call("PBD.plug", [pbd]).await.unwrap();
+        World { test, driver, sr }
+    }
+
     /// The daemon ends without a word and another one begins on the same state.
     async fn restart(self) -> World {
         let World { test, driver, sr } = self;
