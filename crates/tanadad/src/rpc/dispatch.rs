@@ -12,6 +12,7 @@ use tanada_xapi::types::Type;
 use tanada_xapi::{ApiError, ApiResult, Ref, Value};
 
 use crate::context::{Args, CallContext, Daemon, Handler};
+use crate::ops::allowed;
 use crate::rpc::session::Session;
 use crate::rpc::task::TaskHandle;
 use crate::rpc::{implicit, login, roles};
@@ -87,8 +88,9 @@ async fn call_in_session(
     let task = if target.has_task() { TaskHandle::create(daemon, &name, "")? } else { TaskHandle::internal() };
     let ctx = CallContext { daemon: daemon.clone(), session, task: task.clone() };
     // The end of the task is part of the work: the caller may be gone by then.
+    let daemon = daemon.clone();
     let work = async move {
-        let result = finished(tokio::spawn(handler(ctx, args))).await;
+        let result = worked(&daemon, handler(ctx, args)).await;
         task.dismiss();
         result
     };
@@ -99,9 +101,17 @@ fn start_async(daemon: &Arc<Daemon>, session: Session, handler: Handler, method:
     let task = TaskHandle::create(daemon, method, "")?;
     let id = task.id().clone();
     let ctx = CallContext { daemon: daemon.clone(), session, task: task.clone() };
-    let work = tokio::spawn(handler(ctx, args));
-    tokio::spawn(async move { task.complete(&finished(work).await) });
+    let daemon = daemon.clone();
+    tokio::spawn(async move { task.complete(&worked(&daemon, handler(ctx, args)).await) });
     Ok(Value::from(id))
+}
+
+/// The result of a handler. Who sees it also sees what may be done next: `allowed_operations` are current by then.
+async fn worked(daemon: &Daemon, work: impl Future<Output = ApiResult<Value>> + Send + 'static) -> ApiResult<Value> {
+    let before = daemon.db.read(|state| state.generation());
+    let result = finished(tokio::spawn(work)).await;
+    allowed::refresh(daemon, before);
+    result
 }
 
 /// A handler that panicked is an internal error of that call alone.
