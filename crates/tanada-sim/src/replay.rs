@@ -8,7 +8,7 @@ use crate::verify::Ended;
 use crate::world::{Settings, Stop, World};
 
 /// Subsets tried at most at one event; all of them where there are no more.
-const SUBSETS_MAX: u64 = 24;
+const SUBSETS_MAX: u64 = 12;
 
 /// What a replay did.
 #[derive(Debug, Clone, Default)]
@@ -34,7 +34,7 @@ pub fn replay(seed: u64, events: std::ops::Range<u64>) -> Replayed {
 fn replay_event(seed: u64, event: u64, replayed: &mut Replayed) -> Result<(), String> {
     let text = |stop: Stop| format!("{stop:?}");
     let settings =
-        Settings { faults: Faults::default(), may_be_full: false, device_bytes: 80 << 20, ..settings(seed, false) };
+        Settings { faults: Faults::default(), may_be_full: false, device_bytes: 24 << 20, ..settings(seed, false) };
     let mut world = World::new(settings, seed).map_err(text)?;
     world.crash_at = event;
     let opened = world.open_store();

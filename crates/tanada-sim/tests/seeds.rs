@@ -17,9 +17,9 @@ fn check(report: &Report) {
 
 #[test]
 fn a_fixed_set_of_runs_keeps_all_promises() {
-    let report = runs(1, 80);
+    let report = runs(1, 60);
     check(&report);
-    assert!(report.kills > 50 && report.power_cuts > 50 && report.replies > 10_000, "too little happened: {report:?}");
+    assert!(report.kills > 30 && report.power_cuts > 30 && report.replies > 10_000, "too little happened: {report:?}");
 }
 
 /// Seeds that once found something.
@@ -39,22 +39,20 @@ fn the_same_seed_is_the_same_run() {
 
 #[test]
 fn every_subset_of_unsynced_writes_recovers_to_an_instant() {
-    for seed in [3, 4] {
-        let replayed = replay(seed, 20..160);
-        assert!(replayed.broken.is_none(), "{:?}", replayed.broken);
-        assert!(replayed.recoveries > 500, "too few recoveries: {replayed:?}");
-    }
+    let replayed = replay(3, 25..95);
+    assert!(replayed.broken.is_none(), "{:?}", replayed.broken);
+    assert!(replayed.recoveries > 300, "too few recoveries: {replayed:?}");
 }
 
 #[test]
 fn a_flipped_bit_is_an_error_or_nothing_never_wrong_data() {
     let (mut found, mut refused) = (0, 0);
     for seed in [1, 2, 3] {
-        let rotted = rot(seed, 25).unwrap_or_else(|message| panic!("{message}"));
+        let rotted = rot(seed, 15).unwrap_or_else(|message| panic!("{message}"));
         found += rotted.found;
         refused += rotted.refused + rotted.unopened;
     }
-    assert!(found > 10 && refused > 5, "the bits fell beside everything: {found} found, {refused} refused");
+    assert!(found > 5 && refused > 3, "the bits fell beside everything: {found} found, {refused} refused");
 }
 
 /// The proof can fail: devices that break their contract are noticed.

@@ -1,6 +1,8 @@
 //! One binary for all programs. They stay apart as processes: the control plane, one data plane per store with its keeper,
 //! the offline tools, the command line. Called by the name `xe` it is that command line.
 
+mod store;
+
 use std::env::args_os;
 use std::ffi::OsString;
 use std::path::Path;
@@ -13,6 +15,7 @@ usage: tanada COMMAND
   blockd ...          serves one store
   blockd-keeper ...   holds the sockets of one store and keeps its blockd alive
   store format ...    makes an empty store
+  store check|dump|stat FILE   looks at a store from outside, without writing
   version             prints the version
   help                prints this";
 
@@ -31,6 +34,7 @@ fn main() -> ExitCode {
         ["blockd", ..] => tanada_blockd::main_blockd(rest(1)),
         ["blockd-keeper", ..] => tanada_blockd::main_keeper(rest(1)),
         ["store", "format"] => tanada_blockd::main_format(rest(2)),
+        ["store", verb @ ("check" | "dump" | "stat")] => store::main(verb, rest(2)),
         ["version" | "--version" | "-V"] => {
             println!("tanada {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS

@@ -142,7 +142,7 @@ impl TreeWalker<'_> {
         newest: u64,
     ) {
         let owned = self.judge(version, chain, pointer, references, place + 1, place, newest);
-        if place >= version.size / 4096 && owned {
+        if place >= version.size / 4096 && owned && version.state == VersionState::Live {
             self.findings.add(format!(
                 "{}: place {place} is mapped, beyond its size of {} bytes",
                 name(version),
