@@ -13,6 +13,7 @@ usage: tanada daemon [options]
   --unix-socket PATH         the API for local root (default <runtime-dir>/xapi)
   --listen ADDR:PORT         HTTPS, with a certificate made on the first start (default: none)
   --listen-plain ADDR:PORT   HTTP on a loopback address, without encryption (default: none)
+  --probe-kernel FILE        Linux kernel that finds out whether KVM works (default: the newest in /boot)
   --root-password-file FILE  set root's password for remote logins to the first line of FILE
   --log LEVEL                error, warn, info, debug or trace (default info)
   --help                     this text
@@ -44,6 +45,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String
             "--state-dir" => config.state_dir = PathBuf::from(value()?),
             "--runtime-dir" => config.runtime_dir = PathBuf::from(value()?),
             "--unix-socket" => unix_socket = Some(PathBuf::from(value()?)),
+            "--probe-kernel" => config.machines.probe_kernel = Some(PathBuf::from(value()?)),
             "--root-password-file" => config.root_password_file = Some(PathBuf::from(value()?)),
             "--listen" => config.listen = Some(parsed(&option, value()?, "an address and port as 0.0.0.0:443")?),
             "--listen-plain" => {

@@ -15,16 +15,18 @@ use super::world::World;
 pub fn control_plane(world: &mut World, origin: &Machine) -> Result<()> {
     let process_before = qemu_of(world, origin)?;
     let before = writer_progress(world, origin)?;
-    for round in 1..=3 {
+    // The later the blow, the further the snapshot has come; which step it hits differs from run to run.
+    for (round, delay_ms) in [0, 20, 40, 80, 160, 320].into_iter().enumerate() {
         let name = format!("interrupted-{round}");
         let mut snapshot = world.xe_command(&["vm-snapshot", &format!("uuid={}", origin.uuid), &format!("new-name-label={name}")]);
         let mut child = snapshot.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("starting xe")?;
+        std::thread::sleep(Duration::from_millis(delay_ms));
         world.kill_daemon()?;
         let _ = child.wait();
         world.start_daemon()?;
         let found = world.xe(&["snapshot-list", &format!("name-label={name}"), "--minimal"])?;
         let state = if found.is_empty() { "undone".to_string() } else { check_whole(world, &found)? };
-        world.note(format!("killed during snapshot {round}: {state}"));
+        world.note(format!("killed {delay_ms} ms into a snapshot: {state}"));
     }
     if world.param("vm", &origin.uuid, "power-state")? != "running" || qemu_of(world, origin)? != process_before {
         bail!("the machine does not run as the process it ran as before");

@@ -57,7 +57,7 @@ impl Options {
 pub fn run(options: Options) -> Result<()> {
     setup::packages()?;
     let guest = guest::build()?;
-    let mut world = World::start(options.dev)?;
+    let mut world = World::start(options.dev, &guest.kernel)?;
     let outcome = main_job(&mut world, &guest, options);
     match &outcome {
         Ok(()) => println!("main job: ok"),
@@ -82,6 +82,7 @@ pub fn stop(dir: &str) {
 fn main_job(world: &mut World, guest: &guest::Guest, options: Options) -> Result<()> {
     let sr = step(world, "sr-create", prepare::storage_repository)?;
     let origin = step(world, "import-and-start", |world| prepare::virtual_machine(world, &sr, guest))?;
+    world.remember_accelerator(true)?;
     step(world, "guest-writes", |world| prepare::known_data(world, &origin))?;
     let first = step(world, "vm-snapshot", |world| snapshot::take_and_judge(world, &origin))?;
     step(world, "snapshot-is-template", |world| snapshot::is_a_template(world, &origin, &first))?;

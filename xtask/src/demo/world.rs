@@ -1,6 +1,7 @@
 //! The scratch world of a demo: a directory, the daemon in it, and `xe` to talk to it.
 
 use std::fs::{self, File};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -23,6 +24,8 @@ pub struct World {
     pub dir: PathBuf,
     binary: PathBuf,
     xe: PathBuf,
+    /// What the daemon finds out with whether KVM works here.
+    kernel: PathBuf,
     daemon: Option<Child>,
     notes: Vec<String>,
     started: Instant,
@@ -30,7 +33,7 @@ pub struct World {
 
 impl World {
     /// Builds the programs (`dev`: without optimisation) and starts the daemon in a new directory.
-    pub fn start(dev: bool) -> Result<World> {
+    pub fn start(dev: bool, kernel: &Path) -> Result<World> {
         println!("building");
         let profile = if dev { "dev" } else { "release" };
         sh::run("cargo", &["build", "--quiet", "--profile", profile, "--package", "tanada"])?;
@@ -41,10 +44,24 @@ impl World {
         let binary = sh::target_dir().join(if dev { "debug/tanada" } else { "release/tanada" });
         let xe = dir.join("xe");
         std::os::unix::fs::symlink(&binary, &xe).context("linking xe")?;
-        let mut world = World { dir, binary, xe, daemon: None, notes: Vec::new(), started: Instant::now() };
+        let mut world = World { dir, binary, xe, kernel: kernel.to_path_buf(), daemon: None, notes: Vec::new(), started: Instant::now() };
         println!("scratch directory {}", world.dir.display());
+        world.remember_accelerator(false)?;
         world.start_daemon()?;
         Ok(world)
+    }
+
+    /// Where KVM hangs, finding that out takes 20 seconds: the verdict is kept between runs. It names the host's boot, so
+    /// that an old one counts for nothing.
+    pub fn remember_accelerator(&self, found: bool) -> Result<()> {
+        let kept = sh::target_dir().join("guest/accelerator.json");
+        let state = self.dir.join("state");
+        let (from, to) = if found { (state.join("accelerator.json"), kept) } else { (kept, state.join("accelerator.json")) };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&state).context("making the state directory")?;
+        if from.exists() {
+            fs::copy(&from, &to).with_context(|| format!("copying {}", from.display()))?;
+        }
+        Ok(())
     }
 
     /// Starts (or starts again) the control plane and waits until it answers.
@@ -54,6 +71,7 @@ impl World {
             .arg("daemon")
             .args([Path::new("--state-dir"), &self.dir.join("state"), Path::new("--runtime-dir"), &self.dir.join("run")])
             .args([Path::new("--unix-socket"), &self.socket()])
+            .args([Path::new("--probe-kernel"), &self.kernel])
             .args(["--listen", "127.0.0.1:0"])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
