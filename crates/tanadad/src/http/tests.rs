@@ -89,7 +89,7 @@ async fn both_protocols_are_spoken_on_the_unix_socket() {
     assert!(answer.contains("content-type: text/xml\r\n") && answer.contains("access-control-allow-origin: *\r\n"));
     let session = xmlrpc::decode_response(body(&answer)).unwrap().unwrap();
 
-    let call = jsonrpc::encode_call(0, "pool.get_all", &[session.clone()]);
+    let call = jsonrpc::encode_call(0, "pool.get_all", std::slice::from_ref(&session));
     let answer = exchange(served.unix().await, &post("/jsonrpc", &call)).await;
     assert!(answer.contains("content-type: application/json\r\n"), "{answer}");
     let pools = jsonrpc::decode_response(body(&answer).as_bytes()).unwrap().unwrap();
