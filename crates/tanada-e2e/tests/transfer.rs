@@ -202,6 +202,30 @@ fn a_cancelled_import_leaves_nothing() {
 }
 
 #[test]
+fn an_export_to_a_client_that_stopped_reading_can_be_cancelled() {
+    let mut world = world();
+    let mut stream = UnixStream::connect(world.scratch.socket()).unwrap();
+    let head = format!("GET /export?uuid={} HTTP/1.1\r\nHost: x\r\nAuthorization: Basic cm9vdDo=\r\n\r\n", world.vm);
+    stream.write_all(head.as_bytes()).unwrap();
+    let task = world.scratch.eventually("the export begins", |scratch| {
+        let task = scratch.xe_ok(["task-list", "status=pending", "name-label=export", "--minimal"]);
+        if task.is_empty() { Err(task) } else { Ok(task) }
+    });
+    world.scratch.xe_ok(["task-cancel", &format!("uuid={task}")]);
+    world.scratch.eventually("the task ends", |scratch| {
+        let status = scratch.xe_ok(["task-param-get", &format!("uuid={task}"), "param-name=status"]);
+        if status == "cancelled" { Ok(()) } else { Err(status) }
+    });
+    // Its disks are free again, while the connection is still there.
+    assert!(world.disks(&world.vm) == world.images);
+    let mut archive = Vec::new();
+    stream.read_to_end(&mut archive).unwrap();
+    let start = archive.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+    let refusal = world.import(&archive[start..]).unwrap_err();
+    assert!(refusal.contains("prematurely"), "{refusal}");
+}
+
+#[test]
 fn a_client_that_goes_away_leaves_nothing() {
     let mut world = world();
     let archive = world.export("vm-export", &world.vm, "db1.xva", "");

@@ -51,6 +51,7 @@ pub struct ArchiveReader<R: Read> {
     verify: Verify,
     at: DiskPosition,
     pending: Option<DiskEvent>,
+    open_end: bool,
     ended: bool,
 }
 
@@ -77,7 +78,22 @@ impl<R: Read> ArchiveReader<R> {
         Ova::verify(&header, &xml)?;
         let ova = Ova::from_xml(&xml)?;
         let disks = ova.disks()?.into_iter().filter(|disk| disk.size > 0).collect();
-        Ok(ArchiveReader { tar, ova, disks, verify, at: DiskPosition::default(), pending: None, ended: false })
+        Ok(ArchiveReader {
+            tar,
+            ova,
+            disks,
+            verify,
+            at: DiskPosition::default(),
+            pending: None,
+            open_end: false,
+            ended: false,
+        })
+    }
+
+    /// For a source that stays silent after the archive instead of ending: the end of the compressed stream is not waited
+    /// for. The end of the tar stream and all checksums are.
+    pub fn expect_open_end(&mut self) {
+        self.open_end = true;
     }
 
     pub fn ova(&self) -> &Ova {
@@ -198,7 +214,7 @@ impl<R: Read> ArchiveReader<R> {
         if let Some(header) = self.tar.header(end)? {
             return Err(unexpected(end, &header.name));
         }
-        if self.compression() != Compression::None {
+        if self.compression() != Compression::None && !self.open_end {
             self.tar.drain()?;
         }
         self.ended = true;

@@ -1,7 +1,7 @@
 //! Archives as other programs write them, and such as nobody should.
 
-use super::common::{ByHand, MIB, filled, machine, unpack};
-use tanada_xva::{Verify, XvaError};
+use super::common::{ByHand, MIB, filled, machine, pack, unpack};
+use tanada_xva::{ArchiveReader, ChecksumKind, Compression, Verify, XvaError};
 
 fn two_disks() -> Vec<(String, u64)> {
     vec![("Ref:9".into(), 3 * MIB as u64), ("Ref:10".into(), MIB as u64 + 512)]
@@ -108,4 +108,21 @@ fn endless_fillers_are_refused() {
     let archive = std::io::Read::chain(&start[..start.len() - 1024], Fillers(0, Vec::new(), 0));
     let error = unpack(archive, Verify::Checksums).unwrap_err().to_string();
     assert!(error.contains("empty chunks"), "{error}");
+}
+
+#[test]
+fn a_source_that_falls_silent_after_the_archive_is_not_waited_for() {
+    struct Silence;
+    impl std::io::Read for Silence {
+        fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
+            panic!("the reader asks for more than the archive");
+        }
+    }
+    let disks = [filled(2 * MIB, 7)];
+    for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
+        let archive = pack(&disks, compression, ChecksumKind::Xxh64);
+        let mut reader = ArchiveReader::open(std::io::Read::chain(&archive[..], Silence), Verify::Checksums).unwrap();
+        reader.expect_open_end();
+        while reader.next_event().unwrap().is_some() {}
+    }
 }

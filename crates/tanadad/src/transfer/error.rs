@@ -69,8 +69,9 @@ pub async fn taken(body: &mpsc::Sender<Piece>, all_taken: impl FnOnce() -> bool)
     }
 }
 
-/// Makes the connection end without a proper end of the body.
-pub async fn abort(body: &mpsc::Sender<Piece>, why: &ApiError) {
+/// Makes the connection end without a proper end of the body. Does not wait for a client that has stopped reading.
+pub fn abort(body: mpsc::Sender<Piece>, why: &ApiError) {
+    let error = io::Error::other(why.to_string());
     // Nobody left to tell is fine.
-    drop(body.send(Err(io::Error::other(why.to_string()))).await);
+    tokio::spawn(async move { drop(body.send(Err(error)).await) });
 }

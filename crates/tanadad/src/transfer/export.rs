@@ -63,25 +63,33 @@ impl Export {
         let Export { ctx, form, ova, plans, mut disks, body, writer, _operation } = self;
         let (chunks, queue) = mpsc::channel(CHUNKS_UNDER_WAY);
         let thread = tokio::task::spawn_blocking(move || write(writer, &ova, form, queue));
-        let read = ctx.task.until_cancelled(read(&ctx, &plans, &disks, chunks)).await.unwrap_or_else(Err);
-        // The queue has ended on our side, so the thread ends as well.
-        let written = thread.await.map_err(|error| ApiError::internal(format!("the archive's writer: {error}")));
+        let work = async { verdict(read(&ctx, &plans, &disks, chunks).await, thread.await, &body).await };
+        // When it is cancelled, the thread may still wait for a client that has stopped reading; it ends when the
+        // connection does.
+        let result = ctx.task.until_cancelled(work).await.unwrap_or_else(Err);
         while let Some((_, disk)) = disks.pop_first() {
             disk.release().await;
         }
-        let result = match (read, written) {
-            (Err(error), _) if error.is("TASK_CANCELLED") => Err(error),
-            (_, Err(error)) => Err(error),
-            // Where the reading stopped because the writer did, the writer knows why.
-            (_, Ok(Err(error))) if !matches!(error, XvaError::Unwritable(_)) => Err(xva_error(error)),
-            (Err(error), _) => Err(error),
-            (Ok(()), Ok(Err(error))) => Err(xva_error(error)),
-            (Ok(()), Ok(Ok(()))) => taken(&body, || false).await,
-        };
         if let Err(error) = &result {
-            abort(&body, error).await;
+            abort(body, error);
         }
         result.map(|()| Value::Void)
+    }
+}
+
+/// Of the reader's reason and the writer's the one that came first: where the reading stopped because the writer did, the
+/// writer knows why.
+async fn verdict(
+    read: ApiResult<()>,
+    written: Result<XvaResult<()>, tokio::task::JoinError>,
+    body: &mpsc::Sender<Piece>,
+) -> ApiResult<()> {
+    match (read, written) {
+        (_, Err(error)) => Err(ApiError::internal(format!("the archive's writer: {error}"))),
+        (Err(error), Ok(Err(XvaError::Unwritable(_)))) => Err(error),
+        (_, Ok(Err(error))) => Err(xva_error(error)),
+        (Err(error), Ok(Ok(()))) => Err(error),
+        (Ok(()), Ok(Ok(()))) => taken(body, || false).await,
     }
 }
 

@@ -57,12 +57,13 @@ impl Import {
         Ok(Import { ctx, sr: sr.clone(), manner })
     }
 
-    /// Answers the machines.
-    pub async fn run(self, body: mpsc::Receiver<Piece>) -> ApiResult<Value> {
+    /// Answers the machines. `open_end`: the client stays silent after the archive instead of ending the body.
+    pub async fn run(self, body: mpsc::Receiver<Piece>, open_end: bool) -> ApiResult<Value> {
         let (ova_sender, ova) = oneshot::channel();
         let (sender, events) = mpsc::channel(EVENTS_UNDER_WAY);
         let verify = if self.manner.force { Verify::Nothing } else { Verify::Checksums };
-        let thread = tokio::task::spawn_blocking(move || read(PieceReader::new(body), verify, ova_sender, &sender));
+        let thread =
+            tokio::task::spawn_blocking(move || read(PieceReader::new(body), verify, open_end, ova_sender, &sender));
         let described = self.ctx.task.until_cancelled(ova).await;
         let unpacked = described.and_then(|ova| {
             let ova = ova.map_err(|_| ended_early())?;
@@ -187,10 +188,14 @@ fn ended_early() -> ApiError {
 fn read(
     body: PieceReader,
     verify: Verify,
+    open_end: bool,
     ova: oneshot::Sender<Ova>,
     events: &mpsc::Sender<DiskEvent>,
 ) -> XvaResult<()> {
     let mut archive = ArchiveReader::open(body, verify)?;
+    if open_end {
+        archive.expect_open_end();
+    }
     if ova.send(archive.ova().clone()).is_err() {
         return Ok(());
     }

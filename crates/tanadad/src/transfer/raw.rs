@@ -51,7 +51,7 @@ impl Export {
         };
         disk.release().await;
         if let Err(error) = &result {
-            abort(&body, error).await;
+            abort(body, error);
         }
         result.map(|()| Value::Void)
     }

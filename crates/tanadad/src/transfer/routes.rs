@@ -78,8 +78,9 @@ async fn import(transfer: Transfer) -> Result<Response, HttpError> {
     };
     let manner = Manner { restore: query.is_true("restore"), force: query.is_true("force") };
     let import = Import::open(ctx.clone(), &sr, manner)?;
-    let pieces = received(body, announced(&headers));
-    Ok(accepted(ctx, lease, import.run(pieces)))
+    let announced = announced(&headers);
+    let pieces = received(body, announced);
+    Ok(accepted(ctx, lease, import.run(pieces, is_open(announced))))
 }
 
 async fn export_raw(transfer: Transfer) -> Result<Response, HttpError> {
@@ -139,7 +140,7 @@ fn accepted(
         let result = work.await;
         ctx.task.complete(&result);
         if let Err(error) = &result {
-            abort(&body, error).await;
+            abort(body, error);
         }
         drop(lease);
     });
@@ -164,8 +165,7 @@ fn streamed(body: Outgoing) -> Body {
 /// Hands the request's body on piece by piece.
 fn received(mut body: Incoming, announced: Option<u64>) -> mpsc::Receiver<Piece> {
     let (sender, pieces) = mpsc::channel(PIECES_UNDER_WAY);
-    // Who announces more than there can be closes the connection at the end; the content says whether it is whole.
-    let open_end = announced.is_some_and(|length| length >= raw::UNKNOWN_LENGTH);
+    let open_end = is_open(announced);
     tokio::spawn(async move {
         let mut wanted = true;
         let mut discarded = 0;
@@ -186,6 +186,12 @@ fn received(mut body: Incoming, announced: Option<u64>) -> mpsc::Receiver<Piece>
         }
     });
     pieces
+}
+
+/// Who announces more than there can be does not know the length: it closes the connection at the end or falls silent,
+/// and the content says whether it is whole.
+fn is_open(announced: Option<u64>) -> bool {
+    announced.is_some_and(|length| length >= raw::UNKNOWN_LENGTH)
 }
 
 fn announced(headers: &HeaderMap) -> Option<u64> {
