@@ -123,6 +123,16 @@ impl Ring {
         self.launch(Kind::Accept, fd)
     }
 
+    /// Gives up waiting for clients: they stay in the backlog for whoever listens next.
+    pub(crate) fn cancel_accept(&mut self) -> io::Result<()> {
+        let number =
+            self.flights.iter().find(|(_, flight)| matches!(flight.kind, Kind::Accept)).map(|(number, _)| number);
+        let Some(number) = number else { return Ok(()) };
+        // Its own end is of no interest; no flight has this number.
+        let entry = opcode::AsyncCancel::new(number.into()).build().user_data(u64::from(u32::MAX));
+        self.push(&entry)
+    }
+
     /// Receives what is missing of `payload`, then into `buffer` from `from` on; at least one byte.
     pub(crate) fn receive(
         &mut self,
@@ -219,10 +229,14 @@ impl Ring {
         let number = self.flights.insert(flight);
         let Some(flight) = self.flights.get_mut(number) else { unreachable!() };
         let entry = flight.entry().user_data(u64::from(number));
+        self.push(&entry)
+    }
+
+    fn push(&mut self, entry: &Entry) -> io::Result<()> {
         loop {
-            // SAFETY: all memory the entry points to belongs to the flight, which stays in its box in `flights` until
+            // SAFETY: all memory the entry points to belongs to its flight, which stays in its box in `flights` until
             // the completion is taken (invariant 1); the descriptor is kept open by the caller (invariant 2).
-            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+            if unsafe { self.ring.submission().push(entry) }.is_ok() {
                 return Ok(());
             }
             // Full: hand over what is there. EBUSY means that completions must be taken first, which makes room.

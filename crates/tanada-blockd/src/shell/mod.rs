@@ -237,7 +237,7 @@ impl Shell {
                 while let Some(message) = self.inbox.take() {
                     match message {
                         Message::Command { ticket, command } => self.command(ticket, command),
-                        Message::Shutdown => self.begin_end(),
+                        Message::Shutdown => self.begin_end()?,
                     }
                 }
             }
@@ -260,6 +260,7 @@ impl Shell {
                     tracing::warn!("more than {CONNECTIONS_MAX} NBD connections: one was turned away");
                 }
             }
+            Err(_) if !is_serving => {}
             Err(error) => {
                 tracing::error!(%error, "accept on the NBD socket");
                 self.accept_again_at = Some(self.now + ACCEPT_PAUSE_US);
@@ -326,9 +327,9 @@ impl Shell {
     }
 
     /// Stops serving: clients are cut off unanswered, so that they ask the next process.
-    fn begin_end(&mut self) {
+    fn begin_end(&mut self) -> anyhow::Result<()> {
         if self.stage != Stage::Serving {
-            return;
+            return Ok(());
         }
         tracing::info!("ending");
         self.stage = Stage::Draining;
@@ -339,6 +340,8 @@ impl Shell {
                 self.touched.push_back(number);
             }
         }
+        self.accept_again_at = None;
+        self.ring.cancel_accept().context("stop accepting")
     }
 
     fn end_stage(&mut self) {

@@ -167,8 +167,8 @@ fn used(control: &mut crate::support::Control) -> u64 {
 fn connections_made_while_blockd_is_away_are_served_by_the_next() {
     let plane = Plane::start(256 * MIB);
     plane.volume("disk", MIB);
-    for round in 0..5u8 {
-        plane.end_blockd(Signal::KILL);
+    for round in 0..6u8 {
+        plane.end_blockd(if round % 2 == 0 { Signal::KILL } else { Signal::TERM });
         let mut client = plane.nbd("disk").unwrap();
         assert_eq!(client.size, MIB);
         client.write(0, &[round; 512]).unwrap();

@@ -3,5 +3,6 @@
 
 mod control;
 mod death;
+mod space;
 mod support;
 mod witnesses;

@@ -4,10 +4,11 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command as Process, Output};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
-use tanada_blockd_api::{Answer, Command, Envelope, Failure, Greeting, Outcome, Response};
+use tanada_blockd_api::{Answer, Command, Envelope, Event, Failure, Greeting, Outcome, Response};
 use tanada_nbd::proto::{
     CMD_READ, CMD_WRITE, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, OPT_EXPORT_NAME, OptionHeader, RequestHeader, SimpleReply,
 };
@@ -15,6 +16,9 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 pub const MIB: u64 = 1 << 20;
+
+/// A test that waits longer than this for a server has found a hang.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 pub fn program() -> Process {
     Process::new(env!("CARGO_BIN_EXE_tanada-data-plane"))
@@ -140,6 +144,8 @@ pub fn text(output: &Output) -> String {
 
 /// A client of the control socket.
 pub struct Control {
+    /// Events that came while answers were awaited.
+    pub events: Vec<Event>,
     stream: UnixStream,
     lines: BufReader<UnixStream>,
     pub greeting: Greeting,
@@ -149,10 +155,11 @@ pub struct Control {
 impl Control {
     fn connect(path: &Path) -> Control {
         let stream = UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut lines = BufReader::new(stream.try_clone().unwrap());
         let mut line = String::new();
         lines.read_line(&mut line).unwrap();
-        Control { stream, lines, greeting: serde_json::from_str(&line).unwrap(), next: 1 }
+        Control { events: Vec::new(), stream, lines, greeting: serde_json::from_str(&line).unwrap(), next: 1 }
     }
 
     pub fn send(&mut self, command: Command) -> u64 {
@@ -179,8 +186,10 @@ impl Control {
         loop {
             let line = self.line();
             assert!(!line.is_empty(), "the control connection ended");
-            // Events come in between.
-            let Ok(response) = serde_json::from_str::<Response>(&line) else { continue };
+            let Ok(response) = serde_json::from_str::<Response>(&line) else {
+                self.events.push(serde_json::from_str(&line).unwrap());
+                continue;
+            };
             if response.id == id {
                 return match response.outcome {
                     Outcome::Ok(answer) => Ok(answer),
@@ -188,6 +197,15 @@ impl Control {
                 };
             }
         }
+    }
+
+    /// The next event.
+    pub fn event(&mut self) -> Event {
+        if self.events.is_empty() {
+            let line = self.line();
+            return serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        }
+        self.events.remove(0)
     }
 
     /// Something that must change the store's state.
@@ -216,6 +234,7 @@ pub struct Nbd {
 impl Nbd {
     pub fn connect(path: &Path, token: &str) -> io::Result<Nbd> {
         let mut stream = UnixStream::connect(path)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
         stream.read_exact(&mut [0; 18])?;
         let mut hello = u32::from(FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES).to_be_bytes().to_vec();
         hello.extend_from_slice(&OptionHeader { option: OPT_EXPORT_NAME, length: token.len() as u32 }.encode());
