@@ -223,9 +223,13 @@ impl GuestAgent {
         let pid = started.get("pid").and_then(Value::as_i64).ok_or_else(|| unexpected("guest-exec", &started))?;
         let mut pause = EXEC_POLL_FIRST;
         loop {
-            let status = self.command("guest-exec-status", json!({ "pid": pid }), QUICK).await?;
-            if status.get("exited").and_then(Value::as_bool) == Some(true) {
-                return exec_outcome(&status);
+            match self.command("guest-exec-status", json!({ "pid": pid }), QUICK).await {
+                Ok(status) if status.get("exited").and_then(Value::as_bool) == Some(true) => {
+                    return exec_outcome(&status);
+                }
+                // A guest that is held for a while (its storage is away) answers when it goes on.
+                Ok(_) | Err(QemuError::Deadline { .. }) => {}
+                Err(error) => return Err(error),
             }
             if Instant::now() + pause > until {
                 return Err(QemuError::Deadline { what: format!("{} in the guest (pid {pid})", request.path), limit });

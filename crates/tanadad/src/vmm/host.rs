@@ -75,6 +75,18 @@ impl Host {
         self.machines_dir().join(uuid.to_string())
     }
 
+    /// Removes what the machine of a destroyed VM left: its logs and sockets.
+    pub fn forget_machine(&self, uuid: &str) {
+        let Ok(uuid) = Uuid::parse_str(uuid) else { return };
+        let dir = self.machine_dir(uuid);
+        match fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(dir = %dir.display(), %error, "a machine's directory stays behind");
+            }
+            _ => {}
+        }
+    }
+
     /// The machines that left a directory.
     pub fn machine_dirs(&self) -> anyhow::Result<Vec<Uuid>> {
         let mut found = Vec::new();

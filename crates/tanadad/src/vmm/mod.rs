@@ -94,8 +94,13 @@ pub async fn start(daemon: &Arc<Daemon>) -> anyhow::Result<()> {
 
 async fn reattach(daemon: &Arc<Daemon>, uuid: Uuid) -> anyhow::Result<()> {
     let dir = daemon.vmm.host.machine_dir(uuid);
-    let Some(machine) = launch::reattach(uuid, &dir).await? else { return Ok(()) };
     let vm = daemon.db.read(|state| state.find_by_uuid("VM", &uuid.to_string()));
+    let Some(machine) = launch::reattach(uuid, &dir).await? else {
+        if vm.is_none() {
+            daemon.vmm.host.forget_machine(&uuid.to_string());
+        }
+        return Ok(());
+    };
     let state = launch::run_state(&machine.qmp).await?;
     let power = match state {
         RunState::Prelaunch | RunState::Paused => Power::Paused,

@@ -50,7 +50,7 @@ pub async fn start(daemon: &Arc<Daemon>, vm: &Ref, mode: StartMode) -> ApiResult
         }
     };
     // From here on the supervisor clears up, whatever happens.
-    let machine = supervise::begin(daemon, vm, machine);
+    let machine = supervise::begin(daemon, vm, machine, false);
     let power = match mode {
         StartMode::Run => Power::Running,
         StartMode::Paused => Power::Paused,

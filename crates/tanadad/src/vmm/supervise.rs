@@ -42,16 +42,17 @@ const GUEST_FACTS_EVERY: Duration = Duration::from_secs(60);
 const GUEST_FACTS_SOON: Duration = Duration::from_secs(5);
 
 /// Registers a machine and begins to follow it.
-pub(super) fn begin(daemon: &Arc<Daemon>, vm: &Ref, machine: Machine) -> Arc<Running> {
+pub(super) fn begin(daemon: &Arc<Daemon>, vm: &Ref, machine: Machine, agent_open: bool) -> Arc<Running> {
     let Machine { uuid, dir, process, qmp, events } = machine;
     let running = Arc::new(Running::new(vm, uuid, dir, process, qmp));
+    running.set_agent_open(agent_open);
     daemon.vmm.insert(running.clone());
     let supervisor = Supervisor {
         daemon: daemon.clone(),
         machine: running.clone(),
         resume: ResumePolicy::default(),
         cont_at: None,
-        facts_at: None,
+        facts_at: agent_open.then(Instant::now),
         no_space: false,
         shutdown: None,
     };
@@ -62,7 +63,9 @@ pub(super) fn begin(daemon: &Arc<Daemon>, vm: &Ref, machine: Machine) -> Arc<Run
 /// Takes over a machine that an earlier life of the daemon started: the records follow what is found.
 pub(super) async fn adopt(daemon: &Arc<Daemon>, vm: &Ref, machine: Machine, power: Power) -> ApiResult<()> {
     let found = hotplug::disks(&machine.qmp).await.map_err(ApiError::internal)?;
-    let running = begin(daemon, vm, machine);
+    // Known before anybody can ask: a thaw that is owed must not wait for the first event.
+    let agent_open = launch::agent_port_open(&machine.qmp).await.map_err(ApiError::internal)?;
+    let running = begin(daemon, vm, machine, agent_open);
     daemon.db.write(|tx| {
         records::resident(tx, &running, power)?;
         let record = tx.get("VM", vm)?;

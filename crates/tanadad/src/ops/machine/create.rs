@@ -47,13 +47,16 @@ pub fn make(tx: &mut Tx<'_>, fields: Vec<(&'static str, Value)>) -> ApiResult<Re
 
 async fn destroy(ctx: CallContext, args: Args) -> ApiResult<Value> {
     let vm = args.reference("self")?;
-    ctx.db().write(|tx| {
-        if tx.get("VM", &vm)?.bool("is_default_template") {
+    let uuid = ctx.db().write(|tx| {
+        let record = tx.get("VM", &vm)?;
+        if record.bool("is_default_template") {
             return Err(ApiError::vm_cannot_delete_default_template(&vm));
         }
         allowed::vm(tx, &vm, "destroy")?;
-        remove_record(tx, &vm)
+        remove_record(tx, &vm)?;
+        Ok(record.uuid().to_owned())
     })?;
+    ctx.daemon.vmm.host.forget_machine(&uuid);
     Ok(Value::Void)
 }
 
