@@ -13,7 +13,7 @@ use std::rc::Rc;
 
 use tanada_disk::{Buf, BufMut, DiskOp, DiskResult};
 use tanada_format::geometry::SUPERBLOCK_AT;
-use tanada_format::{BLOCK_BYTES, Node, Pointer, Superblock, VersionState, crc32c};
+use tanada_format::{BLOCK_BYTES, Node, Pointer, Superblock, crc32c};
 
 use crate::alloc::Stream;
 use crate::cut::{Base, Cut, cut, finish};
@@ -329,10 +329,5 @@ impl State {
             }
         }
         self.room_waiters.drain(..).for_each(|filler| filler.fill(()));
-        if self.versions.iter().any(|version| version.state == VersionState::Ghost) {
-            self.jobs.push_back(Job::CountGhosts);
-        } else {
-            self.ghost_held = 0;
-        }
     }
 }

@@ -46,7 +46,10 @@ impl Handle {
             }
             Control::Stat { id } => self.stat(id).await,
             Control::List => Ok(Reply::List(self.with(|state| state.list()))),
-            Control::StoreStat => Ok(Reply::Store(Box::new(self.with(|state| state.store_stat())))),
+            Control::StoreStat => {
+                self.with(State::recount_ghosts);
+                Ok(Reply::Store(Box::new(self.with(|state| state.store_stat()))))
+            }
             Control::Checkpoint => self.checkpointed().await.map(|()| Reply::Done),
             Control::GrowStore { size } => self.grow(size).await,
             Control::Close { .. } | Control::Settle => unreachable!("answered by the caller"),
@@ -63,7 +66,7 @@ impl Handle {
                 }
                 let (filler, slot) = slot();
                 state.room_waiters.push(filler);
-                state.want_checkpoint();
+                state.need_checkpoint();
                 Ok(Some(slot))
             })?;
             match wait {

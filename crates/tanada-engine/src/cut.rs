@@ -89,8 +89,11 @@ pub fn cut(versions: &mut Versions, walked: Vec<u64>) -> Cut {
 /// One pass of clearing dying versions away; false where nothing more can go.
 fn settle_all(versions: &mut Versions, dropped: &mut Vec<u64>) -> bool {
     let dying: Vec<VersionId> = versions.dying().map(|version| version.id).collect();
-    // All in one pass, then again: one that went may have let another go.
-    dying.into_iter().fold(false, |any, id| settle(versions, id, dropped) || any)
+    let mut any = false;
+    for id in dying {
+        any |= settle(versions, id, dropped); // one that goes may let another go, in the next pass
+    }
+    any
 }
 
 fn settle(versions: &mut Versions, id: VersionId, dropped: &mut Vec<u64>) -> bool {

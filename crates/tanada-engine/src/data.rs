@@ -108,7 +108,7 @@ impl State {
         let (open_blocks, open_runs) = open.map_or((0, 0), |write| (write.blocks, write.runs.len() as u64));
         let records = Journal::promise_for(open_blocks + blocks, open_runs + blocks);
         if !self.journal.has_room(records + 1) || in_era >= self.delta_limit() {
-            self.want_checkpoint();
+            self.need_checkpoint();
             return Admission::Wait;
         }
         if blocks == 0 {
@@ -137,10 +137,20 @@ impl State {
             self.stalled_since_cut = None;
             return Admission::Never;
         }
-        self.want_checkpoint();
+        // A walk needs time between checkpoints; what it frees comes with the next.
+        if self.walking.is_none() && self.next_to_walk().is_none() {
+            self.need_checkpoint();
+        }
         Admission::Wait
     }
 
+    /// What a checkpoint will free is waited for: the running one hurries, or one is made.
+    pub fn need_checkpoint(&mut self) {
+        self.checkpoint.urgent = true;
+        self.checkpoint.wanted |= !self.checkpoint.running;
+    }
+
+    /// A checkpoint whose cut comes after now is waited for.
     pub fn want_checkpoint(&mut self) {
         self.checkpoint.wanted = true;
         self.checkpoint.urgent = true;

@@ -20,16 +20,18 @@ use crate::versions::VersionId;
 /// Blocks in one device read at most: 1 MiB.
 const READ_BLOCKS_MAX: u64 = 256;
 
-/// A look-up that cannot end without this node.
-pub struct Missing(pub Pointer);
+/// Why a look-up cannot end now.
+enum Missing {
+    /// It needs this node.
+    Node(Pointer),
+    /// The version was replaced and is gone.
+    Version,
+}
 
 impl State {
     /// The pointers of `count` places from `place` on, all within one leaf.
     fn look_up(&mut self, id: VersionId, place: u64, count: usize, out: &mut Vec<Pointer>) -> Result<(), Missing> {
-        let Some(version) = self.versions.get(id) else {
-            out.extend(std::iter::repeat_n(Pointer::NULL, count));
-            return Ok(());
-        };
+        let version = self.versions.get(id).ok_or(Missing::Version)?;
         let (delta, frozen) = (version.delta.leaf(place), version.frozen.leaf(place));
         let first = slot_of(place, 0);
         let before = out.len();
@@ -77,13 +79,13 @@ fn leaf_of(cache: &mut crate::cache::NodeCache, tree: Pointer, place: u64) -> Re
         if pointer.is_null() {
             return Ok(None);
         }
-        let node = cache.get(pointer).ok_or(Missing(pointer))?;
+        let node = cache.get(pointer).ok_or(Missing::Node(pointer))?;
         pointer = node.pointers[slot_of(place, level)];
     }
     if pointer.is_null() {
         return Ok(None);
     }
-    cache.get(pointer).map(Some).ok_or(Missing(pointer))
+    cache.get(pointer).map(Some).ok_or(Missing::Node(pointer))
 }
 
 impl NodeSource for Handle {
@@ -118,8 +120,11 @@ impl Handle {
         while (pointers.len() as u64) < count {
             let at = place + pointers.len() as u64;
             let in_leaf = (FANOUT - slot_of(at, 0)).min((count - pointers.len() as u64) as usize);
-            while let Err(Missing(node)) = self.with(|state| state.look_up(id, at, in_leaf, &mut pointers)) {
-                self.node(node).await?;
+            while let Err(missing) = self.with(|state| state.look_up(id, at, in_leaf, &mut pointers)) {
+                match missing {
+                    Missing::Node(node) => drop(self.node(node).await?),
+                    Missing::Version => return Err(Failure::new(EIO, "the volume was replaced while it was read")),
+                }
             }
         }
         Ok(pointers)

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use crate::api::{Reply, StoreStat, VolumeInfo, VolumeKind, VolumeState, VolumeUsage};
 use crate::failure::{ENOENT, Failure};
-use crate::state::{BLOCK, Handle, Phase, State};
+use crate::state::{BLOCK, Handle, Job, Phase, State};
 use crate::tree::count;
 use crate::versions::{Version, VersionId};
 
@@ -84,7 +84,20 @@ impl Handle {
     }
 }
 
+/// Ghosts are counted again at most this often: it reads as much as differs.
+const GHOST_MICROS: u64 = 60_000_000;
+
 impl State {
+    /// Has ghosts counted where that was long ago; the next to ask sees the result.
+    pub fn recount_ghosts(&mut self) {
+        if !self.versions.iter().any(|version| version.state == VersionState::Ghost) {
+            self.ghost_held = 0;
+        } else if self.ghosts_counted_at.is_none_or(|at| self.now >= at + GHOST_MICROS) {
+            self.ghosts_counted_at = Some(self.now);
+            self.jobs.push_back(Job::CountGhosts);
+        }
+    }
+
     pub fn info(&self, version: &Version) -> VolumeInfo {
         let parent = self.versions.get(version.parent).filter(|parent| parent.is_live() && !parent.hidden);
         VolumeInfo {

@@ -179,6 +179,7 @@ pub struct State {
     /// Control operations that wait for room in the journal.
     pub room_waiters: Vec<Filler<()>>,
     pub ghost_held: u64,
+    pub ghosts_counted_at: Option<u64>,
     warned_nearly_full: bool,
     pub warned_full: bool,
     next_hidden: u64,
@@ -230,6 +231,7 @@ impl State {
             settle_waiters: Vec::new(),
             room_waiters: Vec::new(),
             ghost_held: 0,
+            ghosts_counted_at: None,
             warned_nearly_full: false,
             warned_full: false,
             next_hidden: 0,

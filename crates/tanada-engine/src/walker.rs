@@ -76,7 +76,6 @@ impl Handle {
 
 impl State {
     /// What to walk next, and where from.
-    #[expect(clippy::type_complexity, reason = "the arguments of a walk, used once")]
     fn begin_walk(&mut self) -> Option<(VersionId, Pointer, Pointer, u64, u64, u64)> {
         if self.walking.is_some() || self.checkpoint.running || self.phase != Phase::Serving {
             return None;
@@ -110,7 +109,7 @@ impl State {
         }
     }
 
-    fn next_to_walk(&self) -> Option<VersionId> {
+    pub fn next_to_walk(&self) -> Option<VersionId> {
         self.versions.next_to_walk(|id| self.walk_failed.contains(&id))
     }
 

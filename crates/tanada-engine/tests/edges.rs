@@ -226,3 +226,52 @@ fn a_clone_of_a_volume_takes_a_hidden_generation_that_goes_by_itself() {
     let Ok(Reply::Data(segments)) = shell.ask(Request::Read { export, offset: 0, length: 4096 }) else { panic!() };
     assert_eq!(bytes_of(&segments), block(2));
 }
+
+#[test]
+fn what_a_ghost_holds_is_reported_and_comes_back() {
+    let mut shell = small(256);
+    let export = shell.create(id(1), 4 * MIB);
+    shell.write(export, 0, &vec![9; MIB as usize]);
+    shell.must(Control::Snapshot { group: vec![(id(1), id(2))] });
+    shell.must(Control::Clone { source: id(2), volume: id(3) });
+    let clone = shell.export(id(3), true);
+    shell.write(export, 0, &vec![8; MIB as usize]);
+    shell.write(clone, 0, &vec![7; MIB as usize]);
+    shell.must(Control::Destroy { id: id(2) });
+    shell.must(Control::Checkpoint);
+    shell.stat();
+    while shell.step() && shell.now < 1_000_000 {}
+    assert!(shell.stat().ghost_held >= MIB, "{:?}", shell.stat());
+    shell.close(clone);
+    shell.must(Control::Destroy { id: id(3) });
+    let used = shell.stat().used;
+    shell.must(Control::Settle);
+    let after = shell.stat();
+    assert!(after.used <= used - 2 * MIB, "the clone's and the ghost's blocks are back: {after:?}");
+    assert_eq!((after.ghost_held, after.dying), (0, 0));
+    assert_eq!(shell.read(export, 0, 4096), [8; 4096]);
+}
+
+#[test]
+fn a_writer_in_a_full_store_waits_for_what_a_deletion_gives_back() {
+    let mut shell = Shell::open(formatted(32 * MIB, MIB), EngineConfig::new(32 * MIB));
+    let (a, b) = (shell.create(id(1), 64 * MIB), shell.create(id(2), 64 * MIB));
+    for n in 0..10 {
+        shell.write(a, n * MIB, &vec![1; MIB as usize]);
+    }
+    shell.must(Control::Checkpoint);
+    let mut written = 0;
+    while shell
+        .ask(Request::Write { export: b, offset: written * 65536, data: Buf::copy_from(&[2; 65536]), fua: false })
+        .is_ok()
+    {
+        written += 1;
+    }
+    shell.close(a);
+    shell.must(Control::Destroy { id: id(1) });
+    for n in written..written + 100 {
+        shell.write(b, n * 65536, &[3; 65536]);
+    }
+    assert_eq!(shell.read(b, (written + 99) * 65536, 4096), [3; 4096]);
+    assert!(shell.alerts.contains(&Alert::Full));
+}

@@ -147,12 +147,10 @@ impl<S: MergeStore> Merger<'_, S> {
             let below = start + entry.slot() as u64 * step;
             let old = node.pointers[entry.slot()];
             let mut new = old;
-            if let Some(cut) = entry.cut().filter(|cut| *cut > self.rules.entries_after) {
-                if !new.is_null() {
-                    self.free_tree(new, level - 1, below).await?;
-                    new = Pointer::NULL;
-                    newest = newest.max(cut);
-                }
+            if let Some(cut) = entry.cut().filter(|cut| *cut > self.rules.entries_after && !new.is_null()) {
+                self.free_tree(new, level - 1, below).await?;
+                new = Pointer::NULL;
+                newest = newest.max(cut);
             }
             if let Some(child) = &entry.child {
                 let (merged, birth) = self.node(new, child, level - 1, below).await?;
