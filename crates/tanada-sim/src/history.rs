@@ -80,11 +80,6 @@ impl BlockHistory {
         BlockHistory { base: vec![content], base_op: op, steps: Vec::new() }
     }
 
-    /// Contents after everything submitted so far.
-    pub fn latest(&self) -> &[Content] {
-        self.steps.last().map_or(&self.base, |step| &step.contents)
-    }
-
     pub fn push(&mut self, op: usize, change: Change) {
         self.steps.push(Step { op, change, doubtful: false, certain: false, contents: Vec::new() });
         self.derive(self.steps.len() - 1);

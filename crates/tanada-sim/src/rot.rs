@@ -54,9 +54,15 @@ fn rot_run(seed: u64, flips: u64) -> Result<Rotted, Stop> {
     let truth = world.read_everything(&mut 0)?;
     world.kill();
     let written = world.device.written_blocks();
+    let report = world.check_image()?;
+    let needed: Vec<u64> = written.iter().copied().filter(|block| report.uses(*block)).collect();
     let mut rotted = Rotted::default();
     for _ in 0..flips {
-        let block = *world.rng.pick(&written);
+        let block = if world.rng.chance(70) && !needed.is_empty() {
+            *world.rng.pick(&needed)
+        } else {
+            *world.rng.pick(&written)
+        };
         let bit = world.rng.below(B * 8);
         world.rot_one(block, bit, &truth, &mut rotted)?;
     }

@@ -17,15 +17,15 @@ fn check(report: &Report) {
 
 #[test]
 fn a_fixed_set_of_runs_keeps_all_promises() {
-    let report = runs(1, 60);
+    let report = runs(1, 40);
     check(&report);
-    assert!(report.kills > 30 && report.power_cuts > 30 && report.replies > 10_000, "too little happened: {report:?}");
+    assert!(report.kills > 20 && report.power_cuts > 20 && report.replies > 10_000, "too little happened: {report:?}");
 }
 
-/// Seeds that once found something.
+/// Seeds that once found something, in the store or in the proof itself.
 #[test]
 fn runs_that_once_failed_do_not_fail_again() {
-    for seed in [38, 73, 76, 83, 270, 277, 296, 302, 330, 340] {
+    for seed in [9, 38, 73, 330, 340] {
         check(&runs(seed, 1));
     }
 }
