@@ -379,6 +379,9 @@ impl Driver for EmbeddedDriver {
                 used: stat.used,
                 free: stat.free,
                 virtual_size: stat.virtual_size,
+                reserved: stat.reserved,
+                unreleased: stat.unreleased,
+                ghost_held: stat.ghost_held,
             }),
             other => Err(self.mismatch("store figures", &other)),
         }

@@ -88,6 +88,12 @@ pub struct SpaceFacts {
     pub free: u64,
     /// Sum of the sizes of all volumes.
     pub virtual_size: u64,
+    /// Free, but kept so that deleting is always possible.
+    pub reserved: u64,
+    /// Dropped, free as soon as the storage has settled.
+    pub unreleased: u64,
+    /// Held only by what was deleted but has several descendants.
+    pub ghost_held: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -353,6 +353,7 @@ impl Driver for MemoryDriver {
             used,
             free: PHYSICAL - used,
             virtual_size: heads.map(|found| found.size).sum(),
+            ..SpaceFacts::default()
         })
     }
 

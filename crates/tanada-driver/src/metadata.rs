@@ -95,7 +95,7 @@ pub(crate) async fn get(driver: &EmbeddedDriver) -> DriverResult<Option<Vec<u8>>
     };
     let read = async {
         let client = connect(driver, &token).await?;
-        Ok::<_, NbdError>(newest_text(&client).await?)
+        newest_text(&client).await
     };
     let read = read.await.map_err(disk);
     driver.detach(&token).await?;

@@ -337,11 +337,21 @@ async fn update(ctx: CallContext, args: Args) -> ApiResult<Value> {
     Ok(Value::Void)
 }
 
-/// Reads an SR's sizes again.
+/// Reads an SR's sizes again. `sm_config` has what XenAPI has no field for, in bytes: `tanada:free` for new data,
+/// `tanada:reserved` for deletions, `tanada:unreleased` (free soon), `tanada:ghost-held` (by what was deleted but is
+/// shared by several).
 pub async fn update_sizes(daemon: &Daemon, sr: &Ref) -> ApiResult<()> {
     let space = daemon.storage.driver(sr)?.space().await.map_err(driver_error)?;
     daemon.db.write(|tx| {
         let vdis = tx.resolve("VDI", &tx.get("SR", sr)?.refs("VDIs"));
+        let mut config = tx.get("SR", sr)?.map("sm_config").clone();
+        let figures = [
+            ("tanada:free", space.free),
+            ("tanada:reserved", space.reserved),
+            ("tanada:unreleased", space.unreleased),
+            ("tanada:ghost-held", space.ghost_held),
+        ];
+        config.extend(figures.map(|(key, bytes)| (key.to_owned(), Value::from(bytes.to_string()))));
         let allocated: i64 = vdis.iter().map(|vdi| vdi.int("virtual_size")).fold(0, i64::saturating_add);
         tx.set_all(
             "SR",
@@ -350,6 +360,7 @@ pub async fn update_sizes(daemon: &Daemon, sr: &Ref) -> ApiResult<()> {
                 ("physical_size", int(space.physical)),
                 ("physical_utilisation", int(space.used)),
                 ("virtual_allocation", Value::from(allocated)),
+                ("sm_config", Value::Map(config)),
             ],
         )
     })
