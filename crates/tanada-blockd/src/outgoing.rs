@@ -29,6 +29,10 @@ impl Outgoing {
         &mut self.heads
     }
 
+    pub(crate) fn heads_bytes(&self) -> usize {
+        self.heads.len()
+    }
+
     pub(crate) fn push_data(&mut self, data: Buf) {
         if !data.is_empty() {
             self.close_heads();

@@ -194,7 +194,7 @@ mod tests {
         let row = TableRow { token: "t".to_owned(), target: Uuid::max(), writable: true };
         assert_eq!(load(&dir).unwrap(), []);
         save(&path, &Table { boot_id: boot_id(), attachments: vec![row.clone()] }).unwrap();
-        assert_eq!(load(&dir).unwrap(), [row.clone()]);
+        assert_eq!(load(&dir).unwrap(), std::slice::from_ref(&row));
         save(&path, &Table { boot_id: "another".to_owned(), attachments: vec![row] }).unwrap();
         assert_eq!(load(&dir).unwrap(), []);
         std::fs::write(&path, b"{").unwrap();

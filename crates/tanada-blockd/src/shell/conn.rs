@@ -20,8 +20,11 @@ use crate::ring::Payload;
 pub(crate) const BUFFER_BYTES: usize = 128 << 10;
 /// Requests of one connection that the engine may hold at a time ...
 pub(crate) const REQUESTS_MAX: u32 = 256;
-/// ... and their payloads, answers not yet sent among them, in bytes. A single larger request is let through alone.
+/// ... and their payloads, answers not yet sent among them, in bytes. The last request let in may go beyond by its own
+/// size, 32 MiB.
 pub(crate) const CHARGE_BYTES_MAX: u64 = 64 << 20;
+/// Heads of answers that may wait for a client that does not read, in bytes.
+pub(crate) const HEADS_BYTES_MAX: usize = 256 << 10;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ConnState {
@@ -103,8 +106,9 @@ impl Conn {
         self.fd.as_raw_fd()
     }
 
+    /// True where another request may be taken up.
     pub(crate) fn has_room(&self) -> bool {
-        self.requests == 0 || (self.requests < REQUESTS_MAX && self.charge < CHARGE_BYTES_MAX)
+        self.requests < REQUESTS_MAX && self.charge < CHARGE_BYTES_MAX && self.out.heads_bytes() < HEADS_BYTES_MAX
     }
 
     /// Moves bytes of the buffer into the payload that is arriving.

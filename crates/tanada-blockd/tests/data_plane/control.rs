@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use tanada_blockd_api::{Answer, Command, CutPair};
-use tanada_nbd::proto::CMD_WRITE;
+use tanada_nbd::proto::{CMD_CACHE, CMD_READ, CMD_WRITE};
 use uuid::Uuid;
 
 use crate::support::{MIB, Plane};
@@ -114,4 +114,37 @@ fn one_clients_nonsense_is_its_own_problem() {
     assert!(matches!(control.call(Command::StoreStat), Ok(Answer::Store(_))));
     good.write(0, &[3; 512]).unwrap();
     assert_eq!(good.read(0, 512).unwrap(), [3; 512]);
+}
+
+#[test]
+fn a_client_that_stalls_holds_up_nobody_and_takes_little_memory() {
+    let plane = Plane::start(256 * MIB);
+    plane.volume("disk", 64 * MIB);
+    let mut good = plane.nbd("disk").unwrap();
+    for at in 0..64 {
+        good.write(at * MIB, &[at as u8 | 1; MIB as usize]).unwrap();
+    }
+    // One sends half a payload, the others ask for far more than they ever read.
+    let mut half = plane.nbd("disk").unwrap();
+    half.send(CMD_WRITE, 1, 0, MIB as u32, &[9; MIB as usize / 2]).unwrap();
+    let mut greedy = plane.nbd("disk").unwrap();
+    for cookie in 0..2000 {
+        greedy.send(CMD_READ, cookie, 0, 16 << 20, &[]).unwrap();
+    }
+    let mut chatty = plane.nbd("disk").unwrap();
+    for cookie in 0..2000 {
+        chatty.send(CMD_CACHE, cookie, 0, 512, &[]).unwrap();
+    }
+    for at in 0..200 {
+        good.write(at * 4096, &[3; 4096]).unwrap();
+        assert_eq!(good.read(at * 4096, 4096).unwrap(), [3; 4096]);
+    }
+    let pid = plane.control().greeting.pid;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(peak < 400 << 10, "blockd took {peak} KiB");
+    for _ in 0..2000 {
+        assert_eq!(chatty.reply().unwrap().error, 0);
+    }
 }
