@@ -36,7 +36,7 @@ pub use compress::Compression;
 pub use error::{XvaError, XvaResult};
 pub use ova::{Object, Ova, Version};
 pub use reader::{ArchiveReader, DiskEvent, Verify};
-pub use writer::{ArchiveWriter, NextChunk};
+pub use writer::{ArchiveWriter, NextChunk, is_zero};
 
 /// One disk of an archive: its id in `ova.xml` and its virtual size in bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -141,8 +141,8 @@ fn check(disks: &[DiskPlan]) -> XvaResult<()> {
     }
 }
 
-/// Compares the bytes with themselves shifted by one, which the C library does faster than a loop of ours.
-pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+/// Are all bytes zero? Compares them with themselves shifted by one, which the C library does faster than a loop of ours.
+pub fn is_zero(bytes: &[u8]) -> bool {
     bytes.first().is_none_or(|first| *first == 0 && bytes[1..] == bytes[..bytes.len() - 1])
 }
 

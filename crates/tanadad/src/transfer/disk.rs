@@ -175,11 +175,6 @@ fn ended(joined: Result<Result<(), NbdError>, tokio::task::JoinError>) -> Result
     joined.map_err(|error| NbdError::Lost(format!("a write did not end: {error}")))?
 }
 
-/// Compares the bytes with themselves shifted by one, which the C library does faster than a loop of ours.
-pub fn is_zero(bytes: &[u8]) -> bool {
-    bytes.first().is_none_or(|first| *first == 0 && bytes[1..] == bytes[..bytes.len() - 1])
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;

@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use tanada_xapi::{ApiError, ApiResult, Ref, Value};
+use tanada_xva::is_zero;
 use tokio::sync::mpsc;
 
 use super::attached::{Access, Attached};
-use super::disk::{Before, CHUNK_BYTES, Chunk, DiskReader, DiskWriter, is_zero};
+use super::disk::{Before, CHUNK_BYTES, Chunk, DiskReader, DiskWriter};
 use super::error::{abort, body_error, client_gone, disk_error, taken};
 use super::marked;
 use super::stream::{Outgoing, Piece};
