@@ -11,26 +11,33 @@ use tanada_qemu::accel::Probe;
 use tanada_qemu::agent::{ExecRequest, GuestAgent, ShutdownMode};
 use tanada_qemu::hotplug::{self, Unplugged};
 use tanada_qemu::launch::Machine;
-use tanada_qemu::machine::{AGENT_PORT_ID, Accelerator, Boot};
+use tanada_qemu::machine::{AGENT_PORT_ID, Accelerator, Boot, MachineSpec};
 use tanada_qemu::process::Exit;
 use tanada_qemu::qmp::QUICK;
 
 const AMPLE: Duration = Duration::from_secs(120);
 
-/// The demo guest's kernel and RAM disk: `cargo xtask guest` makes them.
-fn guest() -> Boot {
+/// A file of the demo's guest, which `cargo xtask guest` makes.
+fn guest_file(name: &str) -> PathBuf {
     let dir = match std::env::var_os("TANADA_GUEST_DIR") {
         Some(dir) => PathBuf::from(dir),
         None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest"),
     };
-    let kernel = dir.join("vmlinuz");
+    let path = dir.join(name);
     let words = "is missing: make the guest with `cargo xtask guest`, or name its directory in TANADA_GUEST_DIR";
-    assert!(kernel.is_file(), "{} {words}", kernel.display());
-    Boot::Kernel {
-        kernel: kernel.canonicalize().unwrap(),
-        initrd: Some(dir.join("initrd.img").canonicalize().unwrap()),
-        arguments: "console=ttyS0 quiet".into(),
-    }
+    assert!(path.is_file(), "{} {words}", path.display());
+    path.canonicalize().unwrap()
+}
+
+/// A machine that boots the demo's guest from a copy of its disk.
+fn guest(dir: &Path) -> (Served, MachineSpec) {
+    let content = std::fs::read(guest_file("disk.raw")).unwrap();
+    let mut root = Served::with_content(dir, &content, content.len() as u64, false);
+    root.disk.boot_index = Some(0);
+    root.disk.slot = Some(0);
+    let mut spec = machine(Boot::Bios);
+    spec.disks.push(root.disk.clone());
+    (root, spec)
 }
 
 /// Runs until the guest has opened its agent port.
@@ -57,7 +64,8 @@ fn shell(script: &str) -> ExecRequest {
 #[tokio::test]
 async fn the_agent_runs_programs_moves_files_and_ends_the_guest() {
     let dir = scratch();
-    let mut machine = start(&machine(guest()), dir.path()).await;
+    let (_root, spec) = guest(dir.path());
+    let mut machine = start(&spec, dir.path()).await;
     let agent = agent_of(&mut machine).await;
 
     let mut request = shell("cat; echo to-stderr >&2; exit 3");
@@ -85,7 +93,7 @@ async fn the_agent_runs_programs_moves_files_and_ends_the_guest() {
 async fn disks_come_and_go_while_the_guest_runs() {
     let dir = scratch();
     let (cold, hot) = (Served::new(dir.path(), 8 << 20, false), Served::new(dir.path(), 16 << 20, true));
-    let mut spec = machine(guest());
+    let (_root, mut spec) = guest(dir.path());
     spec.disks.push(cold.disk.clone());
     let mut machine = start(&spec, dir.path()).await;
     let agent = agent_of(&mut machine).await;
@@ -114,7 +122,9 @@ async fn disks_come_and_go_while_the_guest_runs() {
 #[tokio::test]
 async fn the_probe_boots_a_kernel_to_its_first_program() {
     let dir = scratch();
-    let Boot::Kernel { kernel, .. } = guest() else { panic!("the guest boots by kernel") };
+    // Where QEMU's user can read it.
+    let kernel = dir.path().join("vmlinuz");
+    std::fs::copy(guest_file("vmlinuz"), &kernel).unwrap();
     let binary = host().binary;
     let probe = Probe { binary: &binary, kernel: Some(&kernel), run_as: run_as(), state_dir: dir.path(), limit: AMPLE };
     probe.boots(Accelerator::Tcg, &kernel).await.unwrap();

@@ -23,7 +23,8 @@ const ANY: u8 = HALTED | PAUSED | RUNNING | SUSPENDED;
 const STATES: [(&str, u8); 4] =
     [("Halted", HALTED), ("Paused", PAUSED), ("Running", RUNNING), ("Suspended", SUSPENDED)];
 
-/// A line of the table: in which power states, on templates, on snapshots, and whether clients are told.
+/// A line of the table: in which power states, on templates, on snapshots, and whether clients are told. What is not built
+/// is not told.
 struct Rule {
     operation: &'static str,
     states: u8,
@@ -57,7 +58,7 @@ static RULES: &[Rule] = &[
     rule("pause", RUNNING, false, false, true),
     rule("clean_shutdown", RUNNING, false, false, true),
     rule("clean_reboot", RUNNING, false, false, true),
-    rule("suspend", RUNNING, false, false, true),
+    rule("suspend", RUNNING, false, false, false),
     rule("pool_migrate", RUNNING, false, false, false),
     rule("snapshot_with_quiesce", RUNNING, false, false, true),
     rule("data_source_op", RUNNING, false, false, false),
@@ -66,11 +67,11 @@ static RULES: &[Rule] = &[
     rule("call_plugin", RUNNING, false, false, false),
     rule("changing_memory_live", RUNNING, false, false, false),
     rule("awaiting_memory_live", RUNNING, false, false, false),
-    rule("changing_VCPUs_live", RUNNING, false, false, true),
+    rule("changing_VCPUs_live", RUNNING, false, false, false),
     rule("changing_shadow_memory_live", RUNNING, false, false, false),
     rule("unpause", PAUSED, false, false, true),
-    rule("resume", SUSPENDED, false, false, true),
-    rule("resume_on", SUSPENDED, false, false, true),
+    rule("resume", SUSPENDED, false, false, false),
+    rule("resume_on", SUSPENDED, false, false, false),
     rule("csvm", SUSPENDED, false, false, false),
     rule("hard_reboot", PAUSED | RUNNING, false, false, true),
     rule("hard_shutdown", PAUSED | SUSPENDED | RUNNING, false, true, true),

@@ -19,13 +19,13 @@ const ADDRESSES_MAX: usize = 64;
 
 type Texts = BTreeMap<String, String>;
 
-/// What was learnt in one round of questions.
+/// What was learnt in one round of questions; None where the agent gave no answer, and what it said before stands.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Facts {
-    os: Texts,
-    agent: Texts,
-    other: Texts,
-    interfaces: Vec<Interface>,
+    os: Option<Texts>,
+    /// Its version, and what it can do.
+    agent: Option<(Texts, Texts)>,
+    interfaces: Option<Vec<Interface>>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -35,20 +35,19 @@ struct Interface {
     ipv6: Vec<String>,
 }
 
-/// Asks the guest and writes its answers down. A question that the agent refuses (frozen, disabled) leaves a gap.
+/// Asks the guest and writes its answers down. A frozen guest answers little, and some questions may be forbidden.
 pub async fn refresh(daemon: &Arc<Daemon>, machine: &Running) -> ApiResult<()> {
     let agent = machine.agent();
     agent.ping(PING_LIMIT).await.map_err(ApiError::internal)?;
-    let mut facts = Facts::default();
-    if let Ok(info) = agent.info().await {
-        (facts.agent, facts.other) = agent_facts(&info);
-    }
-    if let Ok(info) = agent.osinfo().await {
-        facts.os = os_facts(&info);
-    }
-    if let Ok(list) = agent.network_interfaces().await {
-        facts.interfaces = interfaces(&list);
-    }
+    let facts = Facts {
+        os: agent.osinfo().await.ok().map(|info| os_facts(&info)),
+        // While frozen, the agent calls its commands disabled: not the answer that was asked for.
+        agent: match agent.is_frozen(PING_LIMIT).await {
+            Ok(true) => None,
+            Ok(false) | Err(_) => agent.info().await.ok().map(|info| agent_facts(&info)),
+        },
+        interfaces: agent.network_interfaces().await.ok().map(|list| interfaces(&list)),
+    };
     if !machine.agent_present() {
         return Ok(());
     }
@@ -76,10 +75,6 @@ fn write(tx: &mut Tx<'_>, vm: &Ref, facts: &Facts) -> ApiResult<()> {
         "VM_guest_metrics",
         &metrics,
         [
-            ("os_version", texts(&facts.os)),
-            ("PV_drivers_version", texts(&facts.agent)),
-            ("networks", texts(&networks(&facts.interfaces, &vifs))),
-            ("other", texts(&facts.other)),
             ("last_updated", Value::from(DateTime::now())),
             ("live", Value::from(true)),
             ("PV_drivers_detected", Value::from(true)),
@@ -87,7 +82,18 @@ fn write(tx: &mut Tx<'_>, vm: &Ref, facts: &Facts) -> ApiResult<()> {
             ("can_use_hotplug_vbd", Value::from("yes")),
             ("can_use_hotplug_vif", Value::from("no")),
         ],
-    )
+    )?;
+    if let Some(os) = &facts.os {
+        tx.set("VM_guest_metrics", &metrics, "os_version", texts(os))?;
+    }
+    if let Some((version, other)) = &facts.agent {
+        tx.set("VM_guest_metrics", &metrics, "PV_drivers_version", texts(version))?;
+        tx.set("VM_guest_metrics", &metrics, "other", texts(other))?;
+    }
+    if let Some(interfaces) = &facts.interfaces {
+        tx.set("VM_guest_metrics", &metrics, "networks", texts(&networks(interfaces, &vifs)))?;
+    }
+    Ok(())
 }
 
 fn texts(map: &Texts) -> Value {
@@ -200,9 +206,11 @@ mod tests {
             { "name": "guest-shutdown", "enabled": true }, { "name": "guest-fsfreeze-freeze", "enabled": false } ] });
         let list = json!([{ "name": "lo" }, { "name": "eth0", "hardware-address": "52:54:00:aa:00:01", "ip-addresses": [
             { "ip-address-type": "ipv4", "ip-address": "10.0.2.15" }, { "ip-address-type": "ipv6", "ip-address": "fe80::1" } ] }]);
-        let (agent, other) = agent_facts(&info);
-        let facts = Facts { os: os_facts(&os), agent, other, interfaces: interfaces(&list) };
+        let facts =
+            Facts { os: Some(os_facts(&os)), agent: Some(agent_facts(&info)), interfaces: Some(interfaces(&list)) };
         db.write(|tx| write(tx, &vm, &facts)).unwrap();
+        // A frozen guest says nothing: what was known stays.
+        db.write(|tx| write(tx, &vm, &Facts::default())).unwrap();
         let metrics =
             db.read(|state| state.get("VM_guest_metrics", &state.get("VM", &vm)?.reference("guest_metrics"))).unwrap();
         assert_eq!(metrics.entry("os_version", "minor"), Some("7"));

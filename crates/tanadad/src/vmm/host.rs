@@ -171,6 +171,18 @@ impl Host {
         Ok(())
     }
 
+    /// `HOST_NOT_ENOUGH_FREE_MEMORY` where a guest of this size would push others out.
+    pub fn check_memory(&self, needed_bytes: u64) -> ApiResult<()> {
+        let text = fs::read_to_string("/proc/meminfo").map_err(ApiError::internal)?;
+        let available =
+            text.lines().find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB")?.parse().ok());
+        let available_bytes: u64 = available.map_or(u64::MAX, |kib: u64| kib << 10);
+        if needed_bytes > available_bytes {
+            return Err(ApiError::host_not_enough_free_memory(needed_bytes, available_bytes));
+        }
+        Ok(())
+    }
+
     /// A kernel or RAM disk that a VM names: only files below the configured directories.
     pub fn boot_file(&self, path: &str) -> ApiResult<PathBuf> {
         let real =

@@ -42,6 +42,7 @@ pub async fn start(daemon: &Arc<Daemon>, vm: &Ref, mode: StartMode) -> ApiResult
     }
     let settings = daemon.vmm.host.settings().await?;
     let records = daemon.db.read(|state| VmRecords::look_up(state, vm))?;
+    daemon.vmm.host.check_memory(records.memory_bytes()?)?;
     let machine = match build(daemon, &records, &settings).await {
         Ok(machine) => machine,
         Err(error) => {
