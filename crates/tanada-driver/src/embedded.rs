@@ -197,25 +197,25 @@ impl Backend for EmbeddedBackend {
         if !location.exists() {
             return Ok(Vec::new());
         }
-        let mut stat = Process::new(&self.places.program);
-        stat.args(["store", "stat", "--json"]).arg(&location);
-        let Ok(text) = output(stat, FORMAT_DEADLINE, "store stat").await else { return Ok(Vec::new()) };
-        Ok(parse_stat(&text).into_iter().collect())
+        let mut id = Process::new(&self.places.program);
+        id.args(["store", "id"]).arg(&location);
+        let Ok(text) = output(id, FORMAT_DEADLINE, "store id").await else { return Ok(Vec::new()) };
+        Ok(parse_id(&text).into_iter().collect())
     }
 }
 
-/// `tanada store stat --json`: only what says that a store is there.
-fn parse_stat(text: &str) -> Option<Found> {
+/// What `tanada store id` prints.
+fn parse_id(text: &str) -> Option<Found> {
     let value: serde_json::Value = serde_json::from_str(text).ok()?;
     let sr = Uuid::parse_str(value.get("store")?.as_str()?).ok()?;
-    let size = value.get("physical").or_else(|| value.get("size"))?.as_u64()?;
+    let size = value.get("physical")?.as_u64()?;
     Some(Found { sr, size })
 }
 
 async fn refused_existing(location: &Path, program: &Path) -> DriverError {
-    let mut stat = Process::new(program);
-    stat.args(["store", "stat", "--json"]).arg(location);
-    let what = match output(stat, FORMAT_DEADLINE, "store stat").await.ok().as_deref().and_then(parse_stat) {
+    let mut id = Process::new(program);
+    id.args(["store", "id"]).arg(location);
+    let what = match output(id, FORMAT_DEADLINE, "store id").await.ok().as_deref().and_then(parse_id) {
         Some(found) => format!("holds the store {}; introduce it, or remove the file", found.sr),
         None => String::from("exists and is not empty; name a new file, an empty one, or a block device"),
     };
@@ -494,7 +494,7 @@ pub(crate) fn io_error(path: &Path, failure: &io::Error) -> DriverError {
 
 #[cfg(test)]
 mod tests {
-    use super::{parse_size, parse_stat, rounded};
+    use super::{parse_id, parse_size, rounded};
 
     #[test]
     fn sizes_are_read_with_their_units() {
@@ -514,10 +514,10 @@ mod tests {
     }
 
     #[test]
-    fn a_stat_that_is_no_store_is_nothing() {
-        assert_eq!(parse_stat("{}"), None);
-        assert_eq!(parse_stat("no"), None);
-        let found = parse_stat(r#"{"store":"0f5e9f1e-4b8e-4a55-9d2f-111111111111","physical":7}"#).unwrap();
+    fn an_answer_that_is_no_store_is_nothing() {
+        assert_eq!(parse_id("{}"), None);
+        assert_eq!(parse_id("no"), None);
+        let found = parse_id(r#"{"store":"0f5e9f1e-4b8e-4a55-9d2f-111111111111","physical":7}"#).unwrap();
         assert_eq!(found.size, 7);
     }
 }

@@ -15,7 +15,7 @@ usage: tanada COMMAND
   blockd ...          serves one store
   blockd-keeper ...   holds the sockets of one store and keeps its blockd alive
   store format ...    makes an empty store
-  store check|dump|stat FILE   looks at a store from outside, without writing
+  store check|dump|stat|id FILE   looks at a store from outside, without writing
   version             prints the version
   help                prints this";
 
@@ -34,7 +34,7 @@ fn main() -> ExitCode {
         ["blockd", ..] => tanada_blockd::main_blockd(rest(1)),
         ["blockd-keeper", ..] => tanada_blockd::main_keeper(rest(1)),
         ["store", "format"] => tanada_blockd::main_format(rest(2)),
-        ["store", verb @ ("check" | "dump" | "stat")] => store::main(verb, rest(2)),
+        ["store", verb @ ("check" | "dump" | "stat" | "id")] => store::main(verb, rest(2)),
         ["version" | "--version" | "-V"] => {
             println!("tanada {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS

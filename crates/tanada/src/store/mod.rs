@@ -1,4 +1,4 @@
-//! `tanada store check|dump|stat FILE`: looks at a store from outside. Reads only; trusts nothing that it reads.
+//! `tanada store check|dump|stat|id FILE`: looks at a store from outside. Reads only; trusts nothing that it reads.
 //!
 //! Exit codes: 0 clean, 1 damaged, 2 cannot be read (no such file, no store, in use, wrong arguments).
 
@@ -9,14 +9,16 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use tanada_format::check::{CheckOptions, CheckReport, check};
+use tanada_format::Superblock;
+use tanada_format::check::{CheckError, CheckOptions, CheckReport, check, read_superblocks};
 
 use file::StoreFile;
 
 const USAGE: &str = "\
 usage: tanada store check [--data] FILE     verifies everything; with --data every block's checksum, too
        tanada store dump [--records] FILE   layout, superblocks, versions, journal; with --records each record
-       tanada store stat FILE               what uses the space";
+       tanada store stat FILE               what uses the space
+       tanada store id FILE                 one line of JSON: the store's uuid and its size in bytes";
 
 const DAMAGED: u8 = 1;
 const UNREADABLE: u8 = 2;
@@ -27,13 +29,14 @@ struct Arguments {
     thorough: bool,
 }
 
-/// Runs `verb` (check, dump or stat) with the arguments behind it.
+/// Runs `verb` (check, dump, stat or id) with the arguments behind it.
 pub fn main(verb: &str, args: Vec<OsString>) -> ExitCode {
     let outcome = parse(verb, args).and_then(|arguments| {
         let source = StoreFile::open(&arguments.path, verb == "check")?;
         let text = |error: &dyn std::fmt::Display| format!("{}: {error}", arguments.path.display());
         match verb {
             "check" => run_check(&source, arguments.thorough).map_err(|error| text(&error)),
+            "id" => print_id(&source).map_err(|error| text(&error)),
             "dump" => dump::dump(&source, arguments.thorough).map_err(|error| text(&error)),
             _ => run_stat(&source).map_err(|error| text(&error)),
         }
@@ -48,8 +51,8 @@ fn parse(verb: &str, args: Vec<OsString>) -> Result<Arguments, String> {
     let option = match verb {
         "check" => "--data",
         "dump" => "--records",
-        "stat" => "",
-        other => return Err(format!("'{other}' is none of check, dump, stat\n{USAGE}")),
+        "stat" | "id" => "",
+        other => return Err(format!("'{other}' is none of check, dump, stat, id\n{USAGE}")),
     };
     let (options, paths): (Vec<OsString>, Vec<OsString>) =
         args.into_iter().partition(|arg| arg.to_string_lossy().starts_with("--"));
@@ -80,6 +83,17 @@ fn run_check(source: &StoreFile, data: bool) -> Result<ExitCode, tanada_format::
     }
     println!("damaged: {} findings", report.findings.len() as u64 + report.findings_left_out);
     Ok(ExitCode::from(DAMAGED))
+}
+
+/// Which store this is; looks at the superblocks alone, so a store in use is told as well.
+fn print_id(source: &StoreFile) -> Result<ExitCode, CheckError> {
+    let copies = read_superblocks(source).map_err(CheckError::Unreadable)?;
+    let Some(newest) = Superblock::newest(&copies) else {
+        let first = copies.into_iter().flatten().find_map(Result::err);
+        return Err(first.map_or(CheckError::Unreadable("no superblock".to_owned()), CheckError::NoStore));
+    };
+    println!("{{\"store\":\"{}\",\"physical\":{}}}", newest.store, newest.geometry.store_bytes());
+    Ok(ExitCode::SUCCESS)
 }
 
 fn print_summary(report: &CheckReport) {

@@ -366,6 +366,24 @@ pub async fn update_sizes(daemon: &Daemon, sr: &Ref) -> ApiResult<()> {
     })
 }
 
+/// After a deletion: waits in the background until the storage has settled, then shows the space that came back.
+/// Several deletions at a time share one wait and one look after it.
+pub fn space_comes_back(daemon: &Arc<Daemon>, sr: &Ref) {
+    if !daemon.storage.begin_settling(sr) {
+        return;
+    }
+    let (daemon, sr) = (daemon.clone(), sr.clone());
+    tokio::spawn(async move {
+        while daemon.storage.take_settling(&sr) {
+            let Ok(driver) = daemon.storage.driver(&sr) else { continue };
+            match driver.settle().await {
+                Ok(()) => sizes_changed(&daemon, &sr).await,
+                Err(error) => tracing::debug!(%sr, %error, "an SR did not settle"),
+            }
+        }
+    });
+}
+
 /// [`update_sizes`] after an operation that has succeeded: what goes wrong here is logged.
 pub async fn sizes_changed(daemon: &Daemon, sr: &Ref) {
     if let Err(error) = update_sizes(daemon, sr).await {

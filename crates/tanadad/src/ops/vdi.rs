@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::intents::{self, Plan};
 use super::records::{bytes, copied, given, int, must_exist, text};
-use super::sr::{sizes_changed, space_keys};
+use super::sr::{sizes_changed, space_comes_back, space_keys};
 use crate::context::{Args, CallContext, Daemon, Handlers, Operation};
 use crate::db::{Record, Tx, View};
 use crate::storage::{driver_error, is_attached, volume_id};
@@ -419,7 +419,7 @@ async fn destroy(ctx: CallContext, args: Args) -> ApiResult<Value> {
 }
 
 /// Ends a disk: its volume, then its record with its VBDs. Checks nothing beside what the driver checks.
-pub async fn destroy_disk(daemon: &Daemon, vdi: &Ref) -> ApiResult<()> {
+pub async fn destroy_disk(daemon: &Arc<Daemon>, vdi: &Ref) -> ApiResult<()> {
     let record = daemon.db.read(|state| state.get("VDI", vdi))?;
     let sr = record.reference("SR");
     let driver = daemon.storage.driver(&sr)?;
@@ -435,6 +435,7 @@ pub async fn destroy_disk(daemon: &Daemon, vdi: &Ref) -> ApiResult<()> {
     }
     finish_destroy(daemon, vdi, &intent)?;
     sizes_changed(daemon, &sr).await;
+    space_comes_back(daemon, &sr);
     Ok(())
 }
 

@@ -7,7 +7,7 @@ pub mod alerts;
 mod attach;
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use tanada_driver::embedded::{EmbeddedBackend, EmbeddedPlaces};
 use tanada_driver::registry::{Backend, Registry};
@@ -28,11 +28,18 @@ pub struct Storage {
     registry: RwLock<Registry>,
     open: RwLock<HashMap<Ref, Arc<dyn Driver>>>,
     attachments: Attachments,
+    /// SRs that somebody waits for to settle; true when there was another deletion since the wait began.
+    settling: Mutex<HashMap<Ref, bool>>,
 }
 
 impl Storage {
     pub fn new(registry: Registry) -> Storage {
-        Storage { registry: RwLock::new(registry), open: RwLock::default(), attachments: Attachments::default() }
+        Storage {
+            registry: RwLock::new(registry),
+            open: RwLock::default(),
+            attachments: Attachments::default(),
+            settling: Mutex::default(),
+        }
     }
 
     /// All kinds that this program has.
@@ -69,6 +76,23 @@ impl Storage {
 
     pub fn put_driver(&self, sr: &Ref, driver: Arc<dyn Driver>) {
         self.open.write().unwrap_or_else(PoisonError::into_inner).insert(sr.clone(), driver);
+    }
+
+    /// There is something to wait for; true for the one who has to do the waiting.
+    pub fn begin_settling(&self, sr: &Ref) -> bool {
+        self.settling.lock().unwrap_or_else(PoisonError::into_inner).insert(sr.clone(), true).is_none()
+    }
+
+    /// For the one who waits: true when there is something (more) to wait for, false at the end.
+    pub fn take_settling(&self, sr: &Ref) -> bool {
+        let mut settling = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
+        let more = settling.get(sr).copied().unwrap_or(false);
+        if more {
+            settling.insert(sr.clone(), false);
+        } else {
+            settling.remove(sr);
+        }
+        more
     }
 
     pub fn take_driver(&self, sr: &Ref) -> Option<Arc<dyn Driver>> {
