@@ -258,6 +258,11 @@ impl Allocator {
         (SEGMENT_BLOCKS - pages) as u16
     }
 
+    /// False where [`Allocator::take_idle_segment`] certainly finds none.
+    pub fn may_have_idle_segments(&self) -> bool {
+        self.maybe_idle
+    }
+
     /// A warm segment, free as a whole, to hand back to the medium: first block and number of blocks, all busy until
     /// they are released again. `None` while no more than a twentieth of the store is warm and free.
     pub fn take_idle_segment(&mut self) -> Option<(u64, u64)> {

@@ -135,6 +135,6 @@ impl State {
         let dirty = self.is_dirty() || self.versions.has_dying();
         let checkpoint = (dirty && !self.checkpoint.running)
             .then(|| (self.checkpoint.last_at + self.config.checkpoint_micros).max(self.now + 1000));
-        sync.into_iter().chain(checkpoint).min()
+        sync.into_iter().chain(checkpoint).chain(self.punch_at()).min()
     }
 }

@@ -176,6 +176,7 @@ impl State {
         if let Err(failure) = checked.and_then(|()| self.enter_export(export, offset, length)) {
             return self.reply(request, Err(failure));
         }
+        self.last_change = self.now;
         let head = self.exports.get(&export.0).map_or(0, |export| export.version);
         let blocks = match body {
             Body::Discard => offset.div_ceil(BLOCK)..(offset + length) / BLOCK,

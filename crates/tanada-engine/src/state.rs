@@ -34,6 +34,10 @@ use crate::versions::{Contradiction, VersionId, Versions};
 
 pub const BLOCK: u64 = BLOCK_BYTES as u64;
 
+/// Space is passed down when nothing was written for so long: first writes to a hole are slow, so what guests are about
+/// to write again stays.
+const PUNCH_IDLE_MICROS: u64 = 10_000_000;
+
 /// Tasks reach the state through this.
 #[derive(Clone)]
 pub struct Handle(pub Rc<RefCell<State>>);
@@ -165,6 +169,8 @@ pub struct State {
     /// Blocks to release when all readers of this round or an earlier one are gone.
     releases: VecDeque<(u64, Vec<u64>)>,
     pub unreleased: u64,
+    /// When a guest last changed something.
+    pub last_change: u64,
     /// A hole punch is in flight.
     punching: bool,
     /// Blocks are left to release in the next turn.
@@ -222,6 +228,7 @@ impl State {
             round: 0,
             releases: VecDeque::new(),
             unreleased: 0,
+            last_change: now,
             punching: false,
             more_releases: false,
             walked: Vec::new(),
@@ -536,11 +543,17 @@ impl State {
 
     // ---- space
 
+    /// When space may be passed down, if there is any to pass.
+    pub fn punch_at(&self) -> Option<u64> {
+        let waits = self.alloc.may_have_idle_segments() && !self.punching && !self.checkpoint.running;
+        waits.then(|| (self.last_change + PUNCH_IDLE_MICROS).max(self.now + 1000))
+    }
+
     /// Passes space down to the medium, a segment at a time, while nobody waits for anything else. Whole segments only:
     /// small holes fragment the file below and turn each later sync into a commit of its journal.
     pub fn punch_idle(&mut self) {
         let busy = self.punching || self.checkpoint.running || self.syncs.running || !self.ops.is_empty();
-        if busy || !self.pending.is_empty() {
+        if busy || self.now < self.last_change + PUNCH_IDLE_MICROS {
             return;
         }
         if let Some((first, count)) = self.alloc.take_idle_segment() {
