@@ -1,5 +1,7 @@
 //! fio as the client, and what it says.
 
+use std::process::{Child, Command, Stdio};
+
 use anyhow::{Context, Result};
 use serde_json::Value;
 
@@ -51,6 +53,14 @@ pub fn overwrite(uri: &str, count: u32) -> Result<()> {
     args.extend(["--rw=randwrite", "--bs=4k", "--iodepth=32"].map(String::from));
     args.push(format!("--number_ios={count}"));
     sh::output("fio", &args).map(drop)
+}
+
+/// Random 4 KiB writes at depth 32 in the background, until killed.
+pub fn load(uri: &str, bytes: u64) -> Result<Child> {
+    let mut args = common(uri);
+    args.extend(["--rw=randwrite", "--bs=4k", "--iodepth=32", "--time_based", "--runtime=600"].map(String::from));
+    args.push(format!("--size={bytes}"));
+    Command::new("fio").args(args).stdin(Stdio::null()).stdout(Stdio::null()).spawn().context("starting fio")
 }
 
 fn common(uri: &str) -> Vec<String> {

@@ -14,6 +14,8 @@ use super::{VOLUME_BYTES, fio, report::Row};
 use crate::sh;
 
 const VOLUME: &str = "11111111-1111-4111-8111-111111111111";
+/// Size of the volumes that are written while they are cut.
+const PAUSE_BYTES: u64 = 256 << 20;
 /// Cuts and clones measured at the end.
 const CUTS: usize = 50;
 
@@ -103,7 +105,11 @@ impl Peer {
             control(dir, "clone", json!({"source": generation(*next), "volume": clone}))?;
             clones.push(start.elapsed().as_secs_f64() * 1e6);
         }
-        Ok(vec![Row::spread("snapshot, durable, idle", "us", cuts), Row::spread("clone, durable", "us", clones)])
+        let mut rows = vec![Row::spread("snapshot, durable, idle", "us", cuts), Row::spread("clone, durable", "us", clones)];
+        for disks in [1, 3] {
+            rows.push(pause(dir, disks)?);
+        }
+        Ok(rows)
     }
 
     pub fn stop(self) -> Result<()> {
@@ -115,6 +121,33 @@ impl Peer {
             }
         }
     }
+}
+
+/// The slowest write of those that overlapped each of [`CUTS`] group snapshots, while each volume is written at random at
+/// depth 32: an upper bound of what a snapshot makes writers wait.
+fn pause(dir: &Path, disks: usize) -> Result<Row> {
+    let volume = |disk: usize| format!("44444444-4444-4444-8444-{:012}", disks * 100 + disk);
+    let mut loads = Vec::new();
+    for disk in 0..disks {
+        let token = format!("pause-{disks}-{disk}");
+        control(dir, "create_volume", json!({"volume": volume(disk), "size": PAUSE_BYTES}))?;
+        control(dir, "attach", json!({"token": token, "target": volume(disk), "writable": true}))?;
+        loads.push(fio::load(&format!("nbd+unix:///{token}?socket={}", dir.join("nbd.sock").display()), PAUSE_BYTES)?);
+    }
+    let mut slowest = Vec::new();
+    for cut in 0..CUTS {
+        let pair = |disk| json!({"volume": volume(disk), "generation": format!("55555555-5555-4555-8{disks:01}{disk:02}-{cut:012}")});
+        let group: Vec<Value> = (0..disks).map(pair).collect();
+        // Paced, so that each cut meets a steady load; how long exactly does not matter.
+        std::thread::sleep(Duration::from_millis(100));
+        let answer = control(dir, "snapshot", json!({"group": group}))?;
+        slowest.push(answer["cut"]["slowest_write_us"].as_f64().with_context(|| format!("a cut is answered with {answer}"))?);
+    }
+    for mut load in loads {
+        load.kill().context("ending fio")?;
+        load.wait().context("waiting for fio")?;
+    }
+    Ok(Row::spread(&format!("slowest write during a snapshot of {disks} loaded disk(s)"), "us", slowest))
 }
 
 fn generation(number: usize) -> String {

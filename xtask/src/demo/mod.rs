@@ -86,6 +86,7 @@ fn main_job(world: &mut World, guest: &guest::Guest, options: Options) -> Result
     step(world, "guest-writes", |world| prepare::known_data(world, &origin))?;
     let first = step(world, "vm-snapshot", |world| snapshot::take_and_judge(world, &origin))?;
     step(world, "snapshot-is-template", |world| snapshot::is_a_template(world, &origin, &first))?;
+    step(world, "vm-snapshot-with-quiesce", |world| snapshot::quiesced(world, &origin))?;
     let kept = step(world, "generations", |world| generations::take_many(world, &origin, options.generations))?;
     step(world, "snapshot-pause", |world| generations::report_pause(world, &kept))?;
     let instances = step(world, "vm-install", |world| instances::three(world, &origin, &first))?;

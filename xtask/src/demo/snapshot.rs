@@ -63,3 +63,18 @@ pub fn is_a_template(world: &mut World, origin: &Machine, first: &Generation) ->
     world.note(format!("vm-start on it: {}", refusal.trim().replace('\n', "; ")));
     Ok(())
 }
+
+/// A snapshot that insists on a quiesced guest, and a guest that writes again afterwards.
+pub fn quiesced(world: &mut World, origin: &Machine) -> Result<()> {
+    let uuid = world.xe(&["vm-snapshot-with-quiesce", &format!("uuid={}", origin.uuid), "new-name-label=quiesced"])?;
+    let kind = world.param_key("snapshot", &uuid, "snapshot-info", "disk-snapshot-type")?;
+    if kind != "quiesced" {
+        bail!("vm-snapshot-with-quiesce made a snapshot of type {kind}");
+    }
+    let frozen = world.param_key("snapshot", &uuid, "snapshot-info", "frozen_us")?;
+    origin.guest(world, "echo thawed > /data/thawed && sync && rm /data/thawed")?;
+    Machine { uuid: uuid.clone() }.judge(world)?;
+    world.xe(&["snapshot-uninstall", &format!("snapshot-uuid={uuid}"), "force=true"])?;
+    world.note(format!("file systems frozen for {frozen} us; the guest writes again"));
+    Ok(())
+}
