@@ -13,7 +13,7 @@ use std::rc::Rc;
 
 use tanada_disk::{Buf, BufMut, DiskOp, DiskResult};
 use tanada_format::geometry::SUPERBLOCK_AT;
-use tanada_format::{BLOCK_BYTES, Node, Pointer, Superblock, crc32c};
+use tanada_format::{BLOCK_BYTES, Node, Pointer, Superblock, TREE_BLOCKS, crc32c};
 
 use crate::alloc::Stream;
 use crate::cut::{Base, Cut, cut, finish};
@@ -246,6 +246,7 @@ impl State {
             || !self.versions.dropped.is_empty()
             || !self.walked.is_empty()
             || self.journal.used() > 1
+            || self.versions.dying().any(|version| version.cursor == TREE_BLOCKS)
     }
 
     fn checkpoint_is_due(&self) -> bool {

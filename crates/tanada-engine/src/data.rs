@@ -64,6 +64,9 @@ enum Admission {
 impl State {
     /// Places what waits, in order of arrival, as far as there is room.
     pub fn place_pending(&mut self) {
+        if self.is_read_only() {
+            return self.pending.clear(); // their ops are answered already
+        }
         let mut open: Option<DataWrite> = None;
         while let Some(piece) = self.pending.pop_front() {
             match self.admit(&piece, open.as_ref()) {

@@ -132,7 +132,7 @@ impl State {
             return None;
         }
         let sync = self.syncs.unsynced_since.map(|since| since + self.config.sync_micros);
-        let dirty = self.is_dirty() || self.versions.has_dying();
+        let dirty = self.is_dirty();
         let checkpoint = (dirty && !self.checkpoint.running)
             .then(|| (self.checkpoint.last_at + self.config.checkpoint_micros).max(self.now + 1000));
         sync.into_iter().chain(checkpoint).chain(self.punch_at()).min()

@@ -275,3 +275,23 @@ fn a_writer_in_a_full_store_waits_for_what_a_deletion_gives_back() {
     assert_eq!(shell.read(b, (written + 99) * 65536, 4096), [3; 4096]);
     assert!(shell.alerts.contains(&Alert::Full));
 }
+
+#[test]
+fn an_idle_store_comes_to_rest() {
+    let mut shell = small(256);
+    for n in 1..4 {
+        let export = shell.create(id(n), MIB);
+        if n > 1 {
+            shell.write(export, 0, &block(n as u64));
+        }
+        shell.close(export);
+    }
+    shell.must(Control::Checkpoint);
+    for n in 1..4 {
+        shell.must(Control::Destroy { id: id(n) });
+    }
+    // Nothing more is asked: by itself it checkpoints, walks, checkpoints, hands space back, and asks for no more turns.
+    let rests = (0..20_000).any(|_| !shell.step());
+    assert!(rests, "still wants a turn at {:?}, now is {}", shell.engine.deadline(), shell.now);
+    assert_eq!(shell.stat().dying, 0);
+}
