@@ -137,7 +137,7 @@ fn qemu_goes_on_when_blockd_is_killed() {
     assert!(qemu.status().unwrap().success());
     let mut fio = Process::new("fio");
     fio.args(["--name=verify", "--ioengine=nbd", "--iodepth=16", "--size=48m", "--rw=randwrite", "--bs=4k"]);
-    fio.args(["--verify=crc32c", "--verify_fatal=1", "--randrepeat=0", "--rate_iops=4000"]);
+    fio.args(["--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--randrepeat=0", "--rate_iops=4000"]);
     fio.arg(format!("--uri=nbd+unix:///disk?socket={}", socket.display()));
     let mut fio = fio.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     // Some writes must have gone through before each death, or it would prove nothing.
