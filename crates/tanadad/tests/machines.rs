@@ -205,6 +205,7 @@ impl World {
                         ("VCPUs_at_startup", 1_i64.into()),
                         ("domid", (-1_i64).into()),
                         ("actions_after_shutdown", "destroy".into()),
+                        ("actions_after_reboot", "restart".into()),
                         ("actions_after_crash", "restart".into()),
                     ],
                 )?;
@@ -385,6 +386,34 @@ fn a_full_storage_holds_the_guest_and_room_lets_it_go_on() {
     });
     assert_eq!(life.record("VM", &world.vm).str("power_state"), "Halted");
     assert_eq!(world.storage.attached(), 0);
+}
+
+#[test]
+fn a_guest_is_held_and_restarted() {
+    let world = World::new();
+    let life = world.live();
+    let power_state = || life.record("VM", &world.vm).str("power_state").to_owned();
+    life.run(async {
+        life.start(&world.vm).await;
+        power::pause(&life.daemon, &world.vm).await.unwrap();
+        assert_eq!(power_state(), "Paused");
+        power::unpause(&life.daemon, &world.vm).await.unwrap();
+        assert_eq!(power_state(), "Running");
+
+        life.guest(&world.vm, "touch /run/before").await;
+        let pid = life.daemon.vmm.machine(&world.vm).unwrap().process.pid();
+        power::clean_reboot(&life.daemon, &world.vm, &tanadad::rpc::task::TaskHandle::internal()).await.unwrap();
+        let facts = life.record("VM", &world.vm).reference("guest_metrics");
+        life.until("VM_guest_metrics", &facts, |facts| !facts.bool("live")).await;
+        life.until("VM_guest_metrics", &facts, |facts| facts.bool("live")).await;
+        life.guest(&world.vm, "[ ! -e /run/before ]").await;
+        assert_eq!(life.daemon.vmm.machine(&world.vm).unwrap().process.pid(), pid, "a restart keeps the process");
+
+        power::hard_reboot(&life.daemon, &world.vm).await.unwrap();
+        assert_eq!(power_state(), "Running");
+        power::force_off(&life.daemon, &world.vm).await.unwrap();
+        assert_eq!(power_state(), "Halted");
+    });
 }
 
 #[test]
