@@ -19,6 +19,9 @@ use crate::content::{BLOCK, Content};
 /// A time that never comes: not answered.
 pub const NEVER: u64 = u64::MAX;
 
+/// Stands for an operation that cannot be told from others by what it left.
+pub const UNKNOWN: usize = usize::MAX;
+
 /// An operation on one volume, as clients saw it.
 #[derive(Debug, Clone)]
 pub struct Op {
@@ -156,9 +159,14 @@ impl BlockHistory {
         if elsewhere || steps.next().is_some() { None } else { Some(step) }
     }
 
-    /// The last operation that gave the content; names it when versions are compared.
+    /// The operation that gave the content; names it when versions are compared. [`UNKNOWN`] where several may have.
     pub fn op_of(&self, content: &Content) -> usize {
-        self.steps.iter().rev().find(|step| step.contents.contains(content)).map_or(self.base_op, |step| step.op)
+        let mut ops = self.steps.iter().filter(|step| step.contents.contains(content)).map(|step| step.op);
+        match (self.base.contains(content), ops.next(), ops.next()) {
+            (false, Some(op), None) => op,
+            (true, None, None) => self.base_op,
+            _ => UNKNOWN,
+        }
     }
 }
 
