@@ -72,6 +72,9 @@ pub fn scan(source: &dyn ReadAt, superblock: &Superblock, findings: &mut Finding
 
 /// The block with number `seq`, if it continues the journal of `incarnation` (rules J4, J5).
 fn accept(bytes: &[u8], superblock: &Superblock, seq: u64, incarnation: u64) -> Result<JournalBlock, String> {
+    if bytes.iter().all(|byte| *byte == 0) {
+        return Err(format!("block {seq} of the journal was never written"));
+    }
     let block = JournalBlock::decode(bytes, superblock.store).map_err(|error| error.to_string())?;
     let header = &block.header;
     if header.seq != seq {

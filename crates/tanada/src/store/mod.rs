@@ -105,11 +105,11 @@ fn print_summary(report: &CheckReport) {
         superblock.checkpoint
     );
     println!(
-        "journal: a recovery replays {} records from {} blocks ({} to {}), {} blocks verified; it ends because {}",
+        "journal: a recovery replays {} records from {} blocks, {} to before {}; {} data blocks verified; it ends because {}",
         report.journal.records(),
         report.journal.blocks.len(),
         superblock.journal_seq,
-        report.journal.end_seq - 1,
+        report.journal.end_seq,
         report.journal.verified_blocks,
         report.journal.end_reason
     );
