@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use tanada_blockd_api::{Answer, Command, CutPair};
-use tanada_nbd::proto::{CMD_CACHE, CMD_READ, CMD_WRITE};
+use tanada_nbd::proto::{CMD_CACHE, CMD_READ, CMD_WRITE, RequestHeader};
 use uuid::Uuid;
 
 use crate::support::{MIB, Plane};
@@ -127,14 +127,15 @@ fn a_client_that_stalls_holds_up_nobody_and_takes_little_memory() {
     // One sends half a payload, the others ask for far more than they ever read.
     let mut half = plane.nbd("disk").unwrap();
     half.send(CMD_WRITE, 1, 0, MIB as u32, &[9; MIB as usize / 2]).unwrap();
+    // Each in one piece: the server stops listening to them, which would hold up a second one.
+    let many = |command, length| -> Vec<u8> {
+        let request = |cookie| RequestHeader { flags: 0, command, cookie, offset: 0, length }.encode();
+        (0..2000).flat_map(request).collect()
+    };
     let mut greedy = plane.nbd("disk").unwrap();
-    for cookie in 0..2000 {
-        greedy.send(CMD_READ, cookie, 0, 16 << 20, &[]).unwrap();
-    }
+    greedy.send_raw(&many(CMD_READ, 16 << 20)).unwrap();
     let mut chatty = plane.nbd("disk").unwrap();
-    for cookie in 0..2000 {
-        chatty.send(CMD_CACHE, cookie, 0, 512, &[]).unwrap();
-    }
+    chatty.send_raw(&many(CMD_CACHE, 512)).unwrap();
     for at in 0..200 {
         good.write(at * 4096, &[3; 4096]).unwrap();
         assert_eq!(good.read(at * 4096, 4096).unwrap(), [3; 4096]);

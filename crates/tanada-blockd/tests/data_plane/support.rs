@@ -235,6 +235,7 @@ impl Nbd {
     pub fn connect(path: &Path, token: &str) -> io::Result<Nbd> {
         let mut stream = UnixStream::connect(path)?;
         stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
         stream.read_exact(&mut [0; 18])?;
         let mut hello = u32::from(FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES).to_be_bytes().to_vec();
         hello.extend_from_slice(&OptionHeader { option: OPT_EXPORT_NAME, length: token.len() as u32 }.encode());

@@ -104,7 +104,14 @@ fn fio_reads_back_what_it_wrote() {
     let uri = plane.uri("disk");
     for (sizes, mode) in [("4k-128k", "randwrite"), ("512-9k", "randwrite"), ("64k-1m", "write")] {
         let mut fio = Process::new("fio");
-        fio.args(["--name=verify", "--ioengine=nbd", "--iodepth=32", "--size=24m", "--verify=crc32c", "--verify_state_save=0"]);
+        fio.args([
+            "--name=verify",
+            "--ioengine=nbd",
+            "--iodepth=32",
+            "--size=24m",
+            "--verify=crc32c",
+            "--verify_state_save=0",
+        ]);
         fio.args(["--randrepeat=0", "--verify_fatal=1", "--numjobs=2", "--offset_increment=48m", "--fsync=64"]);
         fio.args([&format!("--uri={uri}"), &format!("--bsrange={sizes}"), &format!("--rw={mode}")]);
         succeed(&mut fio);
