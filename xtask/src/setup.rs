@@ -39,7 +39,8 @@ const QEMU_FAMILY: &[&str] = &["qemu-system-x86", "qemu-utils", "qemu-system-com
 
 /// Installs what is missing and says so. Needs root only where something is missing.
 pub fn packages() -> Result<()> {
-    let mut missing: Vec<&str> = NEEDED.iter().filter(|(file, _)| !Path::new(file).exists()).map(|need| need.1).collect();
+    let mut missing: Vec<&str> =
+        NEEDED.iter().filter(|(file, _)| !Path::new(file).exists()).map(|need| need.1).collect();
     missing.sort_unstable();
     missing.dedup();
     if missing.is_empty() {
@@ -51,13 +52,15 @@ pub fn packages() -> Result<()> {
     }
     println!("installing Debian packages: {}", missing.join(" "));
     sh::output("apt-get", &["update", "-qq"])?;
-    let mut wanted: Vec<String> = missing.iter().filter(|name| !QEMU_FAMILY.contains(name)).map(ToString::to_string).collect();
+    let mut wanted: Vec<String> =
+        missing.iter().filter(|name| !QEMU_FAMILY.contains(name)).map(ToString::to_string).collect();
     if wanted.len() < missing.len() {
         // A newer qemu-utils (from backports, say) would be torn out or block the rest: name the release for all of them.
         let release = codename()?;
         wanted.extend(QEMU_FAMILY.iter().map(|name| format!("{name}/{release}")));
     }
-    let mut args: Vec<String> = ["DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-y", "-qq"].map(String::from).to_vec();
+    let mut args: Vec<String> =
+        ["DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-y", "-qq"].map(String::from).to_vec();
     args.extend(["--no-install-recommends", "--allow-downgrades"].map(String::from));
     args.extend(wanted);
     sh::output("env", &args).map(drop)
@@ -67,7 +70,8 @@ pub fn packages() -> Result<()> {
 fn codename() -> Result<String> {
     let text = fs::read_to_string("/etc/os-release").context("reading /etc/os-release")?;
     let line = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
-    line.map(|name| name.trim_matches('"').to_string()).context("/etc/os-release names no VERSION_CODENAME; Debian expected")
+    line.map(|name| name.trim_matches('"').to_string())
+        .context("/etc/os-release names no VERSION_CODENAME; Debian expected")
 }
 
 /// A Python with the official XenAPI SDK, made once under the target directory; returns the interpreter.
@@ -78,7 +82,10 @@ pub fn python() -> Result<PathBuf> {
     if !ready.exists() {
         println!("making a Python environment with the XenAPI SDK");
         sh::output("/usr/bin/python3", &[Path::new("-m"), Path::new("venv"), &venv])?;
-        sh::output(&python.to_string_lossy(), &["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "XenAPI"])?;
+        sh::output(
+            &python.to_string_lossy(),
+            &["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "XenAPI"],
+        )?;
         fs::write(&ready, "").with_context(|| format!("writing {}", ready.display()))?;
     }
     Ok(python)

@@ -29,7 +29,12 @@ pub fn run<S: AsRef<OsStr>>(program: &str, args: &[S]) -> Result<()> {
 pub fn output<S: AsRef<OsStr>>(program: &str, args: &[S]) -> Result<String> {
     let output = command(program, args).output().with_context(|| format!("starting {program}"))?;
     if !output.status.success() {
-        bail!("{} ended with {}: {}", shown(program, args), output.status, String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "{} ended with {}: {}",
+            shown(program, args),
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     String::from_utf8(output.stdout).with_context(|| format!("output of {program}"))
 }

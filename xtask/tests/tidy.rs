@@ -13,14 +13,29 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tanada-sim", &["tanada-units", "tanada-format", "tanada-disk", "tanada-engine"]),
     ("tanada-nbd", &["tanada-units"]),
     ("tanada-blockd-api", &["tanada-units"]),
-    ("tanada-blockd", &["tanada-units", "tanada-format", "tanada-disk", "tanada-engine", "tanada-nbd", "tanada-blockd-api"]),
+    (
+        "tanada-blockd",
+        &["tanada-units", "tanada-format", "tanada-disk", "tanada-engine", "tanada-nbd", "tanada-blockd-api"],
+    ),
     ("tanada-driver", &["tanada-units", "tanada-blockd-api", "tanada-nbd"]),
     ("tanada-qemu", &["tanada-units"]),
     ("tanada-xapi", &[]),
     ("tanada-xva", &["tanada-xapi"]),
     ("tanadad", &["tanada-units", "tanada-xapi", "tanada-driver", "tanada-qemu", "tanada-nbd", "tanada-xva"]),
     ("xe", &["tanada-xapi"]),
-    ("tanada", &["tanada-blockd", "tanada-blockd-api", "tanada-engine", "tanada-format", "tanada-disk", "tanadad", "xe", "tanada-units"]),
+    (
+        "tanada",
+        &[
+            "tanada-blockd",
+            "tanada-blockd-api",
+            "tanada-engine",
+            "tanada-format",
+            "tanada-disk",
+            "tanadad",
+            "xe",
+            "tanada-units",
+        ],
+    ),
     ("tanada-e2e", &["tanada-xapi", "tanada-blockd-api", "tanada-nbd", "tanada-qemu", "tanada-witness"]),
     ("tanada-witness", &[]),
     ("xtask", &["tanada-witness", "tanadad", "tanada-sim"]),
@@ -71,8 +86,10 @@ fn dependencies_point_one_way() {
     let own: Vec<&str> = arrows.keys().copied().collect();
     for path in manifests() {
         let text = fs::read_to_string(&path).expect("a manifest");
-        let name = text.lines().find_map(|line| line.strip_prefix("name = ")).expect("a name").trim_matches('"').to_string();
-        let allowed = arrows.get(name.as_str()).unwrap_or_else(|| panic!("{name} is not in the table of arrows: add it there"));
+        let name =
+            text.lines().find_map(|line| line.strip_prefix("name = ")).expect("a name").trim_matches('"').to_string();
+        let allowed =
+            arrows.get(name.as_str()).unwrap_or_else(|| panic!("{name} is not in the table of arrows: add it there"));
         for used in own_dependencies(&text, &own) {
             assert!(allowed.contains(&used.as_str()), "{name} uses {used}: the table of arrows does not allow that");
         }
@@ -81,13 +98,18 @@ fn dependencies_point_one_way() {
 
 #[test]
 fn files_stay_readable() {
-    let mut lengths: Vec<(usize, PathBuf)> =
-        all_sources().into_iter().map(|path| (fs::read_to_string(&path).expect("a source file").lines().count(), path)).collect();
+    let mut lengths: Vec<(usize, PathBuf)> = all_sources()
+        .into_iter()
+        .map(|path| (fs::read_to_string(&path).expect("a source file").lines().count(), path))
+        .collect();
     lengths.sort();
     let (longest, path) = lengths.last().expect("sources");
     assert!(*longest <= FILE_LINES_MAX, "{} has {longest} lines, at most {FILE_LINES_MAX} are allowed", path.display());
     let median = lengths[lengths.len() / 2].0;
-    assert!(median <= FILE_LINES_MEDIAN_MAX, "the median file has {median} lines, at most {FILE_LINES_MEDIAN_MAX} are allowed");
+    assert!(
+        median <= FILE_LINES_MEDIAN_MAX,
+        "the median file has {median} lines, at most {FILE_LINES_MEDIAN_MAX} are allowed"
+    );
 }
 
 #[test]

@@ -39,28 +39,59 @@ pub struct Envelope {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "method", content = "params", rename_all = "snake_case")]
 pub enum Command {
-    CreateVolume { volume: Uuid, size: u64 },
+    CreateVolume {
+        volume: Uuid,
+        size: u64,
+    },
     /// A volume or a generation. Detach it first.
-    Destroy { target: Uuid },
-    Resize { volume: Uuid, size: u64 },
+    Destroy {
+        target: Uuid,
+    },
+    Resize {
+        volume: Uuid,
+        size: u64,
+    },
     /// All pairs at one instant.
-    Snapshot { group: Vec<CutPair> },
-    Clone { source: Uuid, volume: Uuid },
-    Revert { volume: Uuid, generation: Uuid },
+    Snapshot {
+        group: Vec<CutPair>,
+    },
+    Clone {
+        source: Uuid,
+        volume: Uuid,
+    },
+    Revert {
+        volume: Uuid,
+        generation: Uuid,
+    },
     /// Changed extents from one generation (or volume) to another of its family, from `offset` on, at most `extents_max`.
-    Difference { from: Uuid, to: Uuid, offset: u64, extents_max: u32 },
-    Usage { target: Uuid },
+    Difference {
+        from: Uuid,
+        to: Uuid,
+        offset: u64,
+        extents_max: u32,
+    },
+    Usage {
+        target: Uuid,
+    },
     List,
     StoreStat,
     /// Answers when no deletion or release is pending any more.
     Settle,
     Checkpoint,
-    GrowStore { size: u64 },
+    GrowStore {
+        size: u64,
+    },
     /// Makes `target` reachable over NBD under the export name `token`. Survives restarts of blockd, ends with `Detach`
     /// or with the boot. Repeating an attachment with the same token and target succeeds.
-    Attach { token: String, target: Uuid, writable: bool },
+    Attach {
+        token: String,
+        target: Uuid,
+        writable: bool,
+    },
     /// Ends an attachment: its connections are closed, its name is forgotten.
-    Detach { token: String },
+    Detach {
+        token: String,
+    },
     Attachments,
 }
 
@@ -213,7 +244,10 @@ mod tests {
 
     #[test]
     fn a_line_reads_back_as_it_was_written() {
-        let envelope = Envelope { id: 7, command: Command::Snapshot { group: vec![CutPair { volume: Uuid::nil(), generation: Uuid::max() }] } };
+        let envelope = Envelope {
+            id: 7,
+            command: Command::Snapshot { group: vec![CutPair { volume: Uuid::nil(), generation: Uuid::max() }] },
+        };
         let line = serde_json::to_string(&envelope).unwrap();
         assert!(line.contains("\"method\":\"snapshot\""), "{line}");
         assert_eq!(serde_json::from_str::<Envelope>(&line).unwrap().command, envelope.command);
@@ -221,6 +255,9 @@ mod tests {
         assert_eq!(list.command, Command::List);
         let response = Response { id: 7, outcome: Outcome::Ok(Answer::Changed { changed: true }) };
         let line = serde_json::to_string(&response).unwrap();
-        assert!(matches!(serde_json::from_str::<Response>(&line).unwrap().outcome, Outcome::Ok(Answer::Changed { changed: true })));
+        assert!(matches!(
+            serde_json::from_str::<Response>(&line).unwrap().outcome,
+            Outcome::Ok(Answer::Changed { changed: true })
+        ));
     }
 }

@@ -69,7 +69,10 @@ fn generations_of_two_volumes_are_of_one_instant() -> Result<()> {
             std::thread::yield_now();
         }
         let pair = [u128::from(number) * 2 + 0x1000, u128::from(number) * 2 + 0x1001].map(Uuid::from_u128);
-        let group = vec![CutPair { volume: volumes[0], generation: pair[0] }, CutPair { volume: volumes[1], generation: pair[1] }];
+        let group = vec![
+            CutPair { volume: volumes[0], generation: pair[0] },
+            CutPair { volume: volumes[1], generation: pair[1] },
+        ];
         match store.control(Verb::Snapshot { group })? {
             Answer::Cut(report) if report.changed => kept.push(pair),
             other => bail!("a snapshot is answered with {other:?}"),

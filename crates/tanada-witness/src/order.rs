@@ -75,7 +75,9 @@ fn judge_ring(name: &str, ring: &[u8]) -> Result<u64> {
         // The largest number up to `newest` that belongs into the slot; 0 where the ring has not come round yet.
         let expected = newest.saturating_sub((newest + slots - slot) % slots);
         if number != expected {
-            bail!("{name}, slot {slot}: record {number} where {expected} belongs (newest is {newest}): a write is missing");
+            bail!(
+                "{name}, slot {slot}: record {number} where {expected} belongs (newest is {newest}): a write is missing"
+            );
         }
     }
     Ok(newest)

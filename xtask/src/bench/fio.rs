@@ -26,14 +26,35 @@ pub struct Figures {
 
 impl Workload {
     /// Writes everything once.
-    pub const FILL: Workload = Workload { name: "fill", args: &["--rw=write", "--bs=1M", "--iodepth=8"], direction: "write" };
+    pub const FILL: Workload =
+        Workload { name: "fill", args: &["--rw=write", "--bs=1M", "--iodepth=8"], direction: "write" };
 
     pub const MEASURED: &'static [Workload] = &[
-        Workload { name: "4 KiB random write, depth 32", args: &["--rw=randwrite", "--bs=4k", "--iodepth=32"], direction: "write" },
-        Workload { name: "4 KiB random read, depth 32", args: &["--rw=randread", "--bs=4k", "--iodepth=32"], direction: "read" },
-        Workload { name: "4 KiB write + flush, depth 1", args: &["--rw=randwrite", "--bs=4k", "--iodepth=1", "--fsync=1"], direction: "write" },
-        Workload { name: "128 KiB sequential write, depth 8", args: &["--rw=write", "--bs=128k", "--iodepth=8"], direction: "write" },
-        Workload { name: "128 KiB sequential read, depth 8", args: &["--rw=read", "--bs=128k", "--iodepth=8"], direction: "read" },
+        Workload {
+            name: "4 KiB random write, depth 32",
+            args: &["--rw=randwrite", "--bs=4k", "--iodepth=32"],
+            direction: "write",
+        },
+        Workload {
+            name: "4 KiB random read, depth 32",
+            args: &["--rw=randread", "--bs=4k", "--iodepth=32"],
+            direction: "read",
+        },
+        Workload {
+            name: "4 KiB write + flush, depth 1",
+            args: &["--rw=randwrite", "--bs=4k", "--iodepth=1", "--fsync=1"],
+            direction: "write",
+        },
+        Workload {
+            name: "128 KiB sequential write, depth 8",
+            args: &["--rw=write", "--bs=128k", "--iodepth=8"],
+            direction: "write",
+        },
+        Workload {
+            name: "128 KiB sequential read, depth 8",
+            args: &["--rw=read", "--bs=128k", "--iodepth=8"],
+            direction: "read",
+        },
     ];
 }
 
@@ -64,7 +85,14 @@ pub fn load(uri: &str, bytes: u64) -> Result<Child> {
 }
 
 fn common(uri: &str) -> Vec<String> {
-    let fixed = ["--name=bench", "--ioengine=nbd", "--output-format=json", "--norandommap", "--randrepeat=0", "--refill_buffers"];
+    let fixed = [
+        "--name=bench",
+        "--ioengine=nbd",
+        "--output-format=json",
+        "--norandommap",
+        "--randrepeat=0",
+        "--refill_buffers",
+    ];
     let mut args: Vec<String> = fixed.map(String::from).to_vec();
     args.extend([format!("--uri={uri}"), format!("--size={}", super::VOLUME_BYTES)]);
     args

@@ -35,7 +35,9 @@ impl Options {
                 "--seconds" => options.seconds = value()?.parse().context("--seconds: a number expected")?,
                 "--path" => options.path = PathBuf::from(value()?),
                 "--json" => options.json = Some(PathBuf::from(value()?)),
-                other => bail!("bench: unknown option {other}; --rounds N, --seconds N, --path DIR, --json FILE are known"),
+                other => {
+                    bail!("bench: unknown option {other}; --rounds N, --seconds N, --path DIR, --json FILE are known")
+                }
             }
         }
         if options.rounds == 0 || options.seconds == 0 {

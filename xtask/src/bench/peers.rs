@@ -37,8 +37,14 @@ pub fn all(dir: &Path) -> Result<Vec<Peer>> {
     let qcow2 = dir.join("peer.qcow2");
     sh::output("qemu-img", &["create", "-q", "-f", "qcow2", &qcow2.to_string_lossy(), &VOLUME_BYTES.to_string()])?;
     Ok(vec![
-        Peer { name: "qemu-nbd raw", kind: Kind::QemuNbd { file: raw, format: "raw", socket: dir.join("raw.sock"), server: None } },
-        Peer { name: "qemu-nbd qcow2", kind: Kind::QemuNbd { file: qcow2, format: "qcow2", socket: dir.join("qcow2.sock"), server: None } },
+        Peer {
+            name: "qemu-nbd raw",
+            kind: Kind::QemuNbd { file: raw, format: "raw", socket: dir.join("raw.sock"), server: None },
+        },
+        Peer {
+            name: "qemu-nbd qcow2",
+            kind: Kind::QemuNbd { file: qcow2, format: "qcow2", socket: dir.join("qcow2.sock"), server: None },
+        },
         Peer { name: "tanada", kind: start_tanada(dir)? },
     ])
 }
@@ -105,7 +111,8 @@ impl Peer {
             control(dir, "clone", json!({"source": generation(*next), "volume": clone}))?;
             clones.push(start.elapsed().as_secs_f64() * 1e6);
         }
-        let mut rows = vec![Row::spread("snapshot, durable, idle", "us", cuts), Row::spread("clone, durable", "us", clones)];
+        let mut rows =
+            vec![Row::spread("snapshot, durable, idle", "us", cuts), Row::spread("clone, durable", "us", clones)];
         for disks in [1, 3] {
             rows.push(pause(dir, disks)?);
         }
@@ -141,7 +148,9 @@ fn pause(dir: &Path, disks: usize) -> Result<Row> {
         // Paced, so that each cut meets a steady load; how long exactly does not matter.
         std::thread::sleep(Duration::from_millis(100));
         let answer = control(dir, "snapshot", json!({"group": group}))?;
-        slowest.push(answer["cut"]["slowest_write_us"].as_f64().with_context(|| format!("a cut is answered with {answer}"))?);
+        slowest.push(
+            answer["cut"]["slowest_write_us"].as_f64().with_context(|| format!("a cut is answered with {answer}"))?,
+        );
     }
     for mut load in loads {
         load.kill().context("ending fio")?;

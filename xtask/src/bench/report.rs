@@ -26,7 +26,14 @@ impl Row {
     pub fn spread(name: &str, unit: &'static str, mut values: Vec<f64>) -> Row {
         values.sort_by(f64::total_cmp);
         let at = |index: usize| values.get(index).copied().unwrap_or(0.0);
-        Row { name: name.into(), unit, least: at(0), median: at(values.len() / 2), most: at(values.len().saturating_sub(1)), ratio: None }
+        Row {
+            name: name.into(),
+            unit,
+            least: at(0),
+            median: at(values.len() / 2),
+            most: at(values.len().saturating_sub(1)),
+            ratio: None,
+        }
     }
 }
 
@@ -56,9 +63,12 @@ impl Report {
         let mut rows = Vec::new();
         for ((generations, workload, peer), samples) in &self.samples {
             let reference = self.samples.get(&(*generations, workload.clone(), REFERENCE));
-            for (unit, value) in [("IOPS", (|figures| figures.iops) as fn(&Figures) -> f64), ("p99 us", |figures| figures.p99_us)] {
+            for (unit, value) in
+                [("IOPS", (|figures| figures.iops) as fn(&Figures) -> f64), ("p99 us", |figures| figures.p99_us)]
+            {
                 let values: Vec<f64> = samples.iter().map(value).collect();
-                let mut row = Row::spread(&format!("{workload}, {generations} generations, {peer}"), unit, values.clone());
+                let mut row =
+                    Row::spread(&format!("{workload}, {generations} generations, {peer}"), unit, values.clone());
                 if let Some(reference) = reference {
                     let ratios = values.iter().zip(reference).map(|(own, other)| own / value(other)).collect();
                     row.ratio = Some(Row::spread("", "", ratios).median);
@@ -74,7 +84,10 @@ impl Report {
         println!("{:<70} {:>8} {:>10} {:>10} {:>10} {:>7}", "what", "unit", "min", "median", "max", "ratio");
         for row in self.all_rows() {
             let ratio = row.ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}"));
-            println!("{:<70} {:>8} {:>10.0} {:>10.0} {:>10.0} {:>7}", row.name, row.unit, row.least, row.median, row.most, ratio);
+            println!(
+                "{:<70} {:>8} {:>10.0} {:>10.0} {:>10.0} {:>7}",
+                row.name, row.unit, row.least, row.median, row.most, ratio
+            );
         }
     }
 
@@ -85,7 +98,8 @@ impl Report {
             .map(|row| json!({"name": row.name, "unit": row.unit, "min": row.least, "value": row.median, "max": row.most, "ratio": row.ratio}))
             .collect();
         let machine = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let model = machine.lines().find_map(|line| line.strip_prefix("model name\t: ")).unwrap_or("unknown").to_string();
+        let model =
+            machine.lines().find_map(|line| line.strip_prefix("model name\t: ")).unwrap_or("unknown").to_string();
         let cores = std::thread::available_parallelism().map_or(0, usize::from);
         Ok(serde_json::to_string_pretty(&json!({"machine": {"cpu": model, "cores": cores}, "rows": rows}))?)
     }

@@ -19,13 +19,18 @@ pub fn there_and_back(world: &mut World, sr: &str, first: &Generation) -> Result
     let [plain_bytes, packed_bytes] = [&plain, &packed].map(|path| path.metadata().map(|meta| meta.len()));
     world.note(format!("plain {} KiB, zstd {} KiB", plain_bytes? >> 10, packed_bytes? >> 10));
     for (name, path) in [("plain", &plain), ("zstd", &packed)] {
-        let template = Machine { uuid: world.xe(&["vm-import", &format!("filename={}", path.display()), &format!("sr-uuid={sr}")])? };
+        let template = Machine {
+            uuid: world.xe(&["vm-import", &format!("filename={}", path.display()), &format!("sr-uuid={sr}")])?,
+        };
         if world.param("template", &template.uuid, "is-a-template")? != "true" {
             bail!("the imported {} is no template", template.uuid);
         }
         let judgement = template.judge(world)?;
         if judgement != first.judgement {
-            bail!("the template imported from the {name} archive holds other data: {judgement:?}, {:?} expected", first.judgement);
+            bail!(
+                "the template imported from the {name} archive holds other data: {judgement:?}, {:?} expected",
+                first.judgement
+            );
         }
         if name == "zstd" {
             boot_from(world, &template)?;
@@ -46,7 +51,11 @@ fn boot_from(world: &mut World, template: &Machine) -> Result<()> {
 
 fn export(world: &World, generation: &Generation, name: &str, compress: Option<&str>) -> Result<PathBuf> {
     let path = world.dir.join(name);
-    let mut args = vec!["template-export".to_string(), format!("template-uuid={}", generation.template.uuid), format!("filename={}", path.display())];
+    let mut args = vec![
+        "template-export".to_string(),
+        format!("template-uuid={}", generation.template.uuid),
+        format!("filename={}", path.display()),
+    ];
     args.extend(compress.map(|method| format!("compress={method}")));
     world.xe(&args)?;
     Ok(path)
@@ -67,7 +76,8 @@ pub fn damaged_are_refused(world: &mut World, sr: &str) -> Result<()> {
     for (what, bytes) in damaged {
         let path = world.dir.join("damaged.xva");
         fs::write(&path, bytes)?;
-        let refusal = world.xe_fails(&["vm-import", &format!("filename={}", path.display()), &format!("sr-uuid={sr}")])?;
+        let refusal =
+            world.xe_fails(&["vm-import", &format!("filename={}", path.display()), &format!("sr-uuid={sr}")])?;
         let after = inventory(world)?;
         if after != before {
             bail!("the refused import ({what}) left something behind: {before:?} before, {after:?} after");

@@ -49,7 +49,11 @@ pub fn report_pause(world: &mut World, kept: &[Generation]) -> Result<()> {
     let mut pauses: Vec<u64> = kept.iter().map(|generation| generation.pause_us).collect();
     pauses.sort_unstable();
     let (Some(least), Some(most)) = (pauses.first(), pauses.last()) else { bail!("no generation was taken") };
-    let text = format!("write pause of {} snapshots of 3 disks: min {least} us, median {} us, max {most} us", pauses.len(), pauses[pauses.len() / 2]);
+    let text = format!(
+        "write pause of {} snapshots of 3 disks: min {least} us, median {} us, max {most} us",
+        pauses.len(),
+        pauses[pauses.len() / 2]
+    );
     world.note(text);
     Ok(())
 }
@@ -62,7 +66,14 @@ pub fn revert(world: &mut World, origin: &Machine, kept: &[Generation]) -> Resul
     origin.start(world)?;
     let found = origin.guest(world, "cat /data/generation && cd /data && sha256sum -c known.sha256")?;
     origin.guest(world, "tanada-witness check /dev/vdc 0 8388608 7")?;
-    let order = origin.guest(world, &format!("tanada-witness verify-ordered /dev/vdb /dev/vdc {} {}", super::machine::DATA_BYTES, super::machine::RING_SLOTS))?;
+    let order = origin.guest(
+        world,
+        &format!(
+            "tanada-witness verify-ordered /dev/vdb /dev/vdc {} {}",
+            super::machine::DATA_BYTES,
+            super::machine::RING_SLOTS
+        ),
+    )?;
     let expected = format!("a={} b={}", target.judgement.order.newest_on_a, target.judgement.order.newest_on_b);
     if !order.contains(&expected) {
         bail!("after the revert to {} the guest finds '{order}', '{expected}' expected", target.name);
@@ -77,7 +88,12 @@ pub fn delete_scrambled(world: &mut World, sr: &str, mut kept: Vec<Generation>) 
     let before = world.bytes("sr", sr, "physical-utilisation")?;
     // A fixed multiplicative shuffle: no order that a walk could like, the same in every run.
     let total = kept.len();
-    kept.sort_by_key(|generation| generation.name.bytes().fold(7u64, |hash, byte| hash.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(u64::from(byte))));
+    kept.sort_by_key(|generation| {
+        generation
+            .name
+            .bytes()
+            .fold(7u64, |hash, byte| hash.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(u64::from(byte)))
+    });
     let mut deleted = 0;
     while kept.len() > 3 {
         for _ in 0..10.min(kept.len() - 3) {
@@ -88,7 +104,11 @@ pub fn delete_scrambled(world: &mut World, sr: &str, mut kept: Vec<Generation>) 
         for generation in &kept {
             let now = generation.template.judge(world)?;
             if now != generation.judgement {
-                bail!("{} reads otherwise than when it was taken: {:?} then, {now:?} now", generation.name, generation.judgement);
+                bail!(
+                    "{} reads otherwise than when it was taken: {:?} then, {now:?} now",
+                    generation.name,
+                    generation.judgement
+                );
             }
         }
     }
@@ -108,4 +128,3 @@ pub fn delete_scrambled(world: &mut World, sr: &str, mut kept: Vec<Generation>) 
     world.note(format!("{deleted} of {total} deleted; used {} MiB before, {} MiB after", before >> 20, after >> 20));
     Ok(())
 }
-

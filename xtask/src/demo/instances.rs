@@ -14,20 +14,29 @@ pub fn three(world: &mut World, origin: &Machine, first: &Generation) -> Result<
     let mut identities = BTreeSet::from([identity(world, origin)?]);
     for number in 1..=3 {
         let start = std::time::Instant::now();
-        let uuid = world.xe(&["vm-install", &format!("template={}", first.template.uuid), &format!("new-name-label=db1-copy-{number}")])?;
+        let uuid = world.xe(&[
+            "vm-install",
+            &format!("template={}", first.template.uuid),
+            &format!("new-name-label=db1-copy-{number}"),
+        ])?;
         let cloned = start.elapsed();
         let instance = Machine { uuid };
         instance.start(world)?;
         let booted = start.elapsed();
         instance.guest(world, "cd /data && sha256sum -c known.sha256 && grep -qx first generation")?;
         instance.guest(world, "tanada-witness check /dev/vdc 0 8388608 7")?;
-        let order = instance.guest(world, &format!("tanada-witness verify-ordered /dev/vdb /dev/vdc {DATA_BYTES} {RING_SLOTS}"))?;
+        let order = instance
+            .guest(world, &format!("tanada-witness verify-ordered /dev/vdb /dev/vdc {DATA_BYTES} {RING_SLOTS}"))?;
         let expected = format!("a={} b={}", first.judgement.order.newest_on_a, first.judgement.order.newest_on_b);
         if !order.contains(&expected) {
             bail!("instance {number} finds '{order}', '{expected}' expected");
         }
         identities.insert(identity(world, &instance)?);
-        world.note(format!("instance {number}: clone {} ms, guest answers after {} ms", cloned.as_millis(), booted.as_millis()));
+        world.note(format!(
+            "instance {number}: clone {} ms, guest answers after {} ms",
+            cloned.as_millis(),
+            booted.as_millis()
+        ));
         instances.push(instance);
     }
     if identities.len() != 4 {
@@ -51,11 +60,14 @@ pub fn backup_by_mount(world: &mut World, instances: &[Machine], first: &Generat
     let server = instances.first().context("an instance to be the backup server")?;
     let vdi = first.template.disk(world, "1")?;
     let device = format!("vm-uuid={}", server.uuid);
-    let vbd = world.xe(&["vbd-create", &device, &format!("vdi-uuid={vdi}"), "device=autodetect", "mode=RO", "type=Disk"])?;
+    let vbd =
+        world.xe(&["vbd-create", &device, &format!("vdi-uuid={vdi}"), "device=autodetect", "mode=RO", "type=Disk"])?;
     world.xe(&["vbd-plug", &format!("uuid={vbd}")])?;
-    server.guest(world, "for i in 1 2 3 4 5 6 7 8 9 10; do [ -b /dev/vdd ] && break; sleep 0.5; done; [ -b /dev/vdd ]")?;
+    server
+        .guest(world, "for i in 1 2 3 4 5 6 7 8 9 10; do [ -b /dev/vdd ] && break; sleep 0.5; done; [ -b /dev/vdd ]")?;
     server.guest(world, "mkdir -p /mnt/backup && mount -t ext4 -o ro,noload /dev/vdd /mnt/backup")?;
-    let copied = server.guest(world, "cp /mnt/backup/known /tmp/known && cd /tmp && sha256sum -c /mnt/backup/known.sha256")?;
+    let copied =
+        server.guest(world, "cp /mnt/backup/known /tmp/known && cd /tmp && sha256sum -c /mnt/backup/known.sha256")?;
     server.guest(world, "umount /mnt/backup && ! dd if=/dev/zero of=/dev/vdd bs=4k count=1 conv=fsync 2>/dev/null")?;
     world.xe(&["vbd-unplug", &format!("uuid={vbd}")])?;
     server.guest(world, "[ ! -b /dev/vdd ]")?;

@@ -18,7 +18,8 @@ pub fn control_plane(world: &mut World, origin: &Machine) -> Result<()> {
     // The later the blow, the further the snapshot has come; which step it hits differs from run to run.
     for (round, delay_ms) in [0, 20, 40, 80, 160, 320].into_iter().enumerate() {
         let name = format!("interrupted-{round}");
-        let mut snapshot = world.xe_command(&["vm-snapshot", &format!("uuid={}", origin.uuid), &format!("new-name-label={name}")]);
+        let mut snapshot =
+            world.xe_command(&["vm-snapshot", &format!("uuid={}", origin.uuid), &format!("new-name-label={name}")]);
         let mut child = snapshot.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("starting xe")?;
         std::thread::sleep(Duration::from_millis(delay_ms));
         world.kill_daemon()?;
@@ -57,10 +58,13 @@ pub fn data_plane(world: &mut World, origin: &Machine) -> Result<()> {
         if successor == pid {
             bail!("blockd {pid} is still there after kill -9");
         }
-        world.note(format!("round {round}: blockd {pid} killed, {successor} took over, the writer went on from {before} to {after}"));
+        world.note(format!(
+            "round {round}: blockd {pid} killed, {successor} took over, the writer went on from {before} to {after}"
+        ));
     }
     origin.guest(world, "killall tanada-witness; sleep 0.5; true")?;
-    let order = origin.guest(world, &format!("tanada-witness verify-ordered /dev/vdb /dev/vdc {DATA_BYTES} {RING_SLOTS}"))?;
+    let order =
+        origin.guest(world, &format!("tanada-witness verify-ordered /dev/vdb /dev/vdc {DATA_BYTES} {RING_SLOTS}"))?;
     origin.guest(world, "tanada-witness check /dev/vdc 0 8388608 7 && cd /data && sha256sum -c known.sha256")?;
     let kernel = origin.guest(world, "dmesg | grep -ciE 'i/o error|ext4-fs error' || true")?;
     if kernel.trim() != "0" {
@@ -97,7 +101,8 @@ fn qemu_of(_world: &World, origin: &Machine) -> Result<u32> {
 /// The process that serves the store now.
 fn blockd_pid(world: &World) -> Result<i32> {
     eventually("blockd's pid file", Duration::from_secs(10), || {
-        let found = find_file(&world.dir.join("run"), "blockd.pid").context("no blockd.pid below the runtime directory")?;
+        let found =
+            find_file(&world.dir.join("run"), "blockd.pid").context("no blockd.pid below the runtime directory")?;
         let text = fs::read_to_string(&found)?;
         text.trim().parse().with_context(|| format!("{} holds '{text}'", found.display()))
     })
@@ -109,7 +114,9 @@ fn find_file(dir: &std::path::Path, name: &str) -> Option<std::path::PathBuf> {
         if path.file_name().is_some_and(|file| file == name) {
             return Some(path);
         }
-        if path.is_dir() && let Some(found) = find_file(&path, name) {
+        if path.is_dir()
+            && let Some(found) = find_file(&path, name)
+        {
             return Some(found);
         }
     }

@@ -43,23 +43,40 @@ impl Machine {
     /// Runs a shell command in the guest; its output, or an error with what it said.
     pub fn guest(&self, world: &World, command: &str) -> Result<String> {
         let answer = self.plugin(world, "exec", &[format!("args:command={command}")])?;
-        let answer: serde_json::Value = serde_json::from_str(&answer).with_context(|| format!("answer of the guest agent: {answer}"))?;
+        let answer: serde_json::Value =
+            serde_json::from_str(&answer).with_context(|| format!("answer of the guest agent: {answer}"))?;
         let text = |name: &str| answer[name].as_str().unwrap_or_default().to_string();
         if answer["exitcode"].as_i64() != Some(0) {
-            bail!("in the guest, `{command}` ended with {}: {} {}", answer["exitcode"], text("stdout").trim(), text("stderr").trim());
+            bail!(
+                "in the guest, `{command}` ended with {}: {} {}",
+                answer["exitcode"],
+                text("stdout").trim(),
+                text("stderr").trim()
+            );
         }
         Ok(text("stdout").trim_end().to_string())
     }
 
     fn plugin(&self, world: &World, function: &str, args: &[String]) -> Result<String> {
-        let mut all = vec!["vm-call-plugin".to_string(), format!("vm-uuid={}", self.uuid), "plugin=guest-agent".into(), format!("fn={function}")];
+        let mut all = vec![
+            "vm-call-plugin".to_string(),
+            format!("vm-uuid={}", self.uuid),
+            "plugin=guest-agent".into(),
+            format!("fn={function}"),
+        ];
         all.extend_from_slice(args);
         world.xe(&all)
     }
 
     /// The VDI behind a device number.
     pub fn disk(&self, world: &World, device: &str) -> Result<String> {
-        let vdi = world.xe(&["vbd-list", &format!("vm-uuid={}", self.uuid), &format!("userdevice={device}"), "params=vdi-uuid", "--minimal"])?;
+        let vdi = world.xe(&[
+            "vbd-list",
+            &format!("vm-uuid={}", self.uuid),
+            &format!("userdevice={device}"),
+            "params=vdi-uuid",
+            "--minimal",
+        ])?;
         if vdi.len() != 36 {
             bail!("machine {} shows '{vdi}' as disk {device}: one uuid expected", self.uuid);
         }
@@ -72,7 +89,9 @@ impl Machine {
         if file.exists() {
             fs::remove_file(file)?;
         }
-        world.xe(&["vdi-export", &format!("uuid={vdi}"), &format!("filename={}", file.display()), "format=raw"]).map(drop)
+        world
+            .xe(&["vdi-export", &format!("uuid={vdi}"), &format!("filename={}", file.display()), "format=raw"])
+            .map(drop)
     }
 
     /// Reads both data disks of a snapshot and judges the order of their records; also one digest over both.
@@ -106,5 +125,8 @@ pub struct Judgement {
 pub fn sha256(file: &Path) -> Result<String> {
     let output = Command::new("sha256sum").arg(file).stderr(Stdio::inherit()).output().context("starting sha256sum")?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    text.split_whitespace().next().map(str::to_string).with_context(|| format!("sha256sum of {} said nothing", file.display()))
+    text.split_whitespace()
+        .next()
+        .map(str::to_string)
+        .with_context(|| format!("sha256sum of {} said nothing", file.display()))
 }

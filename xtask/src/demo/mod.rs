@@ -41,7 +41,8 @@ impl Options {
                 "--dev" => options.dev = true,
                 "--generations" => {
                     let value = args.next().context("--generations needs a number")?;
-                    options.generations = value.parse().with_context(|| format!("--generations {value}: a number expected"))?;
+                    options.generations =
+                        value.parse().with_context(|| format!("--generations {value}: a number expected"))?;
                     if !(4..=1000).contains(&options.generations) {
                         bail!("--generations {value}: 4 to 1000 expected");
                     }

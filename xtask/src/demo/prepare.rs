@@ -30,7 +30,8 @@ pub fn storage_repository(world: &mut World) -> Result<String> {
     if !listed.contains(&sr) {
         bail!("sr-list does not show {sr}: {listed}");
     }
-    let [physical, used, virtual_size] = ["physical-size", "physical-utilisation", "virtual-allocation"].map(|name| world.bytes("sr", &sr, name));
+    let [physical, used, virtual_size] =
+        ["physical-size", "physical-utilisation", "virtual-allocation"].map(|name| world.bytes("sr", &sr, name));
     let (physical, used, virtual_size) = (physical?, used?, virtual_size?);
     if physical == 0 || used >= physical || virtual_size != 0 {
         bail!("a new repository shows physical {physical}, used {used}, virtual {virtual_size}");
@@ -48,17 +49,39 @@ pub fn virtual_machine(world: &mut World, sr: &str, guest: &Guest) -> Result<Mac
     let image = data_image(world)?;
     world.xe(&["vdi-import", &format!("uuid={data}"), &format!("filename={image}"), "format=raw"])?;
     let log = create_vdi(world, sr, "data-b", DISK_BYTES)?;
-    let uuid = world.xe(&["vm-install", "template=Other install media", "new-name-label=db1", &format!("sr-uuid={sr}")])?;
+    let uuid =
+        world.xe(&["vm-install", "template=Other install media", "new-name-label=db1", &format!("sr-uuid={sr}")])?;
     let machine = Machine { uuid };
     let vm = format!("uuid={}", machine.uuid);
-    world.xe(&["vm-memory-limits-set", &vm, "static-min=256MiB", "dynamic-min=256MiB", "dynamic-max=256MiB", "static-max=256MiB"])?;
+    world.xe(&[
+        "vm-memory-limits-set",
+        &vm,
+        "static-min=256MiB",
+        "dynamic-min=256MiB",
+        "dynamic-max=256MiB",
+        "static-max=256MiB",
+    ])?;
     for (device, vdi) in [("0", &root), ("1", &data), ("2", &log)] {
         let bootable = if device == "0" { "bootable=true" } else { "bootable=false" };
-        world.xe(&["vbd-create", &format!("vm-uuid={}", machine.uuid), &format!("vdi-uuid={vdi}"), &format!("device={device}"), bootable, "mode=RW", "type=Disk"])?;
+        world.xe(&[
+            "vbd-create",
+            &format!("vm-uuid={}", machine.uuid),
+            &format!("vdi-uuid={vdi}"),
+            &format!("device={device}"),
+            bootable,
+            "mode=RW",
+            "type=Disk",
+        ])?;
     }
     let network = world.xe(&["network-list", "--minimal"])?;
     let network = network.split(',').next().filter(|uuid| !uuid.is_empty()).context("there is no network")?;
-    world.xe(&["vif-create", &format!("vm-uuid={}", machine.uuid), &format!("network-uuid={network}"), "device=0", "mac=random"])?;
+    world.xe(&[
+        "vif-create",
+        &format!("vm-uuid={}", machine.uuid),
+        &format!("network-uuid={network}"),
+        "device=0",
+        "mac=random",
+    ])?;
     machine.start(world)?;
     let system = machine.guest(world, "uname -srm")?;
     world.note(format!("guest answers: {system}"));
@@ -66,7 +89,13 @@ pub fn virtual_machine(world: &mut World, sr: &str, guest: &Guest) -> Result<Mac
 }
 
 fn create_vdi(world: &World, sr: &str, name: &str, bytes: u64) -> Result<String> {
-    world.xe(&["vdi-create", &format!("sr-uuid={sr}"), &format!("name-label={name}"), &format!("virtual-size={bytes}"), "type=user"])
+    world.xe(&[
+        "vdi-create",
+        &format!("sr-uuid={sr}"),
+        &format!("name-label={name}"),
+        &format!("virtual-size={bytes}"),
+        "type=user",
+    ])
 }
 
 /// An empty file system in front of the space for the ring.
@@ -74,13 +103,19 @@ fn data_image(world: &World) -> Result<String> {
     let path = world.dir.join("data.raw").to_string_lossy().into_owned();
     File::create(&path).and_then(|file| file.set_len(DISK_BYTES)).with_context(|| format!("creating {path}"))?;
     let blocks = (DATA_BYTES / 4096).to_string();
-    sh::output("mke2fs", &["-q", "-F", "-t", "ext4", "-b", "4096", "-L", "data", "-E", "lazy_itable_init=0", &path, &blocks])?;
+    sh::output(
+        "mke2fs",
+        &["-q", "-F", "-t", "ext4", "-b", "4096", "-L", "data", "-E", "lazy_itable_init=0", &path, &blocks],
+    )?;
     Ok(path)
 }
 
 /// Step 3: files with checksums, a pattern on the raw disk, and a writer that goes on by itself.
 pub fn known_data(world: &mut World, machine: &Machine) -> Result<()> {
-    machine.guest(world, "grep -q \" /data \" /proc/mounts && dd if=/dev/urandom of=/data/known bs=64k count=64 2>/dev/null && sync")?;
+    machine.guest(
+        world,
+        "grep -q \" /data \" /proc/mounts && dd if=/dev/urandom of=/data/known bs=64k count=64 2>/dev/null && sync",
+    )?;
     machine.guest(world, "cd /data && sha256sum known > known.sha256 && echo first > generation && sync")?;
     machine.guest(world, "tanada-witness fill /dev/vdc 0 8388608 7")?;
     start_writer(world, machine)
@@ -119,7 +154,10 @@ pub fn nothing_left(world: &mut World, sr: &str, machine: &Machine) -> Result<()
     let report = world.store_tool(&["check", "--data", &store.to_string_lossy()])?;
     world.note(report.lines().last().unwrap_or("clean").to_string());
     match Command::new("du").arg("-m").arg(&store).output() {
-        Ok(output) => world.note(format!("the store's file holds {} MiB", String::from_utf8_lossy(&output.stdout).split_whitespace().next().unwrap_or("?"))),
+        Ok(output) => world.note(format!(
+            "the store's file holds {} MiB",
+            String::from_utf8_lossy(&output.stdout).split_whitespace().next().unwrap_or("?")
+        )),
         Err(error) => bail!("du: {error}"),
     }
     Ok(())

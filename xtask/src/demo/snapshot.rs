@@ -31,7 +31,10 @@ pub fn take_and_judge(world: &mut World, origin: &Machine) -> Result<Generation>
         bail!("the writer had written nothing when the snapshot was taken");
     }
     let info = world.param("snapshot", &template.uuid, "snapshot-info")?;
-    world.note(format!("one instant: record {} on A, {} on B; {info}", judgement.order.newest_on_a, judgement.order.newest_on_b));
+    world.note(format!(
+        "one instant: record {} on A, {} on B; {info}",
+        judgement.order.newest_on_a, judgement.order.newest_on_b
+    ));
     Ok(Generation { template, name, judgement, pause_us })
 }
 
@@ -47,7 +50,12 @@ pub fn is_a_template(world: &mut World, origin: &Machine, first: &Generation) ->
     if world.xe(&["vm-list", "--minimal"])?.contains(uuid.as_str()) {
         bail!("vm-list shows the snapshot {uuid}");
     }
-    for (name, expected) in [("is-a-template", "true"), ("is-a-snapshot", "true"), ("snapshot-of", origin.uuid.as_str()), ("power-state", "halted")] {
+    for (name, expected) in [
+        ("is-a-template", "true"),
+        ("is-a-snapshot", "true"),
+        ("snapshot-of", origin.uuid.as_str()),
+        ("power-state", "halted"),
+    ] {
         let value = world.param("snapshot", uuid, name)?;
         if value != expected {
             bail!("snapshot {uuid}: {name} is '{value}', '{expected}' expected");

@@ -38,13 +38,25 @@ impl World {
         let profile = if dev { "dev" } else { "release" };
         sh::run("cargo", &["build", "--quiet", "--profile", profile, "--package", "tanada"])?;
         catch_interrupts();
-        let dir = tempfile::Builder::new().prefix(SCRATCH_PREFIX).tempdir_in("/tmp").context("making a scratch directory")?.keep();
+        let dir = tempfile::Builder::new()
+            .prefix(SCRATCH_PREFIX)
+            .tempdir_in("/tmp")
+            .context("making a scratch directory")?
+            .keep();
         // The unprivileged user that QEMU runs as has to pass through.
         fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
         let binary = sh::target_dir().join(if dev { "debug/tanada" } else { "release/tanada" });
         let xe = dir.join("xe");
         std::os::unix::fs::symlink(&binary, &xe).context("linking xe")?;
-        let mut world = World { dir, binary, xe, kernel: kernel.to_path_buf(), daemon: None, notes: Vec::new(), started: Instant::now() };
+        let mut world = World {
+            dir,
+            binary,
+            xe,
+            kernel: kernel.to_path_buf(),
+            daemon: None,
+            notes: Vec::new(),
+            started: Instant::now(),
+        };
         println!("scratch directory {}", world.dir.display());
         world.remember_accelerator(false)?;
         world.start_daemon()?;
@@ -56,7 +68,8 @@ impl World {
     pub fn remember_accelerator(&self, found: bool) -> Result<()> {
         let kept = sh::target_dir().join("guest/accelerator.json");
         let state = self.dir.join("state");
-        let (from, to) = if found { (state.join("accelerator.json"), kept) } else { (kept, state.join("accelerator.json")) };
+        let (from, to) =
+            if found { (state.join("accelerator.json"), kept) } else { (kept, state.join("accelerator.json")) };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&state).context("making the state directory")?;
         if from.exists() {
             fs::copy(&from, &to).with_context(|| format!("copying {}", from.display()))?;
@@ -69,7 +82,12 @@ impl World {
         let log = File::options().create(true).append(true).open(self.log_path())?;
         let child = Command::new(&self.binary)
             .arg("daemon")
-            .args([Path::new("--state-dir"), &self.dir.join("state"), Path::new("--runtime-dir"), &self.dir.join("run")])
+            .args([
+                Path::new("--state-dir"),
+                &self.dir.join("state"),
+                Path::new("--runtime-dir"),
+                &self.dir.join("run"),
+            ])
             .args([Path::new("--unix-socket"), &self.socket()])
             .args([Path::new("--probe-kernel"), &self.kernel])
             .args(["--listen", "127.0.0.1:0"])
@@ -142,7 +160,12 @@ impl World {
 
     /// One entry of a map field; an error where it is not there.
     pub fn param_key(&self, class: &str, uuid: &str, name: &str, key: &str) -> Result<String> {
-        self.xe(&[&format!("{class}-param-get"), &format!("uuid={uuid}"), &format!("param-name={name}"), &format!("param-key={key}")])
+        self.xe(&[
+            &format!("{class}-param-get"),
+            &format!("uuid={uuid}"),
+            &format!("param-name={name}"),
+            &format!("param-key={key}"),
+        ])
     }
 
     /// A field that is a number of bytes.

@@ -86,5 +86,6 @@ fn root_partition(image: &Path, root: &Path, scratch: &Path) -> Result<()> {
     let seek = (ROOT_AT / MIB).to_string();
     let input = format!("if={}", part.display());
     let output = format!("of={}", image.display());
-    sh::output("dd", &[&input, &output, "bs=1M", &format!("seek={seek}"), "conv=notrunc,sparse", "status=none"]).map(drop)
+    sh::output("dd", &[&input, &output, "bs=1M", &format!("seek={seek}"), "conv=notrunc,sparse", "status=none"])
+        .map(drop)
 }

@@ -65,7 +65,8 @@ pub fn build() -> Result<Guest> {
 fn build_witness() -> Result<PathBuf> {
     let target = "x86_64-unknown-linux-gnu";
     let config = format!("target.{target}.rustflags=[\"-Ctarget-feature=+crt-static\"]");
-    let args = ["build", "--quiet", "--release", "--package", "tanada-witness", "--target", target, "--config", &config];
+    let args =
+        ["build", "--quiet", "--release", "--package", "tanada-witness", "--target", target, "--config", &config];
     sh::run("cargo", &args)?;
     Ok(sh::target_dir().join(target).join("release/tanada-witness"))
 }

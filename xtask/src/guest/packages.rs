@@ -50,6 +50,7 @@ fn kernel_package() -> Result<String> {
 
 fn only_entry(dir: &Path, prefix: &str) -> Result<PathBuf> {
     let entries = fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))?;
-    let mut found = entries.filter_map(Result::ok).filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix));
+    let mut found =
+        entries.filter_map(Result::ok).filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix));
     found.next().map(|entry| entry.path()).with_context(|| format!("{} holds nothing named {prefix}*", dir.display()))
 }

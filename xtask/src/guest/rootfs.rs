@@ -64,7 +64,22 @@ case \"$*\" in *-r*) exec reboot;; *) exec poweroff;; esac
 
 /// Populates `root`.
 pub fn make(unpacked: &Unpacked, witness: &Path, root: &Path) -> Result<()> {
-    for dir in ["bin", "sbin", "usr/bin", "usr/sbin", "etc/acpi/PWRF", "dev", "proc", "sys", "run", "tmp", "data", "mnt", "var", "lib64"] {
+    for dir in [
+        "bin",
+        "sbin",
+        "usr/bin",
+        "usr/sbin",
+        "etc/acpi/PWRF",
+        "dev",
+        "proc",
+        "sys",
+        "run",
+        "tmp",
+        "data",
+        "mnt",
+        "var",
+        "lib64",
+    ] {
         fs::create_dir_all(root.join(dir))?;
     }
     symlink("../run", root.join("var/run"))?;
@@ -72,11 +87,20 @@ pub fn make(unpacked: &Unpacked, witness: &Path, root: &Path) -> Result<()> {
     copy_program(&unpacked.agent, root, "usr/sbin/qemu-ga")?;
     copy_libraries(&unpacked.agent, root)?;
     copy_program(witness, root, "usr/bin/tanada-witness")?;
-    for (name, text) in [("etc/inittab", INITTAB), ("etc/rc", RC), ("etc/agent", AGENT), ("etc/down", DOWN), ("sbin/shutdown", SHUTDOWN)] {
+    for (name, text) in [
+        ("etc/inittab", INITTAB),
+        ("etc/rc", RC),
+        ("etc/agent", AGENT),
+        ("etc/down", DOWN),
+        ("sbin/shutdown", SHUTDOWN),
+    ] {
         write_executable(&root.join(name), text)?;
     }
     write_executable(&root.join("etc/acpi/PWRF/00000080"), ACPI_POWER)?;
-    fs::write(root.join("etc/os-release"), "ID=tanada-guest\nNAME=\"Tanada test guest\"\nPRETTY_NAME=\"Tanada test guest (Debian kernel)\"\nVERSION_ID=1\n")?;
+    fs::write(
+        root.join("etc/os-release"),
+        "ID=tanada-guest\nNAME=\"Tanada test guest\"\nPRETTY_NAME=\"Tanada test guest (Debian kernel)\"\nVERSION_ID=1\n",
+    )?;
     fs::write(root.join("etc/passwd"), "root::0:0:root:/:/bin/sh\n")?;
     fs::write(root.join("etc/group"), "root:x:0:\n")?;
     Ok(())
