@@ -9,6 +9,8 @@ pub fn run() -> Result<()> {
     setup::packages()?;
     let python = setup::python()?;
     let guest = guest::build()?;
+    sh::run("cargo", &["fmt", "--all", "--check"])?;
+    sh::run("cargo", &["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
     sh::run("cargo", &["build", "--quiet", "--package", "tanada"])?;
     let binary = sh::target_dir().join("debug/tanada");
     let mut tests = std::process::Command::new("cargo");

@@ -251,9 +251,9 @@ impl SimDevice {
             _ => 0xdb,
         };
         for block in at / BLOCK as u64..(at + length) / BLOCK as u64 {
-            if self.current.contains_key(&block) {
+            if let Some(current) = self.current.get_mut(&block) {
                 let bytes = Rc::new([fill; BLOCK]);
-                self.current.insert(block, Rc::clone(&bytes));
+                *current = Rc::clone(&bytes);
                 self.unsynced.push(Unsynced { serial: self.serial, block, bytes });
             }
         }

@@ -80,8 +80,15 @@ pub fn overwrite(uri: &str, count: u32) -> Result<()> {
 pub fn load(uri: &str, bytes: u64) -> Result<Child> {
     let mut args = common(uri);
     args.extend(["--rw=randwrite", "--bs=4k", "--iodepth=32", "--time_based", "--runtime=600"].map(String::from));
-    args.push(format!("--size={bytes}"));
-    Command::new("fio").args(args).stdin(Stdio::null()).stdout(Stdio::null()).spawn().context("starting fio")
+    // One process, so that killing it ends the load.
+    args.extend(["--thread".to_string(), format!("--size={bytes}")]);
+    Command::new("fio")
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("starting fio")
 }
 
 fn common(uri: &str) -> Vec<String> {

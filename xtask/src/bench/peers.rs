@@ -54,7 +54,7 @@ fn start_tanada(dir: &Path) -> Result<Kind> {
     let binary = sh::target_dir().join("release/tanada").to_string_lossy().into_owned();
     let run = dir.join("run");
     std::fs::create_dir_all(&run)?;
-    sh::output(&binary, &["store", "format", &store, "--size", &(VOLUME_BYTES * 4).to_string()])?;
+    sh::output(&binary, &["store", "format", &store, "--size", &(VOLUME_BYTES * 16).to_string()])?;
     sh::output(&binary, &["blockd-keeper", "--daemonize", "--store", &store, "--runtime-dir", &run.to_string_lossy()])?;
     let dir = run;
     control(&dir, "create_volume", json!({"volume": VOLUME, "size": VOLUME_BYTES}))?;
@@ -168,6 +168,8 @@ fn serve(file: &Path, format: &str, socket: &Path) -> Result<Child> {
         .args(["-f", format, "--cache=none", "--aio=io_uring", "-t", "-e", "8", "-k"])
         .args([socket, file])
         .stdin(Stdio::null())
+        // It complains about every client that hangs up, as fio does.
+        .stderr(Stdio::null())
         .spawn()
         .context("starting qemu-nbd")?;
     let start = Instant::now();

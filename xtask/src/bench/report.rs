@@ -30,7 +30,8 @@ impl Row {
             name: name.into(),
             unit,
             least: at(0),
-            median: at(values.len() / 2),
+            // Of an even number of values, the mean of the two in the middle.
+            median: (at(values.len().saturating_sub(1) / 2) + at(values.len() / 2)) / 2.0,
             most: at(values.len().saturating_sub(1)),
             ratio: None,
         }

@@ -210,7 +210,7 @@ impl World {
         println!("  export TANADA_SOCKET={}", self.socket().display());
         println!("  {} vm-list", self.xe.display());
         println!("  logs, state and the store are in {}", self.dir.display());
-        println!("  to end it: {} --stop {}", "cargo xtask demo", self.dir.display());
+        println!("  to end it: cargo xtask demo --stop {}", self.dir.display());
     }
 
     /// Ends every process of this world and removes the directory.
