@@ -119,6 +119,7 @@ fn eventually<T>(what: &str, limit: Duration, mut attempt: impl FnMut() -> Resul
     loop {
         match attempt() {
             Ok(value) => return Ok(value),
+            Err(error) if world::interrupted() => return Err(error),
             Err(error) if start.elapsed() > limit => return Err(error.context(format!("{what}: not within {limit:?}"))),
             Err(_) => std::thread::sleep(Duration::from_millis(100)),
         }

@@ -138,7 +138,7 @@ impl World {
     }
 
     fn xe_raw<S: AsRef<str>>(&self, args: &[S]) -> Result<(bool, String, String)> {
-        if INTERRUPTED.load(Ordering::Relaxed) {
+        if interrupted() {
             bail!("interrupted");
         }
         let output = self.xe_command(args).output().context("starting xe")?;
@@ -261,6 +261,11 @@ fn processes() -> Vec<(u32, String)> {
             Some((pid, words.join(" ")))
         })
         .collect()
+}
+
+/// True once Ctrl-C was pressed.
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
 }
 
 /// Ctrl-C ends the run in order: what was started is stopped, the directory removed.
