@@ -125,7 +125,12 @@ pub async fn login(daemon: &Arc<Daemon>, peer: Peer, args: Args) -> ApiResult<Va
     let originator = args.string("originator").unwrap_or_default();
     prove(daemon, peer, &user, password).await?;
     let session = daemon.sessions.open(&daemon.db, ROOT, &originator, Role::PoolAdmin, peer.local)?;
-    tracing::info!(user, originator, local = peer.local, address = ?peer.address, "login");
+    // Every xe on this host logs in; only those from elsewhere are news.
+    if peer.local {
+        tracing::debug!(user, originator, local = peer.local, address = ?peer.address, "login");
+    } else {
+        tracing::info!(user, originator, local = peer.local, address = ?peer.address, "login");
+    }
     Ok(Value::from(session.id()))
 }
 
