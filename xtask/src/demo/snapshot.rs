@@ -1,6 +1,6 @@
 //! One snapshot of the running machine, judged, and what a snapshot is.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use super::machine::{Judgement, Machine};
 use super::world::World;
@@ -19,7 +19,9 @@ pub struct Generation {
 pub fn take(world: &World, origin: &Machine, name: &str) -> Result<(Machine, u64)> {
     let uuid = world.xe(&["vm-snapshot", &format!("uuid={}", origin.uuid), &format!("new-name-label={name}")])?;
     let pause = world.param_key("snapshot", &uuid, "snapshot-info", "slowest_write_us")?;
-    Ok((Machine { uuid }, pause.parse().unwrap_or(0)))
+    let pause_us =
+        pause.parse().with_context(|| format!("slowest_write_us of {uuid} is '{pause}', a number expected"))?;
+    Ok((Machine { uuid }, pause_us))
 }
 
 /// Step 4: a snapshot under load, whose two data disks are of one instant.
