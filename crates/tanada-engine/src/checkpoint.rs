@@ -320,7 +320,7 @@ impl State {
         self.checkpoint.garbage = 0;
         self.checkpoint.last_at = self.now;
         self.checkpoint.urgent = self.checkpoint.wanted;
-        self.release_later(garbage);
+        self.releases.later(garbage);
         let finished = self.checkpoint.finished;
         for (cut, filler) in std::mem::take(&mut self.checkpoint.waiters) {
             if cut <= finished {

@@ -125,7 +125,7 @@ impl State {
 
     /// There is no room: waits for what checkpoints and walks can release, and only then says no.
     fn wait_for_space(&mut self) -> Admission {
-        if self.has_releases() {
+        if !self.releases.is_empty() {
             return Admission::Wait;
         }
         let since = *self.stalled_since_cut.get_or_insert(self.checkpoint.cuts);

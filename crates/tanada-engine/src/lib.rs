@@ -2,7 +2,9 @@
 //!
 //! ```text
 //!   engine      the face: turns                       guest   requests that change blocks, flushes (W1, J6, J9)
-//!   state       all state, journal and sync, failures  data    admission, placement, merging, recording (J1)
+//!   state       all state; device ops, failures       data    admission, placement, merging, recording (J1)
+//!   syncs       journal, syncs (J6, J9)               space   reserve, holes passed down
+//!   releases    dropped blocks on their way back (B1-B3)
 //!   exec        tasks: straight code over events       read    look-up, verify, read-modify-write, extents
 //!   open        recovery (J1-J4, J8)                   control volumes and generations (W6)
 //!   checkpoint  merge, catalog, superblock (J8, B1-B4) stat    figures
@@ -32,8 +34,11 @@ mod locks;
 mod model;
 mod open;
 mod read;
+mod releases;
+mod space;
 mod stat;
 mod state;
+mod syncs;
 #[cfg(test)]
 mod testing;
 mod tree;

@@ -135,7 +135,7 @@ impl State {
             used: geometry.store_bytes() - self.alloc.free() * BLOCK,
             free: self.alloc.free().saturating_sub(self.reserve()) * BLOCK,
             reserved: self.reserve().min(self.alloc.free()) * BLOCK,
-            unreleased: (self.unreleased + self.checkpoint.garbage + waiting as u64) * BLOCK,
+            unreleased: (self.releases.blocks() + self.checkpoint.garbage + waiting as u64) * BLOCK,
             virtual_size: heads.map(|version| version.size).sum(),
             ghost_held: self.ghost_held,
             volumes: count(&|version| version.is_live() && version.kind == VersionKind::Head),

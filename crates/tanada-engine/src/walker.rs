@@ -121,7 +121,7 @@ impl State {
         let (stuck, dying): (Vec<_>, Vec<_>) =
             self.versions.dying().partition(|version| self.walk_failed.contains(&version.id));
         let idle = dying.is_empty() && self.walked.is_empty() && self.versions.dropped.is_empty();
-        if idle && !self.has_releases() {
+        if idle && self.releases.is_empty() {
             let result = match stuck.first() {
                 None => Ok(Reply::Done),
                 Some(version) => Err(Failure::new(EIO, format!("the space of {} is stuck: damage", version.uuid))),
