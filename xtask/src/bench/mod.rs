@@ -1,100 +1,159 @@
-//! `cargo xtask bench`: the data plane beside its peers, in one run, interleaved, medians of several rounds.
+//! `cargo xtask bench`: the data plane beside its peers, in one run.
 //!
-//! Everything is reached the same way: NBD on a unix socket, fio's nbd engine, one connection. Ratios are against
-//! qemu-nbd serving a raw file in the same round; absolute figures on a shared machine mean little.
+//! Everything is reached the same way: NBD on a unix socket, fio's nbd engine, one connection. Absolute figures on a shared
+//! machine mean little; what counts is the ratio of two servers in the same round, and of these the median.
+//!
+//! ```text
+//!   targets   what is measured, must and aim            rows/*    scenarios: each prepares servers and fills some rows
+//!   report    rows, peers, notes; table and JSON        compare   rounds in shuffled order
+//!   chart     SVG                                       fio, nbd  clients
+//!   peers, blockd   servers                             process, undo   programs run, everything undone at the end
+//! ```
+//! A scenario that fails leaves its rows "not measured" with the reason; the run goes on. Whatever is made under `--path`
+//! is removed at the end, on Ctrl-C too.
 
+mod blockd;
+mod chart;
+mod compare;
 mod fio;
+mod machine;
+mod options;
 mod peers;
+mod process;
 mod report;
+mod rows;
+mod stats;
+mod targets;
+mod undo;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use serde_json::json;
 
 use crate::{setup, sh};
-use fio::Workload;
-use peers::Peer;
+use machine::Machine;
+pub use options::Options;
+use report::Report;
+use rows::{SCENARIOS, Scenario};
+use stats::Random;
+use undo::{Act, Guard};
 
-/// What the command line may ask for.
-#[derive(Debug, Clone)]
-pub struct Options {
-    pub rounds: usize,
-    pub seconds: u32,
-    pub path: PathBuf,
-    pub json: Option<PathBuf>,
+const GIB: u64 = 1 << 30;
+
+/// A run under way, as scenarios see it.
+#[derive(Debug)]
+pub struct Bench {
+    pub options: Options,
+    pub dir: PathBuf,
+    pub random: Random,
+    pub report: Report,
+    scenario: &'static str,
+    deadline: Instant,
 }
 
-impl Options {
-    pub fn parse(args: &[&str]) -> Result<Options> {
-        let mut options = Options { rounds: 3, seconds: 4, path: sh::target_dir().join("bench"), json: None };
-        let mut args = args.iter();
-        while let Some(arg) = args.next() {
-            let mut value = || args.next().with_context(|| format!("bench: {arg} needs a value"));
-            match *arg {
-                "--rounds" => options.rounds = value()?.parse().context("--rounds: a number expected")?,
-                "--seconds" => options.seconds = value()?.parse().context("--seconds: a number expected")?,
-                "--path" => options.path = PathBuf::from(value()?),
-                "--json" => options.json = Some(PathBuf::from(value()?)),
-                other => {
-                    bail!("bench: unknown option {other}; --rounds N, --seconds N, --path DIR, --json FILE are known")
-                }
-            }
-        }
-        if options.rounds == 0 || options.seconds == 0 {
-            bail!("bench: --rounds and --seconds begin at 1");
-        }
-        Ok(options)
+impl Bench {
+    pub fn wants(&self, id: &str) -> bool {
+        self.options.wants(id, self.scenario)
+    }
+
+    /// Past the time that the scenario was given.
+    pub fn is_late(&self) -> bool {
+        Instant::now() >= self.deadline
+    }
+
+    /// A size that `--quick` makes smaller.
+    pub fn size(&self, full: u64, quick: u64) -> u64 {
+        if self.options.quick { quick } else { full }
     }
 }
-
-/// Size of the volume that is measured; written in full before.
-pub const VOLUME_BYTES: u64 = 1 << 30;
-/// Generations kept in the second half of the run, with random overwrites between them.
-const GENERATIONS: usize = 50;
-/// Random 4 KiB overwrites between two generations.
-const OVERWRITES: u32 = 1000;
 
 pub fn run(options: &Options) -> Result<()> {
+    if options.list {
+        list();
+        return Ok(());
+    }
     setup::packages()?;
     sh::run("cargo", &["build", "--quiet", "--release", "--package", "tanada"])?;
-    if options.path.exists() {
-        std::fs::remove_dir_all(&options.path).with_context(|| format!("clearing {}", options.path.display()))?;
+    undo::watch_signals();
+    let (dir, _removed) = scratch(&options.path)?;
+    let how = json!({
+        "quick": options.quick, "rounds": options.rounds, "seconds": options.seconds,
+        "rows": if options.rows.is_empty() { "all".into() } else { options.rows.join(",") },
+        "commit": process::output("git", &["-C", &sh::root().to_string_lossy(), "rev-parse", "--short", "HEAD"])
+            .map_or_else(|_| "unknown".into(), |text| text.trim().to_string()),
+    });
+    let mut bench = Bench {
+        options: options.clone(),
+        random: Random::from_clock(),
+        report: Report::new(Machine::here(&dir), how),
+        dir,
+        scenario: "",
+        deadline: Instant::now(),
+    };
+    for scenario in SCENARIOS {
+        play(&mut bench, scenario);
     }
-    std::fs::create_dir_all(&options.path)?;
-    let mut peers = peers::all(&options.path)?;
-    let mut report = report::Report::new();
-    for peer in &mut peers {
-        fio::run(&Workload::FILL, &peer.uri()?, options.seconds)?;
-    }
-    measure(options, &mut peers, 0, &mut report)?;
-    println!("taking {GENERATIONS} generations with {OVERWRITES} random overwrites between them");
-    for peer in &mut peers {
-        peer.keep_generations(GENERATIONS, OVERWRITES)?;
-    }
-    measure(options, &mut peers, GENERATIONS, &mut report)?;
-    for peer in &mut peers {
-        report.extend(peer.own_figures()?);
-    }
-    for peer in peers {
-        peer.stop()?;
-    }
-    report.print();
-    if let Some(path) = &options.json {
-        std::fs::write(path, report.json()?).with_context(|| format!("writing {}", path.display()))?;
-    }
-    std::fs::remove_dir_all(&options.path).with_context(|| format!("clearing {}", options.path.display()))
+    finish(&bench)
 }
 
-fn measure(options: &Options, peers: &mut [Peer], generations: usize, report: &mut report::Report) -> Result<()> {
-    for round in 0..options.rounds {
-        for workload in Workload::MEASURED {
-            // Another peer begins in each round, so that no one always runs on a rested disk.
-            for index in 0..peers.len() {
-                let peer = &mut peers[(index + round) % 3];
-                let value = fio::run(workload, &peer.uri()?, options.seconds)?;
-                report.add(workload.name, peer.name, generations, value);
-            }
+fn play(bench: &mut Bench, scenario: &'static Scenario) {
+    bench.scenario = scenario.name;
+    let wanted: Vec<&'static str> = scenario.rows.iter().copied().filter(|id| bench.wants(id)).collect();
+    if wanted.is_empty() {
+        return;
+    }
+    let begun = Instant::now();
+    bench.deadline = begun + Duration::from_secs(if bench.options.quick { scenario.quick_seconds } else { 900 });
+    eprintln!("bench: {} ({})", scenario.name, scenario.what);
+    let needed = if bench.options.quick { scenario.quick_gib } else { scenario.full_gib };
+    let result = room(&bench.dir, needed).and_then(|()| (scenario.play)(bench));
+    let reason = match result {
+        Ok(()) => "the scenario left it out".to_string(),
+        Err(error) => {
+            let text = format!("{error:#}");
+            bench.report.note(format!("{}: {text}", scenario.name));
+            text
         }
+    };
+    bench.report.missing(&wanted, &reason);
+    eprintln!("bench: {} took {} s", scenario.name, begun.elapsed().as_secs());
+}
+
+fn finish(bench: &Bench) -> Result<()> {
+    bench.report.print();
+    if let Some(path) = &bench.options.json {
+        std::fs::write(path, bench.report.json()?).with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(())
+}
+
+/// A new folder under `path`, removed at the end.
+fn scratch(path: &Path) -> Result<(PathBuf, Guard)> {
+    std::fs::create_dir_all(path).with_context(|| format!("making {}", path.display()))?;
+    let path = path.canonicalize()?;
+    let dir = path.join(format!("run-{}", std::process::id()));
+    std::fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
+    let guard = Guard::new(Act::Remove(dir.clone()));
+    Ok((dir, guard))
+}
+
+/// An error where the file system has not so much room, and 2 GiB more.
+fn room(dir: &Path, needed_gib: u64) -> Result<()> {
+    let stat = rustix::fs::statvfs(dir).with_context(|| format!("room under {}", dir.display()))?;
+    let free = stat.f_bavail * stat.f_frsize / GIB;
+    if free < needed_gib + 2 {
+        bail!("{needed_gib} GiB and 2 GiB of reserve are needed under {}, {free} GiB are free", dir.display());
+    }
+    Ok(())
+}
+
+fn list() {
+    for scenario in SCENARIOS {
+        println!("{:<12} {}", scenario.name, scenario.what);
+        for id in scenario.rows {
+            println!("    {:<22} {}", id, targets::by_id(id).map_or("", |target| target.name));
+        }
+    }
 }

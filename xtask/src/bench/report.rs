@@ -1,107 +1,284 @@
-//! Figures gathered, as a table and as JSON.
+//! Figures gathered: rows against their targets, what the peers did beside them, and what could not be measured.
 
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
-use super::fio::Figures;
+use super::chart::Curve;
+use super::machine::Machine;
+use super::stats::{least, median, most};
+use super::targets::{Of, TARGETS, Target, by_id};
 
-/// The peer that ratios are against.
-const REFERENCE: &str = "qemu-nbd raw";
+/// What one row gave, or why it gave nothing.
+#[derive(Debug, Default)]
+struct Row {
+    values: Vec<f64>,
+    /// One a round.
+    ratios: Vec<f64>,
+    /// Shown instead of the median of `values`: a percentile, or the worst of several.
+    value: Option<f64>,
+    details: Map<String, Value>,
+    missing: Option<String>,
+}
 
-/// One figure with its spread.
+/// One peer in one workload, for the reader to compare.
 #[derive(Debug, Clone)]
-pub struct Row {
-    pub name: String,
+pub struct PeerRow {
+    pub group: String,
+    pub workload: String,
+    pub peer: String,
     pub unit: &'static str,
-    pub least: f64,
-    pub median: f64,
-    pub most: f64,
-    /// Median of the per-round ratios to the reference; `None` where there is none.
+    pub values: Vec<f64>,
     pub ratio: Option<f64>,
+    pub p50_us: f64,
+    pub p99_us: f64,
+    pub cpu_us: f64,
 }
 
-impl Row {
-    pub fn spread(name: &str, unit: &'static str, mut values: Vec<f64>) -> Row {
-        values.sort_by(f64::total_cmp);
-        let at = |index: usize| values.get(index).copied().unwrap_or(0.0);
-        Row {
-            name: name.into(),
-            unit,
-            least: at(0),
-            // Of an even number of values, the mean of the two in the middle.
-            median: (at(values.len().saturating_sub(1) / 2) + at(values.len() / 2)) / 2.0,
-            most: at(values.len().saturating_sub(1)),
-            ratio: None,
-        }
-    }
-}
-
-/// Key: generations kept, workload, peer.
-type Key = (usize, String, &'static str);
-
-#[derive(Default)]
+#[derive(Debug)]
 pub struct Report {
-    samples: BTreeMap<Key, Vec<Figures>>,
-    rows: Vec<Row>,
+    machine: Machine,
+    how: Value,
+    rows: BTreeMap<&'static str, Row>,
+    peers: Vec<PeerRow>,
+    notes: Vec<String>,
+    pub curves: Vec<Curve>,
 }
 
 impl Report {
-    pub fn new() -> Report {
-        Report::default()
+    pub fn new(machine: Machine, how: Value) -> Report {
+        Report { machine, how, rows: BTreeMap::new(), peers: Vec::new(), notes: Vec::new(), curves: Vec::new() }
     }
 
-    pub fn add(&mut self, workload: &str, peer: &'static str, generations: usize, figures: Figures) {
-        self.samples.entry((generations, workload.to_string(), peer)).or_default().push(figures);
+    fn row(&mut self, id: &'static str) -> &mut Row {
+        let row = self.rows.entry(id).or_default();
+        row.missing = None;
+        row
     }
 
-    pub fn extend(&mut self, rows: Vec<Row>) {
-        self.rows.extend(rows);
+    /// A row with a value and a ratio to its reference each round.
+    pub fn compared(&mut self, id: &'static str, values: Vec<f64>, ratios: Vec<f64>) {
+        let row = self.row(id);
+        (row.values, row.ratios) = (values, ratios);
     }
 
-    fn all_rows(&self) -> Vec<Row> {
-        let mut rows = Vec::new();
-        for ((generations, workload, peer), samples) in &self.samples {
-            let reference = self.samples.get(&(*generations, workload.clone(), REFERENCE));
-            for (unit, value) in
-                [("IOPS", (|figures| figures.iops) as fn(&Figures) -> f64), ("p99 us", |figures| figures.p99_us)]
-            {
-                let values: Vec<f64> = samples.iter().map(value).collect();
-                let mut row =
-                    Row::spread(&format!("{workload}, {generations} generations, {peer}"), unit, values.clone());
-                if let Some(reference) = reference {
-                    let ratios = values.iter().zip(reference).map(|(own, other)| own / value(other)).collect();
-                    row.ratio = Some(Row::spread("", "", ratios).median);
-                }
-                rows.push(row);
+    /// A row whose value is its own target; `values` are what it was taken from.
+    pub fn value(&mut self, id: &'static str, value: f64, values: Vec<f64>) {
+        let row = self.row(id);
+        (row.value, row.values) = (Some(value), values);
+    }
+
+    /// Something more about a row that has a value.
+    pub fn detail(&mut self, id: &'static str, name: &str, value: Value) {
+        if let Some(row) = self.rows.get_mut(id) {
+            row.details.insert(name.into(), value);
+        }
+    }
+
+    /// Rows that have nothing yet stay without, for this reason.
+    pub fn missing(&mut self, ids: &[&'static str], reason: &str) {
+        for id in ids {
+            let row = self.rows.entry(id).or_default();
+            if row.values.is_empty() && row.value.is_none() {
+                row.missing.get_or_insert_with(|| reason.to_string());
             }
         }
-        rows.extend(self.rows.iter().cloned());
-        rows
+    }
+
+    pub fn peer(&mut self, row: PeerRow) {
+        self.peers.push(row);
+    }
+
+    /// Anything that the reader of the figures has to know.
+    pub fn note(&mut self, text: impl Into<String>) {
+        let text = text.into();
+        eprintln!("bench: {text}");
+        self.notes.push(text);
     }
 
     pub fn print(&self) {
-        println!("{:<70} {:>8} {:>10} {:>10} {:>10} {:>7}", "what", "unit", "min", "median", "max", "ratio");
-        for row in self.all_rows() {
-            let ratio = row.ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}"));
+        println!("{}\n{}\n", self.machine, self.how);
+        let head = ["min", "median", "max", "unit", "ratio", "must", "aim"];
+        println!(
+            "{:<70} {:>9} {:>9} {:>9} {:<8} {:>6} {:>7} {:>7}  must aim",
+            "what", head[0], head[1], head[2], head[3], head[4], head[5], head[6]
+        );
+        for (target, row) in self.shown() {
+            self.print_row(target, row);
+        }
+        self.print_peers();
+        if !self.notes.is_empty() {
+            println!("\nNotes:");
+        }
+        for note in &self.notes {
+            println!("- {note}");
+        }
+    }
+
+    fn shown(&self) -> impl Iterator<Item = (&'static Target, &Row)> {
+        TARGETS.iter().filter_map(|target| self.rows.get(target.id).map(|row| (target, row)))
+    }
+
+    fn print_row(&self, target: &Target, row: &Row) {
+        let limits = format!("{:>7} {:>7}", or_dash(target.must), or_dash(target.aim));
+        if let Some(reason) = &row.missing {
+            println!("{:<70} not measured: {reason}; {limits}", target.name);
+            return;
+        }
+        let ratio = (!row.ratios.is_empty()).then(|| median(&row.ratios));
+        let verdict = |limit: Option<f64>| match (limit, judged(target, row)) {
+            (None, _) | (_, None) => "",
+            (limit, Some(value)) if target.is_met(limit, value) => "yes",
+            _ => "NO",
+        };
+        println!(
+            "{:<70} {:>9} {:>9} {:>9} {:<8} {:>6} {limits}  {:<4} {}",
+            target.name,
+            number(least(&row.values)),
+            number(row.value.unwrap_or_else(|| median(&row.values))),
+            number(most(&row.values)),
+            target.unit,
+            ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}")),
+            verdict(target.must),
+            verdict(target.aim),
+        );
+    }
+
+    fn print_peers(&self) {
+        if self.peers.is_empty() {
+            return;
+        }
+        println!(
+            "\n{:<18} {:<34} {:<30} {:>9} {:>9} {:>9} {:<8} {:>6} {:>9} {:>9} {:>7}",
+            "in", "workload", "peer", "min", "median", "max", "unit", "ratio", "p50 us", "p99 us", "CPU us"
+        );
+        for row in &self.peers {
             println!(
-                "{:<70} {:>8} {:>10.0} {:>10.0} {:>10.0} {:>7}",
-                row.name, row.unit, row.least, row.median, row.most, ratio
+                "{:<18} {:<34} {:<30} {:>9} {:>9} {:>9} {:<8} {:>6} {:>9} {:>9} {:>7}",
+                row.group,
+                row.workload,
+                row.peer,
+                number(least(&row.values)),
+                number(median(&row.values)),
+                number(most(&row.values)),
+                row.unit,
+                row.ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}")),
+                number(row.p50_us),
+                number(row.p99_us),
+                number(row.cpu_us),
             );
         }
     }
 
     pub fn json(&self) -> Result<String> {
-        let rows: Vec<_> = self
-            .all_rows()
-            .into_iter()
-            .map(|row| json!({"name": row.name, "unit": row.unit, "min": row.least, "value": row.median, "max": row.most, "ratio": row.ratio}))
-            .collect();
-        let machine = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let model =
-            machine.lines().find_map(|line| line.strip_prefix("model name\t: ")).unwrap_or("unknown").to_string();
-        let cores = std::thread::available_parallelism().map_or(0, usize::from);
-        Ok(serde_json::to_string_pretty(&json!({"machine": {"cpu": model, "cores": cores}, "rows": rows}))?)
+        let rows: Vec<Value> = self.shown().map(|(target, row)| row_json(target, row)).collect();
+        let peers: Vec<Value> = self.peers.iter().map(peer_json).collect();
+        let curves: Vec<Value> = self.curves.iter().map(Curve::json).collect();
+        let whole = json!({
+            "machine": self.machine.to_string(), "how": self.how, "rows": rows, "peers": peers, "curves": curves,
+            "notes": self.notes,
+        });
+        Ok(serde_json::to_string_pretty(&whole)? + "\n")
+    }
+
+    /// Rows with a ratio and their limits, for the chart.
+    pub fn bars(&self) -> Vec<(&'static Target, f64)> {
+        let of_ratio = self.shown().filter(|(target, _)| matches!(target.of, Of::Ratio(_)));
+        of_ratio.filter_map(|(target, row)| judged(target, row).map(|ratio| (target, ratio))).collect()
+    }
+
+    pub fn machine(&self) -> String {
+        self.machine.to_string()
+    }
+}
+
+/// The figure that the target speaks of; `None` where it was not measured.
+fn judged(target: &Target, row: &Row) -> Option<f64> {
+    let figure = match target.of {
+        Of::Ratio(_) => median(&row.ratios),
+        Of::Value => row.value.unwrap_or_else(|| median(&row.values)),
+    };
+    figure.is_finite().then_some(figure)
+}
+
+fn row_json(target: &Target, row: &Row) -> Value {
+    let figure = judged(target, row);
+    let met = |limit| figure.is_some_and(|figure| target.is_met(limit, figure));
+    let value = row.value.unwrap_or_else(|| median(&row.values));
+    let mut json = json!({
+        "id": target.id, "name": target.name, "value": finite(value), "unit": target.unit,
+        "ratio": finite(median(&row.ratios)), "target": target.must, "met": met(target.must),
+        "aim": target.aim, "aim_met": met(target.aim),
+        "min": finite(least(&row.values)), "max": finite(most(&row.values)),
+        "ratio_min": finite(least(&row.ratios)), "ratio_max": finite(most(&row.ratios)),
+    });
+    if let Of::Ratio(reference) = target.of {
+        json["ratio_to"] = reference.into();
+    }
+    if let Some(reason) = &row.missing {
+        json["reason"] = format!("not measured: {reason}").into();
+    }
+    if !row.details.is_empty() {
+        json["details"] = Value::Object(row.details.clone());
+    }
+    json
+}
+
+fn peer_json(row: &PeerRow) -> Value {
+    json!({
+        "in": row.group, "workload": row.workload, "peer": row.peer, "value": finite(median(&row.values)),
+        "unit": row.unit, "min": finite(least(&row.values)), "max": finite(most(&row.values)), "ratio": row.ratio,
+        "p50_us": finite(row.p50_us), "p99_us": finite(row.p99_us), "cpu_us": finite(row.cpu_us),
+    })
+}
+
+/// JSON has no NaN: null.
+fn finite(value: f64) -> Option<f64> {
+    value.is_finite().then_some((value * 1000.0).round() / 1000.0)
+}
+
+fn or_dash(limit: Option<f64>) -> String {
+    limit.map_or_else(|| "-".to_string(), |limit| limit.to_string())
+}
+
+/// Three or more digits.
+fn number(value: f64) -> String {
+    match value {
+        value if !value.is_finite() => String::new(),
+        value if value.abs() < 10.0 => format!("{value:.2}"),
+        value if value.abs() < 100.0 => format!("{value:.1}"),
+        value => format!("{value:.0}"),
+    }
+}
+
+/// The row's id as the table has it; an unknown one is a mistake of the program.
+pub fn known(id: &str) -> &'static str {
+    by_id(id).map_or("", |target| target.id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Machine, Report};
+    use serde_json::{Value, json};
+
+    #[test]
+    fn a_row_is_judged_by_its_must() {
+        let mut report = Report::new(Machine::default(), json!({}));
+        report.compared("randwrite", vec![100.0, 120.0, 110.0], vec![1.4, 1.6, 1.7]);
+        report.missing(&["randwrite", "flush"], "the peer fell over");
+        report.value("pause-1", 11.0, vec![1.0, 11.0]);
+        let json: Value = serde_json::from_str(&report.json().unwrap()).unwrap();
+        let rows = json["rows"].as_array().unwrap();
+        let row = |id: &str| rows.iter().find(|row| row["id"] == id).unwrap();
+        let randwrite = row("randwrite");
+        assert_eq!((&randwrite["value"], &randwrite["ratio"]), (&json!(110.0), &json!(1.6)));
+        assert_eq!(
+            (&randwrite["met"], &randwrite["aim_met"], &randwrite["target"]),
+            (&json!(true), &json!(false), &json!(1.5))
+        );
+        assert_eq!((&row("flush")["met"], &row("flush")["value"]), (&json!(false), &Value::Null));
+        assert_eq!(row("flush")["reason"], "not measured: the peer fell over");
+        assert_eq!((&row("pause-1")["met"], &row("pause-1")["value"]), (&json!(false), &json!(11.0)));
     }
 }

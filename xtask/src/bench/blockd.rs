@@ -1,0 +1,230 @@
+//! Tanada's data plane as a server that is measured: a store of its own, a keeper, the control socket.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use super::fio::Place;
+use super::process::{self, Server};
+use super::undo::{Act, Guard};
+use crate::sh;
+
+/// How long any one command may take.
+const ANSWER: Duration = Duration::from_secs(120);
+
+/// What kind of space a store's file consists of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Space {
+    /// Every byte written before (zeros): like a file, or a disk, that has been in use for long.
+    Written,
+    /// Holes: what a fresh file is.
+    Sparse,
+}
+
+/// A running store.
+#[derive(Debug)]
+pub struct Blockd {
+    dir: PathBuf,
+    pid: u32,
+    keeper: Option<Server>,
+    next: u64,
+    _files: Guard,
+}
+
+impl Blockd {
+    /// Formats a store of `bytes` in the new folder `dir` and serves it.
+    pub fn create(dir: PathBuf, bytes: u64, space: Space) -> Result<Blockd> {
+        std::fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
+        let files = Guard::new(Act::Remove(dir.clone()));
+        let store = dir.join("store");
+        match space {
+            Space::Written => write_zeros(&store, bytes)?,
+            Space::Sparse => File::create(&store)?.set_len(bytes)?,
+        }
+        process::output(&binary(), &["store", "format", &store.to_string_lossy(), "--size", &bytes.to_string()])?;
+        let mut blockd = Blockd { dir, pid: 0, keeper: None, next: 0, _files: files };
+        blockd.start()?;
+        Ok(blockd)
+    }
+
+    /// Serves a store that something else made at `dir`/store.
+    pub fn open(dir: PathBuf) -> Result<(Blockd, Duration)> {
+        let files = Guard::new(Act::Remove(dir.clone()));
+        let mut blockd = Blockd { dir, pid: 0, keeper: None, next: 0, _files: files };
+        let took = blockd.start()?;
+        Ok((blockd, took))
+    }
+
+    /// Starts the keeper; returns how long it took until blockd greeted.
+    fn start(&mut self) -> Result<Duration> {
+        let mut command = Command::new(binary());
+        command.arg("blockd-keeper").arg("--store").arg(self.dir.join("store")).arg("--runtime-dir").arg(&self.dir);
+        let begun = Instant::now();
+        self.keeper = Some(Server::start(command, &self.dir.join("log"))?);
+        self.pid = self.greeting().with_context(|| format!("blockd's log: {}", self.log_end()))?;
+        Ok(begun.elapsed())
+    }
+
+    fn log_end(&self) -> String {
+        let log = std::fs::read_to_string(self.dir.join("log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().rev().take(3).collect();
+        lines.into_iter().rev().collect::<Vec<_>>().join(" | ")
+    }
+
+    /// Waits until blockd serves; its process id.
+    fn greeting(&self) -> Result<u32> {
+        let begun = Instant::now();
+        let socket = self.dir.join("control.sock");
+        loop {
+            // The keeper listens before blockd is ready: the greeting, not the connection, says that it serves.
+            if let Ok(stream) = UnixStream::connect(&socket) {
+                stream.set_read_timeout(Some(ANSWER))?;
+                let mut line = String::new();
+                BufReader::new(stream).read_line(&mut line).context("waiting for blockd's greeting")?;
+                let greeting: Value = serde_json::from_str(&line).context("blockd's greeting")?;
+                return greeting["pid"].as_u64().map(|pid| pid as u32).context("a greeting without a pid");
+            }
+            if begun.elapsed() > ANSWER {
+                bail!("nobody listens on {}", socket.display());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// SIGKILL to blockd; the keeper starts another. Returns how long it took until that one served.
+    pub fn kill(&mut self) -> Result<Duration> {
+        let begun = Instant::now();
+        let killed = self.pid;
+        // SAFETY: kill has no preconditions; the keeper, its parent, has not reaped it or will see ESRCH here.
+        unsafe { libc::kill(killed as i32, libc::SIGKILL) };
+        loop {
+            // A connection to the dead one may still be accepted by the kernel and end without a greeting.
+            match self.greeting() {
+                Ok(pid) if pid != killed => {
+                    self.pid = pid;
+                    return Ok(begun.elapsed());
+                }
+                _ if begun.elapsed() > ANSWER => bail!("blockd does not come back: {}", self.log_end()),
+                _ => {}
+            }
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Where the export `token` is reached.
+    pub fn place(&self, token: &str) -> Place {
+        Place::Nbd(format!("nbd+unix:///{token}?socket={}", self.nbd_socket().display()))
+    }
+
+    pub fn nbd_socket(&self) -> PathBuf {
+        self.dir.join("nbd.sock")
+    }
+
+    pub fn store(&self) -> PathBuf {
+        self.dir.join("store")
+    }
+
+    /// A uuid of the run, new each time.
+    pub fn new_id(&mut self) -> String {
+        self.next += 1;
+        format!("22222222-2222-4222-8222-{:012x}", self.next)
+    }
+
+    /// A volume that is attached for writing under `token`; its id.
+    pub fn volume(&mut self, token: &str, bytes: u64) -> Result<String> {
+        let volume = self.new_id();
+        let mut control = self.control()?;
+        control.call("create_volume", json!({"volume": volume, "size": bytes}))?;
+        control.call("attach", json!({"token": token, "target": volume, "writable": true}))?;
+        Ok(volume)
+    }
+
+    /// One generation of one volume; its id.
+    pub fn snapshot(&mut self, control: &mut Control, volume: &str) -> Result<String> {
+        let generation = self.new_id();
+        control.call("snapshot", json!({"group": [{"volume": volume, "generation": generation}]}))?;
+        Ok(generation)
+    }
+
+    pub fn control(&self) -> Result<Control> {
+        Control::connect(&self.dir.join("control.sock"))
+    }
+
+    pub fn stat(&self) -> Result<Value> {
+        Ok(self.control()?.call("store_stat", Value::Null)?["store"].clone())
+    }
+}
+
+fn binary() -> String {
+    sh::target_dir().join("release/tanada").to_string_lossy().into_owned()
+}
+
+/// A new file of `bytes` zeros that are written, not holes.
+pub fn write_zeros(path: &Path, bytes: u64) -> Result<()> {
+    const PIECE: usize = 4 << 20;
+    // O_DIRECT wants an aligned buffer: a piece of a page more, begun at a page's edge.
+    let room = vec![0u8; PIECE + 4096];
+    let skip = room.as_ptr().align_offset(4096);
+    let zeros = room.get(skip..skip + PIECE).context("an aligned buffer")?;
+    let open = |flags| File::options().write(true).create(true).truncate(true).custom_flags(flags).open(path);
+    let file = open(libc::O_DIRECT).or_else(|_| open(0)).with_context(|| format!("making {}", path.display()))?;
+    for at in (0..bytes).step_by(PIECE) {
+        let count = (bytes - at).min(PIECE as u64) as usize;
+        file.write_all_at(&zeros[..count], at).with_context(|| format!("filling {}", path.display()))?;
+    }
+    file.sync_all().with_context(|| format!("syncing {}", path.display()))
+}
+
+/// A connection to blockd's control socket.
+#[derive(Debug)]
+pub struct Control {
+    lines: BufReader<UnixStream>,
+    next: u64,
+}
+
+impl Control {
+    fn connect(socket: &Path) -> Result<Control> {
+        let stream = UnixStream::connect(socket).with_context(|| format!("connecting to {}", socket.display()))?;
+        stream.set_read_timeout(Some(ANSWER))?;
+        let mut control = Control { lines: BufReader::new(stream), next: 0 };
+        control.line()?;
+        Ok(control)
+    }
+
+    fn line(&mut self) -> Result<Value> {
+        let mut line = String::new();
+        if self.lines.read_line(&mut line).context("reading blockd's answer")? == 0 {
+            bail!("blockd closed the connection");
+        }
+        serde_json::from_str(&line).context("blockd's answer")
+    }
+
+    /// One command; its answer, or the refusal as an error.
+    pub fn call(&mut self, method: &str, params: Value) -> Result<Value> {
+        self.next += 1;
+        let mut command = json!({"id": self.next, "method": method});
+        if !params.is_null() {
+            command["params"] = params;
+        }
+        writeln!(self.lines.get_mut(), "{command}")?;
+        loop {
+            let answer = self.line().with_context(|| method.to_string())?;
+            if answer["id"] == self.next {
+                return match answer.get("error") {
+                    Some(error) => bail!("{method}: {error}"),
+                    None => Ok(answer["ok"].clone()),
+                };
+            }
+        }
+    }
+}

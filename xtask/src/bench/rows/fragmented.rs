@@ -1,0 +1,64 @@
+//! Sequential reading after random overwriting, the known enemy of redirect-on-write, and after re-layout.
+
+use anyhow::Result;
+
+use crate::bench::blockd::{Blockd, Space};
+use crate::bench::compare::{self, MB_PER_S};
+use crate::bench::fio::{self, SEQREAD};
+use crate::bench::peers::{Peer, QemuNbd, RAW, TANADA};
+use crate::bench::{Bench, GIB};
+
+use super::Scenario;
+
+pub const SCENARIO: Scenario = Scenario {
+    name: "fragmented",
+    what: "sequential reading after random overwriting, and after re-layout",
+    rows: &["seqread-20", "seqread-100", "seqread-relaid"],
+    play,
+    full_gib: 16,
+    quick_gib: 8,
+    quick_seconds: 90,
+};
+
+/// How often the volume is read through before it is taken to be laid out anew.
+const PASSES: usize = 2;
+
+fn play(bench: &mut Bench) -> Result<()> {
+    let bytes = bench.size(4 * GIB, 2 * GIB);
+    let dir = bench.dir.clone();
+    let mut store = Blockd::create(dir.join("fragmented"), bytes * 5 / 2, Space::Written)?;
+    store.volume("fragmented", bytes)?;
+    let raw = QemuNbd::create(&dir, "fragmented", "raw", bytes)?;
+    let mut peers = vec![Peer::tanada(TANADA, &store, "fragmented"), Peer::qemu_nbd(RAW, raw)];
+    for peer in &peers {
+        fio::fill(&peer.place(), bytes)?;
+    }
+    if bench.wants("seqread-20") {
+        for peer in &peers {
+            fio::overwrite(&peer.place(), bytes, bytes / 5)?;
+        }
+        measure(bench, "seqread-20", &mut peers, bytes);
+    }
+    for peer in &peers {
+        fio::overwrite(&peer.place(), bytes, bytes)?;
+    }
+    if bench.wants("seqread-100") {
+        measure(bench, "seqread-100", &mut peers, bytes);
+    }
+    if bench.wants("seqread-relaid") {
+        for _ in 0..PASSES {
+            fio::read_all(&peers[0].place(), bytes)?;
+        }
+        // Whatever the passes set going is done before it is judged.
+        store.control()?.call("checkpoint", serde_json::Value::Null)?;
+        measure(bench, "seqread-relaid", &mut peers, bytes);
+        bench.report.detail("seqread-relaid", "passes_before", PASSES.into());
+    }
+    Ok(())
+}
+
+fn measure(bench: &mut Bench, id: &'static str, peers: &mut [Peer], bytes: u64) {
+    let runs = compare::rounds(bench, &SEQREAD, peers, bytes, &mut compare::nothing);
+    compare::show(bench, id, &SEQREAD, &runs, RAW);
+    bench.report.compared(id, runs.values(TANADA, MB_PER_S), runs.ratios(TANADA, RAW, MB_PER_S));
+}
