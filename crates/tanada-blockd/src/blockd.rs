@@ -15,6 +15,7 @@ use tanada_engine::EngineConfig;
 use uuid::Uuid;
 
 use crate::control::{self, Inbox, Message, Sender};
+use crate::kept::KeptFile;
 use crate::listen;
 use crate::options::{self, BlockdOptions};
 use crate::shell::Shell;
@@ -42,7 +43,9 @@ fn serve(options: &BlockdOptions, ready: &mut Ready) -> anyhow::Result<()> {
     let store = StoreFile::open(&options.store)?;
     store.lock()?;
     let size = store.size_bytes().with_context(|| format!("size of {}", options.store.display()))?;
+    let (kept_file, kept) = KeptFile::open(&options.runtime_dir)?;
     let config = EngineConfig {
+        kept: Some(kept),
         device_can_grow: store.can_grow,
         memory_bytes: options.memory_bytes,
         seed: Uuid::new_v4().as_u64_pair().0,
@@ -51,13 +54,14 @@ fn serve(options: &BlockdOptions, ready: &mut Ready) -> anyhow::Result<()> {
     let rows = load_attachments(&options.runtime_dir);
     let saver = Saver::start(&options.runtime_dir).context("start a thread")?;
     let sender = inbox.sender();
-    let (mut shell, report) = Shell::open(store, config, listeners.nbd, inbox, saver, rows)?;
+    let (mut shell, report) = Shell::open(store, config, kept_file, listeners.nbd, inbox, saver, rows)?;
     tracing::info!(
         store = %report.store,
         incarnation = report.incarnation,
         checkpoint = report.checkpoint,
         records = report.records_replayed,
         verified = report.blocks_verified,
+        kept = report.kept_blocks,
         "open: {}",
         options.store.display()
     );

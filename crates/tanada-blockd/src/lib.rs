@@ -12,6 +12,7 @@ mod blockd;
 mod control;
 mod format;
 mod keeper;
+mod kept;
 mod listen;
 mod options;
 mod outgoing;

@@ -15,6 +15,8 @@ use std::fmt;
 use tanada_disk::{Buf, DiskOp};
 use uuid::Uuid;
 
+use crate::kept::KeptBlock;
+
 /// Names a request; chosen by the shell, echoed in the reply, never interpreted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
@@ -296,6 +298,10 @@ impl std::error::Error for Failure {}
 pub enum Action {
     /// Carry out `op` and report its end with `complete(now, io, …)`. Operations may run and end in any order.
     Disk { io: IoId, op: DiskOp },
+    /// Copy a journal block's image into memory that outlives the process, at once: what is acknowledged by later
+    /// actions relies on it (rule J6b). Asked for only where [`crate::EngineConfig::kept`] says that there is such
+    /// memory.
+    Keep(KeptBlock),
     /// Answer a request.
     Reply { request: RequestId, result: Result<Reply, Failure> },
     /// The store is open (or failed to open: it then accepts no requests).
@@ -312,6 +318,8 @@ pub struct OpenReport {
     pub checkpoint: u64,
     pub records_replayed: u64,
     pub blocks_verified: u64,
+    /// Journal blocks that came from memory that outlived the process before.
+    pub kept_blocks: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

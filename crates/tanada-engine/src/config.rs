@@ -2,6 +2,8 @@
 
 use tanada_units::MIB;
 
+use crate::kept::KeptMemory;
+
 /// Sizes and triggers. [`EngineConfig::new`] gives the values meant for production; tests shrink them.
 #[derive(Debug, Clone)]
 pub struct EngineConfig {
@@ -28,6 +30,9 @@ pub struct EngineConfig {
     pub reserve_bytes: u64,
     /// Blocks that one deletion walk frees at most between two checkpoints.
     pub walk_blocks: u64,
+    /// Memory that outlives the process, for journal blocks that are not written yet (J6b); `None`: writes are
+    /// acknowledged when their journal block is written (J6a).
+    pub kept: Option<KeptMemory>,
 }
 
 impl EngineConfig {
@@ -45,6 +50,7 @@ impl EngineConfig {
             sync_micros: 1_000_000,
             reserve_bytes: 32 * MIB,
             walk_blocks: 1_000_000,
+            kept: None,
         }
     }
 }

@@ -131,10 +131,9 @@ impl State {
         if self.phase != Phase::Serving {
             return None;
         }
-        let sync = self.syncs.unsynced_since.map(|since| since + self.config.sync_micros);
         let dirty = self.is_dirty();
         let checkpoint = (dirty && !self.checkpoint.running)
             .then(|| (self.checkpoint.last_at + self.config.checkpoint_micros).max(self.now + 1000));
-        sync.into_iter().chain(checkpoint).chain(self.punch_at()).min()
+        self.sync_at().into_iter().chain(checkpoint).chain(self.punch_at()).min()
     }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //!   submit -> busy blocks (W1) -> parts: whole blocks -> pieces -> data write -> record
 //!                                        block edges  -> patch task (RMW)  -> piece ...
-//!          last part recorded: busy blocks given back -> journal written (J6a) -> [FUA: sync] -> answer
+//!          last part recorded: busy blocks given back -> journal kept or written (J6) -> [FUA: sync] -> answer
 //! ```
 
 use tanada_disk::Buf;
@@ -145,8 +145,9 @@ impl State {
         }
         let head = self.exports.get(&export.0).map_or(0, |export| export.version);
         let last = self.versions.get(head).map_or(0, |version| version.last_seq);
-        // What is acknowledged is written; what came later need not be covered.
-        let seq = last.min(self.journal.written());
+        // What is acknowledged is written or kept; what came later need not be covered.
+        let seq = last.min(self.journal.acknowledged());
+        self.expect_flushes();
         let op = self.new_op(request, export.0, head, 0..0, false, None);
         self.acknowledge_durable(seq, op);
     }
@@ -305,6 +306,7 @@ impl State {
         if failed {
             self.finish_op(id);
         } else if fua {
+            self.expect_flushes();
             // Nothing recorded by itself may still mean a hole that an earlier, undurable record made.
             let last = self.versions.get(head).map_or(0, |version| version.last_seq);
             self.acknowledge_durable(if seq == 0 { last } else { seq }, id);
@@ -324,10 +326,9 @@ impl State {
         granted.into_iter().for_each(|op| self.begin(op));
     }
 
-    /// Answers what the journal has taken out of the process.
-    pub fn acknowledge_written(&mut self) {
-        let written = self.journal.written();
-        while let Some(entry) = self.waiting_for_journal.first_entry().filter(|entry| *entry.key() <= written) {
+    /// Answers what is recorded in journal blocks up to `seq`: they are out of the process.
+    pub fn acknowledge_up_to(&mut self, seq: u64) {
+        while let Some(entry) = self.waiting_for_journal.first_entry().filter(|entry| *entry.key() <= seq) {
             entry.remove().into_iter().for_each(|op| self.finish_op(op));
         }
     }

@@ -1,12 +1,21 @@
 //! The journal's ring as the writer sees it (store notes section 2).
 //!
 //! ```text
-//!   start_seq ............ durable ........ written ........ next_seq
-//!   | needed by recovery   | survives a     | survives a     | block being filled
-//!   |                      | power cut      | killed process |
+//!   start_seq ............ durable ........ written ........ kept ........... next_seq
+//!   | needed by recovery   | survives a     | survives a     | survives a     | block being filled; the memory
+//!   |                      | power cut      | killed process | killed process | has its records so far
 //! ```
-//! Records are appended in the order in which they are applied (J1, V1). Blocks are sealed once per turn and never
-//! rewritten (J5). *written* only moves over blocks without a gap: an acknowledged record is never behind a hole.
+//! Records are appended in the order in which they are applied (J1, V1). Blocks are sealed once and never rewritten on
+//! the device (J5). *written* and *kept* only move over blocks without a gap: an acknowledged record is never behind a
+//! hole (J6).
+//!
+//! Two ways out of the process:
+//! - J6(a), without memory that outlives it: the block being filled is sealed and written in every turn that recorded
+//!   something; what it holds is acknowledged when that write has ended.
+//! - J6(b), with such memory: an image of every block that is not written yet goes there at the end of the turn, once
+//!   for a block and turn, and what it holds is acknowledged at once. The block goes to the device when it is full or
+//!   when somebody waits for it. A block's place in the memory is free again when the device has it; where all places
+//!   are taken, way (a) it is until one is free.
 
 use std::collections::BTreeMap;
 
@@ -15,6 +24,8 @@ use tanada_format::geometry::JOURNAL_KEPT_BLOCKS;
 use tanada_format::journal::RECORDS_BYTES;
 use tanada_format::{BLOCK_BYTES, Geometry, JournalBuilder, JournalHeader, Record};
 use uuid::Uuid;
+
+use crate::kept::KeptBlock;
 
 pub struct Journal {
     pub store: Uuid,
@@ -31,6 +42,14 @@ pub struct Journal {
     in_flight: BTreeMap<u64, u64>,
     /// Blocks that writes in flight will need for their records, at worst.
     promised: u64,
+    /// Blocks that fit into memory that outlives the process; 0 without any.
+    kept_places: u64,
+    /// Sealed blocks up to this one are in that memory, or written.
+    kept: u64,
+    /// So many records of the block being filled are there, too.
+    kept_records: usize,
+    /// The last block of which a record may have been acknowledged for being kept.
+    acknowledged: u64,
 }
 
 /// A write of journal blocks, to be carried out.
@@ -54,7 +73,16 @@ impl Journal {
             sealed: Vec::new(),
             in_flight: BTreeMap::new(),
             promised: 0,
+            kept_places: 0,
+            kept: next_seq - 1,
+            kept_records: 0,
+            acknowledged: 0,
         }
+    }
+
+    /// From now on blocks are kept in memory for `places` blocks that outlives the process (J6b).
+    pub fn keep_in(&mut self, places: u64) {
+        self.kept_places = places;
     }
 
     /// Appends records that belong together: they come into one block, so that a torn tail takes all or none of them.
@@ -76,21 +104,58 @@ impl Journal {
         if self.building.is_empty() {
             return;
         }
-        let header = JournalHeader {
+        self.sealed.push((self.next_seq, self.image()));
+        if self.kept + 1 == self.next_seq && self.kept_records == self.building.count() {
+            self.kept = self.next_seq;
+        }
+        self.building.clear();
+        self.kept_records = 0;
+        self.next_seq += 1;
+    }
+
+    /// The block being filled, as it would be written now.
+    fn image(&self) -> [u8; BLOCK_BYTES] {
+        self.building.seal(&JournalHeader {
             store: self.store,
             incarnation: self.incarnation,
             seq: self.next_seq,
             durable_seq: self.durable,
             checkpoint: self.checkpoint,
-        };
-        self.sealed.push((self.next_seq, self.building.seal(&header)));
-        self.building = JournalBuilder::new();
-        self.next_seq += 1;
+        })
     }
 
-    /// Seals and returns the writes that bring everything so far out of the process.
+    /// Hands everything recorded so far to the memory that outlives the process, as far as it has room and no block
+    /// before is missing from it. Returns the block up to which every record is out of the process now.
+    pub fn keep(&mut self, mut each: impl FnMut(KeptBlock)) -> u64 {
+        let written = self.written();
+        self.kept = self.kept.max(written);
+        let last = written + self.kept_places;
+        for (seq, bytes) in &self.sealed {
+            if *seq == self.kept + 1 && *seq <= last {
+                each(KeptBlock { seq: *seq, bytes: Box::new(*bytes) });
+                self.kept = *seq;
+                self.acknowledged = *seq;
+            }
+        }
+        let seq = self.next_seq;
+        if self.building.is_empty() || self.kept + 1 != seq || seq > last {
+            return self.kept;
+        }
+        if self.building.count() > self.kept_records {
+            each(KeptBlock { seq, bytes: Box::new(self.image()) });
+            self.kept_records = self.building.count();
+            self.acknowledged = seq;
+        }
+        seq
+    }
+
+    /// No record behind this block is acknowledged yet.
+    pub fn acknowledged(&self) -> u64 {
+        self.acknowledged.max(self.written())
+    }
+
+    /// Returns the writes that bring all sealed blocks to the device.
     pub fn take_writes(&mut self, geometry: &Geometry) -> Vec<JournalWrite> {
-        self.seal();
         let sealed = std::mem::take(&mut self.sealed);
         let mut writes = Vec::new();
         for run in sealed.chunk_by(|(_, _), (seq, _)| seq % self.blocks != 0) {
@@ -127,8 +192,19 @@ impl Journal {
         self.durable = self.durable.max(written);
     }
 
+    /// The block being filled, or the one that the next record begins.
     pub fn next_seq(&self) -> u64 {
         self.next_seq
+    }
+
+    /// True where writes of blocks are under way.
+    pub fn is_writing(&self) -> bool {
+        !self.in_flight.is_empty()
+    }
+
+    /// True where blocks may be acknowledged before they are written.
+    pub fn is_kept(&self) -> bool {
+        self.kept_places > 0
     }
 
     /// The block that holds the last record so far.
@@ -191,6 +267,7 @@ mod tests {
         let geometry = Geometry::new(5 * SEGMENT_BLOCKS, 64).expect("valid");
         let mut journal = Journal::new(Uuid::nil(), 1, 1, 64, 60, 62);
         assert_eq!(journal.append(&[Record::Destroy { version: 1 }]), 62);
+        journal.seal();
         let first = journal.take_writes(&geometry);
         for _ in 0..4 {
             journal.append(&[Record::Destroy { version: 1 }]);
@@ -205,5 +282,31 @@ mod tests {
         assert_eq!(journal.written(), 62);
         journal.completed(63);
         assert_eq!((journal.written(), first.len()), (66, 1));
+    }
+
+    #[test]
+    fn kept_moves_over_blocks_without_a_gap_and_no_further_than_there_are_places() {
+        let geometry = Geometry::new(5 * SEGMENT_BLOCKS, 64).expect("valid");
+        let mut journal = Journal::new(Uuid::nil(), 1, 1, 64, 60, 62);
+        let record = [Record::Destroy { version: 1 }];
+        let mut seen = Vec::new();
+        journal.append(&record);
+        assert_eq!((journal.keep(|block| seen.push(block.seq)), journal.acknowledged()), (61, 61), "no memory");
+        journal.keep_in(2);
+        assert_eq!((journal.keep(|block| seen.push(block.seq)), journal.acknowledged()), (62, 62));
+        assert_eq!(journal.keep(|block| seen.push(block.seq)), 62);
+        assert_eq!(seen, [62], "nothing new, nothing to keep");
+        journal.append(&record);
+        journal.seal();
+        journal.append(&record);
+        assert_eq!(journal.keep(|block| seen.push(block.seq)), 63);
+        assert_eq!(seen, [62, 62, 63], "a block that is sealed has got more records");
+        journal.seal();
+        journal.append(&record);
+        assert_eq!((journal.keep(|block| seen.push(block.seq)), seen.len()), (63, 3), "62 and 63 have the places");
+        journal.take_writes(&geometry);
+        journal.completed(62);
+        assert_eq!((journal.written(), journal.keep(|block| seen.push(block.seq))), (63, 64));
+        assert_eq!((seen.last(), journal.acknowledged()), (Some(&64), 64));
     }
 }

@@ -10,7 +10,7 @@
 //!   checkpoint  merge, catalog, superblock (J8, B1-B4) stat    figures
 //!   walker      deletion in the background (V6, V7)
 //!   --- without I/O ---
-//!   delta, versions, cut, tree/{merge,walk,diff,count}, alloc, catalog, journal, locks, cache
+//!   delta, versions, cut, tree/{merge,walk,diff,count}, alloc, catalog, journal, kept, locks, cache
 //! ```
 //! Rule names (J1, V2, B3 ...) are those of `docs/store-rules.md`.
 
@@ -29,6 +29,7 @@ mod exec;
 mod failure;
 mod guest;
 mod journal;
+mod kept;
 mod locks;
 #[cfg(test)]
 mod model;
@@ -51,3 +52,4 @@ pub use api::{
 };
 pub use config::EngineConfig;
 pub use engine::Engine;
+pub use kept::{COPIES as KEPT_COPIES, KeptBlock, KeptMemory, KeptPlaces};

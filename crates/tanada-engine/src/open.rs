@@ -1,9 +1,14 @@
 //! Opening a store: read, decide, make the decision durable, serve (J1-J4, J8).
 //!
 //! ```text
-//!   sync -> newest superblock -> ring -> catalog, bitmaps -> chain of journal blocks -> verify the uncertain tail
-//!        -> replay the prefix -> recovery block -> sync -> serve
+//!   sync -> newest superblock -> ring, kept blocks -> catalog, bitmaps -> chain of journal blocks
+//!        -> verify the uncertain tail -> replay the prefix -> kept blocks to the ring, sync -> recovery block -> sync
+//!        -> serve
 //! ```
+//! Kept blocks (J6b) are those that the process before had acknowledged and not yet written. They take part as if the
+//! ring had them, and are brought there, and synced, before the recovery block: its incarnation is what makes the
+//! memory they came from void, and its durable mark covers them.
+//!
 //! The first record whose data fails its checksum ends the journal (J2). A recovery block fixes that verdict before
 //! anything new is written, and begins a new incarnation (J4).
 
@@ -22,6 +27,7 @@ use crate::alloc::Allocator;
 use crate::api::{Action, OpenReport};
 use crate::failure::{EINVAL, EIO, Failure};
 use crate::journal::Journal;
+use crate::kept;
 use crate::state::{BLOCK, Handle, Phase, State};
 use crate::versions::Versions;
 
@@ -33,6 +39,9 @@ const VERIFY_AT_ONCE: usize = 64;
 
 /// What the ring holds that belongs to this store, by number.
 type Ring = BTreeMap<u64, Result<JournalBlock, JournalHeader>>;
+
+/// Blocks that came from kept memory, as they are to be written, by number.
+type Images = BTreeMap<u64, Vec<u8>>;
 
 /// The part of the journal that counts.
 struct Chain {
@@ -58,7 +67,9 @@ impl Handle {
         let superblock = self.read_superblock().await?;
         let geometry = superblock.geometry;
         self.with(|state| state.adopt_superblock(&superblock))?;
-        let ring = self.read_ring(&superblock).await?;
+        let mut ring = self.read_ring(&superblock).await?;
+        let found = self.with(|state| state.config.kept.as_mut().map(|kept| std::mem::take(&mut kept.found)));
+        let images = add_kept(&mut ring, &found.unwrap_or_default(), &superblock);
         check_newest(&superblock, &ring)?;
         self.read_catalog(&superblock).await?;
         let mut chain = chain_of(&superblock, ring)?;
@@ -72,6 +83,7 @@ impl Handle {
             state.journal = Journal::new(store, incarnation, checkpoint, blocks, start, next_seq);
         });
         let records_replayed = self.with(|state| state.replay(&chain))?;
+        let kept_blocks = self.settle_kept(&chain, images).await?;
         self.fix_verdict(&superblock, verdict).await?;
         Ok(OpenReport {
             store: superblock.store,
@@ -79,7 +91,26 @@ impl Handle {
             checkpoint: self.with(|state| state.journal.checkpoint),
             records_replayed,
             blocks_verified,
+            kept_blocks,
         })
+    }
+
+    /// Brings the kept blocks of the chain to their places in the ring, durably. Returns how many.
+    async fn settle_kept(&self, chain: &Chain, images: Images) -> Result<u64, Failure> {
+        let last = chain.blocks.last().map_or(0, |block| block.header.seq);
+        let first = chain.blocks.first().map_or(u64::MAX, |block| block.header.seq);
+        let mut count = 0;
+        for (seq, bytes) in images.into_iter().filter(|(seq, _)| (first..=last).contains(seq)) {
+            let at = self.with(|state| state.alloc.geometry().journal_block(seq)) * BLOCK;
+            let op = DiskOp::Write { at, parts: vec![Buf::copy_from(&bytes)] };
+            self.disk(op).await.map_err(|error| State::data_failure(error.errno, "writing kept journal blocks"))?;
+            count += 1;
+        }
+        if count > 0 {
+            let synced = self.disk(DiskOp::Sync).await;
+            synced.map_err(|error| State::data_failure(error.errno, "syncing kept journal blocks"))?;
+        }
+        Ok(count)
     }
 
     async fn read_superblock(&self) -> Result<Superblock, Failure> {
@@ -255,6 +286,10 @@ impl Handle {
             state.durable(seq)
         });
         slot.await?;
+        self.with(|state| {
+            let places = state.config.kept.as_ref().map_or(0, |kept| kept.places);
+            state.journal.keep_in(places);
+        });
         tracing::info!(store = %superblock.store, "store open");
         Ok(())
     }
@@ -278,6 +313,22 @@ fn check_newest(superblock: &Superblock, ring: &Ring) -> Result<(), Failure> {
         superblock.checkpoint
     );
     Err(Failure::new(EIO, message))
+}
+
+/// Adds what the last life kept and the ring does not have. A block that the ring has whole is never older than its
+/// image: it was sealed behind the last record.
+fn add_kept(ring: &mut Ring, found: &[Vec<u8>], superblock: &Superblock) -> Images {
+    let known = ring.values().map(|block| header_of(block).incarnation).max().unwrap_or(0);
+    let incarnation = known.max(superblock.incarnation);
+    let mut images = Images::new();
+    for (seq, (block, bytes)) in kept::images(found, superblock.store, incarnation) {
+        let in_ring = ring.get(&seq).is_some_and(|known| header_of(known).incarnation == incarnation);
+        if !in_ring && seq >= superblock.journal_seq {
+            ring.insert(seq, Ok(block));
+            images.insert(seq, bytes);
+        }
+    }
+    images
 }
 
 fn header_of(block: &Result<JournalBlock, JournalHeader>) -> &JournalHeader {

@@ -1,16 +1,23 @@
 //! Records on their way to the medium: applied and appended, written, synced, acknowledged.
 //!
 //! ```text
-//!   record() --> block being filled --write--> written (survives a killed process: J6a) --sync--> durable
-//!                                       |                                                   |
-//!                                       writes and discards are answered                    flushes, FUA, control
+//!   record() --> block being filled --keep---> out of the process (J6b) --write--> on the device (J6a) --sync--> durable
+//!                                                |                                 |                             |
+//!                                                writes and discards are answered (the first of the two)         |
+//!                                                                                     flushes, FUA, control -----+
 //! ```
 //! One sync runs, the next waits (J9); it covers what was written when it was issued. A failed journal write or sync is
 //! final (J10).
+//!
+//! When the block being filled goes to the device, where it can be kept first: when it is full; when somebody waits
+//! until it is durable (a flush waits for what was acknowledged on its volume, kept or written); by the rule of 64 MiB
+//! or 1 s (J3); for want of a place to keep it; and at once while flushes are frequent, so that the next one finds it
+//! written.
 
 use tanada_disk::{DiskOp, DiskResult};
 use tanada_format::{Geometry, Record};
 
+use crate::api::Action;
 use crate::exec::{Filler, Slot, slot};
 use crate::failure::Failure;
 use crate::guest::OpId;
@@ -36,19 +43,42 @@ pub struct Syncs {
     /// Data written since the last sync began, in bytes, and since when.
     pub unsynced_bytes: u64,
     pub unsynced_since: Option<u64>,
+    /// So many more records are written at once: somebody is likely to wait for them soon.
+    eager: u32,
 }
 
+/// After a flush so many records are written to the device at once, so that the next flush finds them there.
+const EAGER_RECORDS: u32 = 64;
+
 impl State {
-    /// Writes what was recorded in this turn, all in one go (J6a).
+    /// Brings what was recorded in this turn out of the process: into memory that outlives it, where there is some
+    /// (J6b), and to the device, where a block is full or somebody waits for it.
     pub fn write_journal(&mut self) {
         if !self.journal.has_records() || self.is_read_only() {
             return;
         }
+        if self.journal.is_kept() {
+            let kept = self.journal.keep(|block| self.actions.push_back(Action::Keep(block)));
+            self.acknowledge_up_to(kept);
+        }
+        if self.is_journal_awaited() {
+            self.journal.seal();
+        }
         let geometry = self.alloc.geometry();
         for write in self.journal.take_writes(&geometry) {
-            self.syncs.unsynced_since.get_or_insert(self.now);
             self.start_io(write.op, Pending::Journal { first: write.first });
         }
+    }
+
+    /// True where the block being filled must go to the device now.
+    fn is_journal_awaited(&self) -> bool {
+        let seq = self.journal.next_seq();
+        !self.journal.is_kept()
+            || self.syncs.eager > 0
+            || self.waiting_for_journal.contains_key(&seq)
+            || self.syncs.waiters.iter().any(|waiter| waiter.seq >= seq)
+            || self.syncs.acknowledge.iter().any(|(awaited, _)| *awaited >= seq)
+            || self.sync_is_due()
     }
 
     pub fn journal_written(&mut self, first: u64, result: DiskResult) {
@@ -56,7 +86,7 @@ impl State {
             return self.fail(format!("writing the journal failed: {error}"));
         }
         self.journal.completed(first);
-        self.acknowledge_written();
+        self.acknowledge_up_to(self.journal.written());
     }
 
     /// Applies and appends records that belong together, at one instant. Room must have been checked.
@@ -65,6 +95,8 @@ impl State {
             self.apply(record)?;
         }
         let seq = self.journal.append(records);
+        self.syncs.unsynced_since.get_or_insert(self.now);
+        self.syncs.eager = self.syncs.eager.saturating_sub(1);
         for record in records {
             self.note_seq(record, seq);
         }
@@ -147,13 +179,15 @@ impl State {
         let written = self.journal.written();
         let asked = self.syncs.waiters.iter().any(|waiter| waiter.seq <= written)
             || self.syncs.acknowledge.iter().any(|(seq, _)| *seq <= written);
-        if !asked && !self.sync_is_due() {
+        // What is on its way to the journal comes along, unless there is much else.
+        let due = self.sync_is_due() && (written > self.journal.durable() || !self.journal.is_writing());
+        if !asked && !due {
             return;
         }
         self.syncs.running = true;
         self.syncs.begun += 1;
         self.syncs.unsynced_bytes = 0;
-        self.syncs.unsynced_since = None;
+        self.syncs.unsynced_since = (self.journal.last_seq() > written).then_some(self.now);
         self.start_io(DiskOp::Sync, Pending::Sync { covers: written });
     }
 
@@ -163,6 +197,12 @@ impl State {
         since.is_some_and(|since| {
             self.syncs.unsynced_bytes >= self.config.sync_bytes || self.now >= since + self.config.sync_micros
         })
+    }
+
+    /// When the store syncs by itself, if nothing else makes it.
+    pub fn sync_at(&self) -> Option<u64> {
+        let waits = !self.syncs.running && !self.journal.is_writing();
+        self.syncs.unsynced_since.filter(|_| waits).map(|since| since + self.config.sync_micros)
     }
 
     pub fn synced(&mut self, covers: u64, result: DiskResult) {
@@ -188,6 +228,11 @@ impl State {
                 self.syncs.acknowledge.push((seq, op));
             }
         }
+    }
+
+    /// Somebody wants what was written to be durable: that is likely to happen again.
+    pub fn expect_flushes(&mut self) {
+        self.syncs.eager = EAGER_RECORDS;
     }
 
     /// Answers `op` when journal blocks up to `seq` are durable.

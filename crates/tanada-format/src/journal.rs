@@ -93,7 +93,13 @@ impl JournalBuilder {
         fits
     }
 
-    /// Ends the block.
+    /// Forgets all records and keeps the memory.
+    pub fn clear(&mut self) {
+        self.records.clear();
+        self.count = 0;
+    }
+
+    /// The block with the records so far.
     pub fn seal(&self, header: &JournalHeader) -> [u8; BLOCK_BYTES] {
         let mut bytes = [0; BLOCK_BYTES];
         F_MAGIC.put_bytes(&mut bytes, &JOURNAL_MAGIC);

@@ -13,6 +13,7 @@ mod content;
 mod device;
 mod exact;
 mod history;
+mod kept;
 mod model;
 mod replay;
 mod rng;

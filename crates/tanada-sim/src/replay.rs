@@ -57,6 +57,7 @@ fn replay_event(seed: u64, event: u64, replayed: &mut Replayed) -> Result<(), St
         let mut fork = world.fork(seed ^ n);
         fork.stop();
         fork.device.power_cut_exactly(|write| write < 64 && mask >> write & 1 != 0);
+        fork.lose_kept();
         fork.check_image().map_err(text)?;
         fork.open_store().map_err(text)?;
         fork.verify_recovery(Ended::PowerCut, crashed)

@@ -110,6 +110,7 @@ pub fn settings(seed: u64, trace: bool) -> Settings {
             false => Faults::default(),
         },
         trace,
+        kept_places: *rng.pick(&[None, Some(2), Some(5), Some(64)]),
     }
 }
 

@@ -11,6 +11,7 @@ use tanada_units::Uuid;
 use crate::content::{BLOCK, Content};
 use crate::device::{Faults, SimDevice};
 use crate::history::Interval;
+use crate::kept::KeptRing;
 use crate::model::{Kept, Model};
 use crate::rng::Rng;
 
@@ -42,6 +43,8 @@ pub struct Settings {
     /// The device may fail, so clients may be told so.
     pub faults: Faults,
     pub trace: bool,
+    /// Journal blocks that fit into memory that outlives the process, if there is any.
+    pub kept_places: Option<u64>,
 }
 
 /// A request on its way.
@@ -75,6 +78,8 @@ pub type Answer = Result<Reply, Failure>;
 pub struct World {
     pub engine: Option<Engine>,
     pub device: SimDevice,
+    /// Where journal blocks are kept; `None` in worlds without such memory (J6a).
+    pub kept: Option<KeptRing>,
     pub model: Model,
     pub rng: Rng,
     pub settings: Settings,
@@ -114,6 +119,7 @@ impl World {
         Ok(World {
             engine: None,
             device,
+            kept: settings.kept_places.map(KeptRing::new),
             model: Model::new(),
             rng,
             settings,
@@ -149,6 +155,7 @@ impl World {
         let mut config = self.settings.config.clone();
         config.device_bytes = self.device.length_bytes();
         config.seed = self.rng.next();
+        config.kept = self.kept.as_ref().map(KeptRing::found);
         self.trace(|| "---- open".to_owned());
         self.opened = None;
         self.read_only = false;
@@ -172,12 +179,23 @@ impl World {
         self.trace(|| "==== kill".to_owned());
         self.stop();
         self.device.kill(&mut self.rng);
+        if let Some(kept) = &mut self.kept {
+            kept.kill(&mut self.rng);
+        }
     }
 
     pub fn power_cut(&mut self) {
         self.trace(|| "==== power cut".to_owned());
         self.stop();
         self.device.power_cut(&mut self.rng);
+        self.lose_kept();
+    }
+
+    /// What happens to kept memory when the power fails.
+    pub fn lose_kept(&mut self) {
+        if let Some(kept) = &mut self.kept {
+            kept.power_cut();
+        }
     }
 
     pub fn event(&mut self) -> u64 {
@@ -264,6 +282,15 @@ impl World {
                 self.note(io.0);
                 self.trace(|| format!("io {} {op:?}", io.0));
                 self.device.issue(io, op, self.events, &mut self.rng);
+                Ok(())
+            }
+            Action::Keep(block) => {
+                self.note(block.seq);
+                self.trace(|| format!("keep {block:?}"));
+                match &mut self.kept {
+                    Some(kept) => kept.keep(&block),
+                    None => return wrong(format!("{block:?} is to be kept without memory for it")),
+                }
                 Ok(())
             }
             Action::Reply { request, result } => {
@@ -437,6 +464,7 @@ impl World {
         World {
             engine: None,
             device: self.device.clone(),
+            kept: self.kept.clone(),
             model: self.model.clone(),
             rng: Rng::new(seed),
             settings: self.settings.clone(),

@@ -34,6 +34,7 @@ use self::conn::{Conn, ConnState};
 use self::cut::CutWatch;
 use self::guest::GuestPending;
 use crate::control::{Clients, Inbox, Message};
+use crate::kept::KeptFile;
 use crate::ring::{Completion, Ring};
 use crate::slab::Slab;
 use crate::store_file::StoreFile;
@@ -77,6 +78,8 @@ pub(crate) struct Shell {
     ring: Ring,
     pool: BufPool,
     store: StoreFile,
+    /// Where journal blocks are kept, if there is such memory.
+    kept: Option<KeptFile>,
     clock: Instant,
     /// Microseconds of `clock` at the start of this turn.
     now: u64,
@@ -103,6 +106,7 @@ impl Shell {
     pub(crate) fn open(
         store: StoreFile,
         config: EngineConfig,
+        kept: Option<KeptFile>,
         listener: OwnedFd,
         inbox: Inbox,
         saver: Saver,
@@ -114,6 +118,7 @@ impl Shell {
             ring: Ring::new().context("create an io_uring")?,
             pool: BufPool::new(CHUNK_BYTES, CHUNKS_MAX),
             store,
+            kept,
             clock,
             now: 0,
             stage: Stage::Opening,
@@ -220,7 +225,16 @@ impl Shell {
                 self.ring.disk(io, self.store.raw_fd(), op, &mut self.pool).context("start a store operation")?;
             }
             Action::Reply { request, result } => self.answered(request, result),
-            Action::Opened(result) => self.opened = Some(result),
+            Action::Keep(block) => match &mut self.kept {
+                Some(kept) => kept.keep(&block),
+                None => bail!("the engine wants {block:?} kept, and there is no memory for it"),
+            },
+            Action::Opened(result) => {
+                if let (Some(kept), Ok(_)) = (&mut self.kept, &result) {
+                    kept.clear();
+                }
+                self.opened = Some(result);
+            }
             Action::Alert(alert) => self.alert(alert),
         }
         Ok(())

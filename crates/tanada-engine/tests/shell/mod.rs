@@ -174,6 +174,7 @@ impl Shell {
                 Action::Reply { request, result } => {
                     assert!(self.replies.insert(request.0, result).is_none(), "answered twice");
                 }
+                Action::Keep(block) => panic!("{block:?} is to be kept without memory for it"),
                 Action::Opened(result) => self.opened = Some(result),
                 Action::Alert(alert) => self.alerts.push(alert),
             }
