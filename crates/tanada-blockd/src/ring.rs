@@ -352,7 +352,12 @@ impl Flight {
                 opcode::SendMsg::new(fd, &raw const self.header).flags(flags).build()
             }
             Kind::Disk { op, .. } => match op {
-                DiskOp::Read { at, .. } => opcode::Readv::new(fd, first, count as u32).offset(*at + self.done).build(),
+                DiskOp::Read { at, .. } => {
+                    // One buffer, and a short read has left the rest of it in the only vector.
+                    let (base, length) =
+                        vectors.first().map_or((std::ptr::null_mut(), 0), |rest| (rest.iov_base, rest.iov_len));
+                    opcode::Read::new(fd, base.cast(), length as u32).offset(*at + self.done).build()
+                }
                 DiskOp::Write { at, .. } => {
                     opcode::Writev::new(fd, first, count as u32).offset(*at + self.done).build()
                 }

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::kept::KeptBlock;
 
 /// Names a request; chosen by the shell, echoed in the reply, never interpreted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
 
 /// Names a device operation; chosen by the engine, echoed by the shell.

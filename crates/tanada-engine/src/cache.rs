@@ -2,10 +2,29 @@
 
 use std::collections::VecDeque;
 use std::collections::hash_map::HashMap;
-use std::hash::{BuildHasherDefault, DefaultHasher};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::Rc;
 
 use tanada_format::{Node, Pointer};
+
+/// Spreads block numbers, which are ours: nobody outside chooses them, so a product is enough.
+#[derive(Default)]
+struct BlockHasher(u64);
+
+impl Hasher for BlockHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        let product = u128::from(self.0 ^ number) * 0x9e37_79b9_7f4a_7c15;
+        self.0 = product as u64 ^ (product >> 64) as u64;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
 
 struct Slot {
     node: Rc<Node>,
@@ -17,7 +36,7 @@ struct Slot {
 /// Nodes by block; second chance for those looked up since the hand passed. Deterministic: the map is only looked up
 /// in, never iterated.
 pub struct NodeCache {
-    slots: HashMap<u64, Slot, BuildHasherDefault<DefaultHasher>>,
+    slots: HashMap<u64, Slot, BuildHasherDefault<BlockHasher>>,
     ring: VecDeque<u64>,
     nodes_max: usize,
 }

@@ -79,9 +79,8 @@ impl Engine {
         let handle = self.handle.clone();
         match job {
             Job::Open => self.executor.spawn(handle.open()),
-            Job::Read { request, export, offset, length } => {
-                self.executor.spawn(handle.read(request, export, offset, length));
-            }
+            Job::Read(read) => self.executor.spawn(handle.cold_read(read)),
+            Job::MendRead(read) => self.executor.spawn(handle.mend_read(read)),
             Job::Patch { op, place, at, patch } => self.executor.spawn(handle.patch(op, place, at, patch)),
             Job::Extents { request, request_body } => self.executor.spawn(handle.guest_extents(request, request_body)),
             Job::Control { request, control } => self.executor.spawn(handle.control(request, control)),

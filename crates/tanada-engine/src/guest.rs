@@ -63,7 +63,7 @@ pub struct GuestOp {
 }
 
 impl State {
-    /// Takes a guest's request. Control operations and reads go to tasks.
+    /// Takes a guest's request. Control operations go to tasks.
     pub fn submit(&mut self, request: RequestId, body: Request) {
         if let Phase::Refused(failure) = &self.phase {
             let failure = failure.clone();
@@ -73,7 +73,7 @@ impl State {
             Request::Control(control) => self.jobs.push_back(Job::Control { request, control }),
             Request::Read { export, offset, length } => match self.enter_export(export, offset, u64::from(length)) {
                 Ok(()) if length == 0 => self.answer(request, export.0, Ok(Reply::Data(Vec::new()))),
-                Ok(()) => self.jobs.push_back(Job::Read { request, export: export.0, offset, length }),
+                Ok(()) => self.begin_read(request, export.0, offset, length),
                 Err(failure) => self.reply(request, Err(failure)),
             },
             Request::Extents { export, offset, length, .. } => match self.enter_export(export, offset, length) {

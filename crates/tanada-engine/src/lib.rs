@@ -5,7 +5,8 @@
 //!   state       all state; device ops, failures       data    admission, placement, merging, recording (J1)
 //!   syncs       journal, syncs (J6, J9)               space   reserve, holes passed down
 //!   releases    dropped blocks on their way back (B1-B3)
-//!   exec        tasks: straight code over events       read    look-up, verify, read-modify-write, extents
+//!   exec        tasks: straight code over events       read    look-up, reading again, read-modify-write, extents
+//!   guest_read  guests' reads, without a task (B3, W4)
 //!   open        recovery (J1-J4, J8)                   control volumes and generations (W6)
 //!   checkpoint  merge, catalog, superblock (J8, B1-B4) stat    figures
 //!   walker      deletion in the background (V6, V7)
@@ -28,6 +29,7 @@ mod engine;
 mod exec;
 mod failure;
 mod guest;
+mod guest_read;
 mod journal;
 mod kept;
 mod locks;

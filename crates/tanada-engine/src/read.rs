@@ -1,14 +1,15 @@
-//! Reading: look up (delta, frozen delta, tree), read, verify, answer. The same three steps with 0 or 1,000 generations.
+//! What reading is made of: looking up (delta, frozen delta, tree: the same three steps with 0 or 1,000 generations),
+//! reading again what does not verify, read-modify-write, extents. Guests' reads are in [`crate::guest_read`].
 
 use std::rc::Rc;
 
-use tanada_disk::{Buf, DiskOp};
+use tanada_disk::Buf;
 use tanada_format::node::{slot_of, span_blocks};
 use tanada_format::pointer::{BLOCK_MAX, EPOCH_MAX};
 use tanada_format::{BLOCK_BYTES, FANOUT, Node, Pointer, ROOT_LEVEL, crc32c};
 use uuid::Uuid;
 
-use crate::api::{Alert, Extent, ExtentKind, Reply, RequestId, Segment};
+use crate::api::{Alert, Extent, ExtentKind};
 use crate::data::zero_block;
 use crate::delta::Lookup;
 use crate::failure::{EIO, Failure};
@@ -17,11 +18,8 @@ use crate::state::{BLOCK, Handle, Patch, State};
 use crate::tree::NodeSource;
 use crate::versions::VersionId;
 
-/// Blocks in one device read at most: 1 MiB.
-const READ_BLOCKS_MAX: u64 = 256;
-
 /// Why a look-up cannot end now.
-enum Missing {
+pub enum Missing {
     /// It needs this node.
     Node(Pointer),
     /// The version was replaced and is gone.
@@ -30,7 +28,7 @@ enum Missing {
 
 impl State {
     /// The pointers of `count` places from `place` on, all within one leaf.
-    fn look_up(&mut self, id: VersionId, place: u64, count: usize, out: &mut Vec<Pointer>) -> Result<(), Missing> {
+    pub fn look_up(&mut self, id: VersionId, place: u64, count: usize, out: &mut Vec<Pointer>) -> Result<(), Missing> {
         let version = self.versions.get(id).ok_or(Missing::Version)?;
         let (delta, frozen) = (version.delta.leaf(place), version.frozen.leaf(place));
         let first = slot_of(place, 0);
@@ -122,7 +120,11 @@ impl Handle {
             let in_leaf = (FANOUT - slot_of(at, 0)).min((count - pointers.len() as u64) as usize);
             while let Err(missing) = self.with(|state| state.look_up(id, at, in_leaf, &mut pointers)) {
                 match missing {
-                    Missing::Node(node) => drop(self.node(node).await?),
+                    Missing::Node(node) => {
+                        if let Err(failure) = self.node(node).await {
+                            return Err(self.with(|state| state.damage(id, at, &failure.message)));
+                        }
+                    }
                     Missing::Version => return Err(Failure::new(EIO, "the volume was replaced while it was read")),
                 }
             }
@@ -130,73 +132,20 @@ impl Handle {
         Ok(pointers)
     }
 
-    /// Answers a guest's read.
-    pub async fn read(self, request: RequestId, export: u32, offset: u64, length: u32) {
-        let version = self.with(|state| state.exports.get(&export).map_or(0, |export| export.version));
-        let result = self.read_range(version, offset, u64::from(length)).await;
-        self.with(|state| state.answer(request, export, result.map(Reply::Data)));
-    }
-
-    async fn read_range(&self, version: VersionId, offset: u64, length: u64) -> Result<Vec<Segment>, Failure> {
-        let _reading = self.reading();
-        let (first, end) = (offset / BLOCK, (offset + length).div_ceil(BLOCK));
-        let pointers = self.look_up(version, first, end - first).await?;
-        let blocks = self.fetch(version, first, &pointers).await?;
-        let (mut segments, mut skip, mut left) = (Segments::default(), offset % BLOCK, length);
-        for block in blocks {
-            let take = (BLOCK - skip).min(left);
-            match block {
-                None => segments.zeros(take as u32),
-                Some(buf) => segments.data(buf.slice(skip as usize..(skip + take) as usize)),
-            }
-            skip = 0;
-            left -= take;
+    /// The content of one block of `version`, verified; `None` for a hole.
+    async fn fetch_block(&self, version: VersionId, place: u64) -> Result<Option<Buf>, Failure> {
+        let pointer = self.look_up(version, place, 1).await?[0];
+        if pointer.is_null() {
+            return Ok(None);
         }
-        Ok(segments.list)
-    }
-
-    /// The content of blocks of `version` from place `first` on, verified; `None` for holes.
-    async fn fetch(&self, version: VersionId, first: u64, pointers: &[Pointer]) -> Result<Vec<Option<Buf>>, Failure> {
-        let mut wanted: Vec<(u64, usize)> = pointers
-            .iter()
-            .enumerate()
-            .filter(|(_, pointer)| !pointer.is_null())
-            .map(|(index, pointer)| (pointer.block(), index))
-            .collect();
-        wanted.sort_unstable();
-        let mut reads = Vec::new();
-        let mut rest = &wanted[..];
-        while let Some((start, _)) = rest.first().copied() {
-            let run = (1..rest.len())
-                .find(|n| rest[*n].0 != start + *n as u64 || *n as u64 == READ_BLOCKS_MAX)
-                .unwrap_or(rest.len());
-            let op = DiskOp::Read { at: start * BLOCK, length: (run as u64 * BLOCK) as u32 };
-            reads.push((&rest[..run], self.with(|state| state.task_io(op))));
-            rest = &rest[run..];
+        match self.read_blocks(pointer.block(), BLOCK_BYTES as u32).await {
+            Ok(bytes) if crc32c(&bytes) == pointer.crc() => Ok(Some(bytes)),
+            _ => self.fetch_again(version, place, pointer).await,
         }
-        let mut blocks = vec![None; pointers.len()];
-        for (run, slot) in reads {
-            let result = slot.await;
-            for (n, (_, index)) in run.iter().enumerate() {
-                let place = first + *index as u64;
-                let bytes = match &result {
-                    Ok(Some(buf)) if buf.len() == run.len() * BLOCK_BYTES => {
-                        Some(buf.slice(n * BLOCK_BYTES..(n + 1) * BLOCK_BYTES))
-                    }
-                    _ => None,
-                };
-                let verified = bytes.filter(|bytes| crc32c(bytes) == pointers[*index].crc());
-                blocks[*index] = match verified {
-                    Some(bytes) => Some(bytes),
-                    None => self.fetch_again(version, place, pointers[*index]).await?,
-                };
-            }
-        }
-        Ok(blocks)
     }
 
     /// Rule W4: looks up again where the pointer changed meanwhile, else reads once more, then it is damage.
-    async fn fetch_again(&self, version: VersionId, place: u64, old: Pointer) -> Result<Option<Buf>, Failure> {
+    pub async fn fetch_again(&self, version: VersionId, place: u64, old: Pointer) -> Result<Option<Buf>, Failure> {
         let now = self.look_up(version, place, 1).await?[0];
         if now.is_null() {
             return Ok(None);
@@ -206,8 +155,9 @@ impl Handle {
             Ok(bytes) => format!("checksum is {:#010x}, should be {:#010x}", crc32c(&bytes), now.crc()),
             Err(error) => error.to_string(),
         };
+        let said = format!("block {} of the store: {said}", now.block());
         tracing::error!(block = now.block(), old = old.block(), version, place, "damaged block");
-        Err(self.with(|state| state.damage(version, place, now.block(), &said)))
+        Err(self.with(|state| state.damage(version, place, &said)))
     }
 
     /// Reads, verifies and changes a part of one block, and queues the whole (W2).
@@ -225,8 +175,7 @@ impl Handle {
 
     async fn patched(&self, head: VersionId, place: u64, at: usize, patch: Patch) -> Result<Buf, Failure> {
         let _reading = self.reading();
-        let pointers = self.look_up(head, place, 1).await?;
-        let old = self.fetch(head, place, &pointers).await?.pop().flatten();
+        let old = self.fetch_block(head, place).await?;
         let mut block = zero_block();
         let bytes = block.as_mut_slice();
         if let Some(old) = old {
@@ -263,12 +212,12 @@ impl Handle {
 }
 
 impl State {
-    /// Raises the alarm over a damaged block and makes the guest's error.
-    fn damage(&mut self, id: VersionId, place: u64, block: u64, said: &str) -> Failure {
+    /// Raises the alarm over damage at a place and makes the guest's error.
+    fn damage(&mut self, id: VersionId, place: u64, said: &str) -> Failure {
         let volume = self.versions.get(id).map_or_else(Uuid::nil, |version| version.uuid);
-        let message = format!("block {block} of the store: {said}");
-        self.alert(Alert::Damage { volume, offset: place * BLOCK, message: message.clone() });
-        Failure::new(EIO, format!("volume {volume} is damaged at offset {}: {message}", place * BLOCK))
+        let offset = place * BLOCK;
+        self.alert(Alert::Damage { volume, offset, message: said.to_owned() });
+        Failure::new(EIO, format!("volume {volume} is damaged at offset {offset}: {said}"))
     }
 }
 
@@ -304,29 +253,5 @@ impl ExtentList {
     pub fn finish(mut self) -> Vec<Extent> {
         self.list.truncate(self.extents_max);
         self.list
-    }
-}
-
-#[derive(Default)]
-struct Segments {
-    list: Vec<Segment>,
-}
-
-impl Segments {
-    fn zeros(&mut self, length: u32) {
-        match self.list.last_mut() {
-            Some(Segment::Zeros(last)) => *last += length,
-            _ => self.list.push(Segment::Zeros(length)),
-        }
-    }
-
-    fn data(&mut self, buf: Buf) {
-        if let Some(Segment::Data(last)) = self.list.last_mut()
-            && let Some(joined) = last.join(&buf)
-        {
-            *last = joined;
-            return;
-        }
-        self.list.push(Segment::Data(buf));
     }
 }

@@ -23,12 +23,13 @@ pub struct Releases {
 }
 
 impl Releases {
-    fn enter(&mut self) -> u64 {
+    /// Counts a reader in; whoever reads gives the round back with [`Releases::leave`].
+    pub fn enter(&mut self) -> u64 {
         *self.readers.entry(self.round).or_insert(0) += 1;
         self.round
     }
 
-    fn leave(&mut self, round: u64) {
+    pub fn leave(&mut self, round: u64) {
         if let Some(count) = self.readers.get_mut(&round) {
             *count -= 1;
             if *count == 0 {

@@ -26,6 +26,7 @@ use crate::delta::DeltaCost;
 use crate::exec::{Filler, Slot, slot};
 use crate::failure::{EIO, EROFS, Failure};
 use crate::guest::{Export, GuestOp, OpId};
+use crate::guest_read::{GuestRead, GuestReads, ReadId};
 use crate::journal::Journal;
 use crate::locks::BusyBlocks;
 use crate::releases::Releases;
@@ -52,6 +53,12 @@ pub enum Phase {
 pub enum Pending {
     Task(Filler<DiskResult>),
     Data(DataWrite),
+    /// A run of a guest's read: `count` blocks from number `from` of those it wants.
+    Read {
+        read: ReadId,
+        from: usize,
+        count: usize,
+    },
     Journal {
         first: u64,
     },
@@ -68,10 +75,24 @@ pub enum Pending {
 /// Work for a task.
 pub enum Job {
     Open,
-    Read { request: RequestId, export: u32, offset: u64, length: u32 },
-    Patch { op: OpId, place: u64, at: usize, patch: Patch },
-    Extents { request: RequestId, request_body: Request },
-    Control { request: RequestId, control: crate::api::Control },
+    /// A look-up that needs nodes from the device.
+    Read(Box<GuestRead>),
+    /// Blocks that did not verify.
+    MendRead(Box<GuestRead>),
+    Patch {
+        op: OpId,
+        place: u64,
+        at: usize,
+        patch: Patch,
+    },
+    Extents {
+        request: RequestId,
+        request_body: Request,
+    },
+    Control {
+        request: RequestId,
+        control: crate::api::Control,
+    },
     Checkpoint,
     Walk,
     CountGhosts,
@@ -140,6 +161,7 @@ pub struct State {
     pub data_blocks: u64,
 
     pub releases: Releases,
+    pub reads: GuestReads,
     /// When a guest last changed something.
     pub last_change: u64,
     /// A hole punch is in flight.
@@ -196,6 +218,7 @@ impl State {
             data_writes: 0,
             data_blocks: 0,
             releases: Releases::default(),
+            reads: GuestReads::default(),
             last_change: now,
             punching: false,
             more_releases: false,
@@ -239,6 +262,7 @@ impl State {
             None => tracing::error!(io = io.0, "the end of an operation that was never started"),
             Some(Pending::Task(filler)) => filler.fill(result),
             Some(Pending::Data(write)) => self.data_written(write, result),
+            Some(Pending::Read { read, from, count }) => self.run_read(read, from, count, result),
             Some(Pending::Journal { first }) => self.journal_written(first, result),
             Some(Pending::Sync { covers }) => self.synced(covers, result),
             Some(Pending::Punch { first, count }) => {
