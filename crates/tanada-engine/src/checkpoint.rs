@@ -5,7 +5,8 @@
 //!       -> superblock into the older slot, both copies -> sync -> trees taken over, journal trimmed, blocks released
 //! ```
 //! Until the second sync has ended the old superblock stands and nothing it needs is touched (J8, B2). Guests go on
-//! throughout: the merge yields after every few nodes, and its writes in flight are capped.
+//! throughout: the merge yields after every few nodes, its reads and writes in flight are capped, and it takes about
+//! half of the time that the next era will need to fill, unless somebody waits for it.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -15,26 +16,36 @@ use tanada_disk::{Buf, BufMut, DiskOp, DiskResult};
 use tanada_format::geometry::SUPERBLOCK_AT;
 use tanada_format::{BLOCK_BYTES, Node, Pointer, Superblock, TREE_BLOCKS, crc32c};
 
+use crate::ahead::Ahead;
 use crate::alloc::Stream;
-use crate::cut::{Base, Cut, cut, finish};
-use crate::delta::DeltaCost;
+use crate::cut::{Cut, Item, cut, finish};
+use crate::delta::{DeltaCost, drop_some};
 use crate::exec::Slot;
 use crate::failure::{ENOSPC, Failure};
 use crate::state::{BLOCK, Handle, Job, State};
 use crate::tree::NodeSource;
-use crate::tree::merge::{MergeStore, Merged, merge};
+use crate::tree::merge::{Base, MergeStore, Merged, Part, merge};
 
 /// Map nodes in one device write: 256 KiB.
 const BATCH_NODES: usize = 64;
 
-/// Device writes of a checkpoint in flight: with 256 KiB each, 2 MiB. A guest's sync must wait for them too.
-const WRITES_IN_FLIGHT_MAX: usize = 8;
+/// Device writes of a checkpoint in flight: with 256 KiB each, 1 MiB. A guest's sync must wait for them too.
+const WRITES_IN_FLIGHT_MAX: usize = 4;
 
 /// Nodes handled between two turns, where no guest waits for the checkpoint: some 200 us.
-const NODES_PER_TURN: usize = 32;
+const NODES_PER_TURN: usize = 64;
+
+/// Delta nodes let go of between two turns: some 200 us.
+const DROPPED_PER_TURN: usize = 2000;
 
 /// Bits of bitmaps changed between two turns: some 200 us.
 pub const BLOCKS_PER_TURN: usize = 10_000;
+
+/// Versions merged side by side at most: a node of each on every level is held.
+const PARTS_MAX: usize = 64;
+
+/// A merge is stretched over at most this long, in microseconds.
+const PACED_MICROS_MAX: u64 = 20_000_000;
 
 /// How often a failing write of a checkpoint is tried before the store gives up (J10).
 const TRIES: usize = 3;
@@ -42,7 +53,18 @@ const TRIES: usize = 3;
 /// What the merges of one checkpoint read and made.
 struct MergeIo<'a> {
     handle: &'a Handle,
+    ahead: Ahead,
+    pace: Pace,
     work: RefCell<Work>,
+}
+
+/// How fast the merge may go where nobody waits for it.
+struct Pace {
+    began: u64,
+    /// Microseconds for all of it.
+    span: u64,
+    /// Delta nodes to merge; 0 where it need not keep any time.
+    nodes: u64,
 }
 
 #[derive(Default)]
@@ -52,17 +74,25 @@ struct Work {
     batch: Vec<(u64, [u8; BLOCK_BYTES])>,
     in_flight: VecDeque<(DiskOp, Slot<DiskResult>)>,
     since_turn: usize,
+    written: u64,
 }
 
 impl NodeSource for MergeIo<'_> {
     async fn node(&self, pointer: Pointer) -> Result<Rc<Node>, Failure> {
         self.pace().await;
-        self.handle.node(pointer).await
+        self.ahead.node(pointer).await
+    }
+
+    async fn prefetch(&self, level: u8, pointers: Vec<Pointer>) {
+        if level == 0 {
+            self.keep_time().await;
+        }
+        self.ahead.read(level, pointers, async || self.pace().await).await;
     }
 }
 
 impl MergeStore for MergeIo<'_> {
-    async fn write(&self, node: &Node, birth: u64) -> Result<Pointer, Failure> {
+    async fn write(&self, node: &Rc<Node>, old: Pointer, birth: u64) -> Result<Pointer, Failure> {
         self.pace().await;
         let bytes = node.encode();
         let crc = crc32c(&bytes);
@@ -71,9 +101,13 @@ impl MergeStore for MergeIo<'_> {
             return Err(Failure::new(ENOSPC, "no block is free for a map node: the reserve was too small"));
         };
         let pointer = Pointer::new(block, birth, crc);
-        self.handle.with(|state| state.cache.insert(pointer, Rc::new(node.clone())));
+        // In the cache it takes the place of what readers used; others would only sweep it.
+        if old.is_null() || self.ahead.is_cached(old) {
+            self.handle.with(|state| state.cache.insert(pointer, Rc::clone(node)));
+        }
         let full = {
             let mut work = self.work.borrow_mut();
+            work.written += 1;
             work.adopted.push(block);
             work.batch.push((block, bytes));
             work.batch.len() >= BATCH_NODES
@@ -94,6 +128,19 @@ impl MergeStore for MergeIo<'_> {
 }
 
 impl MergeIo<'_> {
+    fn new(handle: &Handle, pace: Pace) -> MergeIo<'_> {
+        MergeIo { handle, ahead: Ahead::new(handle), pace, work: RefCell::default() }
+    }
+
+    /// Waits where the merge is ahead of its time.
+    async fn keep_time(&self) {
+        let Pace { began, span, nodes } = self.pace;
+        if nodes > 0 {
+            let due = began + span * self.work.borrow().written.min(nodes) / nodes;
+            self.handle.sleep_until(due).await;
+        }
+    }
+
     /// Gives way to guests now and then.
     async fn pace(&self) {
         let due = {
@@ -153,6 +200,31 @@ fn write_of<'b>(block: u64, parts: impl Iterator<Item = &'b [u8]>, count: usize)
     DiskOp::Write { at: block * BLOCK, parts: vec![buffer.freeze()] }
 }
 
+/// Makes all new trees: versions that build upon one another together.
+async fn merge_all(io: &MergeIo<'_>, cut: &Cut) -> Result<Vec<Merged>, Failure> {
+    let mut merged: Vec<Merged> = Vec::with_capacity(cut.items.len());
+    for range in cut.chunks(PARTS_MAX) {
+        let items = &cut.items[range.clone()];
+        let part = |item: &'_ Item| {
+            let base = match item.base {
+                Base::Item(below) if below < range.start => Base::Tree(merged[below].tree),
+                Base::Item(below) => Base::Item(below - range.start),
+                tree => tree,
+            };
+            (base, item.rules)
+        };
+        let bases: Vec<_> = items.iter().map(part).collect();
+        let parts: Vec<Part<'_>> =
+            items.iter().zip(bases).map(|(item, (base, rules))| Part { base, delta: &item.delta, rules }).collect();
+        let made = merge(io, &parts).await.map_err(|failure| {
+            let versions: Vec<u64> = items.iter().map(|item| item.version).collect();
+            Failure::new(failure.errno, format!("versions {versions:?}: {}", failure.message))
+        })?;
+        merged.extend(made);
+    }
+    Ok(merged)
+}
+
 impl Handle {
     /// Writes a checkpoint; a failure makes the store read-only.
     pub async fn checkpoint(self) {
@@ -166,11 +238,15 @@ impl Handle {
     }
 
     async fn write_checkpoint(&self) -> Result<(), Failure> {
-        let (cut, number, journal_seq) = self.with(State::begin_checkpoint);
-        let io = MergeIo { handle: self, work: RefCell::new(Work::default()) };
-        let merged = self.merge_all(&io, &cut).await?;
+        let (cut, number, journal_seq, pace) = self.with(State::begin_checkpoint);
+        let io = MergeIo::new(self, pace);
+        let merged = merge_all(&io, &cut).await?;
         io.finish_all().await?;
-        let work = io.work.into_inner();
+        let (reads, work) = (io.ahead.reads(), io.work.into_inner());
+        self.with(|state| {
+            state.figures.checkpoint_reads += reads;
+            state.figures.checkpoint_writes += work.written;
+        });
         for chunk in work.adopted.chunks(BLOCKS_PER_TURN) {
             self.with(|state| chunk.iter().for_each(|block| state.alloc.adopt(*block)));
             self.next_turn().await;
@@ -184,7 +260,7 @@ impl Handle {
         garbage.extend_from_slice(&cut.dropped);
         let (superblock, writes, freed) = self.with(|state| state.put_together(&cut, number, journal_seq, &merged))?;
         garbage.extend(freed);
-        let io = MergeIo { handle: self, work: RefCell::new(Work::default()) };
+        let io = MergeIo::new(self, Pace { began: 0, span: 0, nodes: 0 });
         for (block, bytes) in &writes {
             io.work.borrow_mut().batch.push((*block, **bytes));
         }
@@ -197,22 +273,16 @@ impl Handle {
         }
         self.with(State::barrier).await?;
         self.with(|state| state.end_checkpoint(&cut, &merged, superblock, journal_seq, garbage));
+        self.drop_slowly(cut).await;
         Ok(())
     }
 
-    async fn merge_all(&self, io: &MergeIo<'_>, cut: &Cut) -> Result<Vec<Merged>, Failure> {
-        let mut merged: Vec<Merged> = Vec::with_capacity(cut.items.len());
-        for item in &cut.items {
-            let base = match item.base {
-                Base::Tree(tree) => tree,
-                Base::Item(parent) => merged[parent].tree,
-            };
-            let made = merge(io, base, &item.delta, item.rules).await.map_err(|failure| {
-                Failure::new(failure.errno, format!("version {}: {}", item.version, failure.message))
-            })?;
-            merged.push(made);
+    /// Lets go of what was merged, a bounded number of nodes per turn.
+    async fn drop_slowly(&self, cut: Cut) {
+        let mut left: Vec<_> = cut.items.into_iter().filter_map(|item| item.delta.root).collect();
+        while drop_some(&mut left, DROPPED_PER_TURN) {
+            self.next_turn().await;
         }
-        Ok(merged)
     }
 
     async fn write_stubbornly(&self, op: DiskOp, tries: usize) -> Result<(), Failure> {
@@ -259,15 +329,20 @@ impl State {
             || self.now >= self.checkpoint.last_at + self.config.checkpoint_micros && self.is_dirty()
     }
 
-    /// The cut, and the number and journal start of the checkpoint.
-    fn begin_checkpoint(&mut self) -> (Cut, u64, u64) {
+    /// The cut, the number and journal start of the checkpoint, and how fast it goes.
+    fn begin_checkpoint(&mut self) -> (Cut, u64, u64, Pace) {
         self.journal.seal();
         let walked = std::mem::take(&mut self.walked);
         let cut = cut(&mut self.versions, walked);
         self.checkpoint.cuts += 1;
         self.checkpoint.frozen_cost = cut.cost;
         self.checkpoint.garbage = (cut.walked.len() + cut.dropped.len()) as u64;
-        (cut, self.journal.checkpoint + 1, self.journal.next_seq())
+        let era = self.now - self.checkpoint.cut_at;
+        self.checkpoint.cut_at = self.now;
+        // A small merge disturbs nobody.
+        let nodes = if cut.cost.nodes >= self.config.paced_nodes_min { cut.cost.nodes } else { 0 };
+        let pace = Pace { began: self.now, span: (era / 2).min(PACED_MICROS_MAX), nodes };
+        (cut, self.journal.checkpoint + 1, self.journal.next_seq(), pace)
     }
 
     /// Everything is merged and written, the bitmaps are up to date: lays out catalog and superblock. Returns what to

@@ -22,6 +22,8 @@ pub struct EngineConfig {
     pub checkpoint_journal_percent: u64,
     /// ... or this many microseconds have passed since the last one, and something changed.
     pub checkpoint_micros: u64,
+    /// A checkpoint that merges at least this many delta nodes is stretched over half of the time the next one has.
+    pub paced_nodes_min: u64,
     /// The store syncs by itself after this many bytes of unsynced data (rule J3) ...
     pub sync_bytes: u64,
     /// ... or this many microseconds after the first unsynced record.
@@ -46,6 +48,7 @@ impl EngineConfig {
             checkpoint_entries: 700_000,
             checkpoint_journal_percent: 45,
             checkpoint_micros: 60_000_000,
+            paced_nodes_min: 512,
             sync_bytes: 64 * MIB,
             sync_micros: 1_000_000,
             reserve_bytes: 32 * MIB,

@@ -6,20 +6,13 @@
 //! then: a generation taken meanwhile has inherited it from its head (V3).
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use tanada_format::{Pointer, TREE_BLOCKS, VersionState};
 
 use crate::delta::{Delta, DeltaCost};
-use crate::tree::merge::{MergeRules, Merged};
+use crate::tree::merge::{Base, MergeRules, Merged};
 use crate::versions::{VersionId, Versions};
-
-/// What a version's new tree is made over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Base {
-    Tree(Pointer),
-    /// The parent's new tree, an earlier item.
-    Item(usize),
-}
 
 /// One tree to make.
 #[derive(Debug, Clone)]
@@ -60,6 +53,21 @@ pub struct Cut {
     /// Blocks that never were in a tree and are named by nobody any more.
     pub dropped: Vec<u64>,
     pub cost: DeltaCost,
+}
+
+impl Cut {
+    /// Ranges of items to merge together: each begins with a tree that was there before, and holds what is made over
+    /// it, at most `parts_max` items.
+    pub fn chunks(&self, parts_max: usize) -> Vec<Range<usize>> {
+        let mut chunks: Vec<Range<usize>> = Vec::new();
+        for (at, item) in self.items.iter().enumerate() {
+            match chunks.last_mut() {
+                Some(last) if matches!(item.base, Base::Item(_)) && last.len() < parts_max => last.end = at + 1,
+                _ => chunks.push(at..at + 1),
+            }
+        }
+        chunks
+    }
 }
 
 /// Freezes `versions`; `walked` is what deletion walks freed since the last cut.

@@ -98,7 +98,8 @@ impl DeltaNode {
         DeltaNode { birth: 0, slots }
     }
 
-    fn len(&self) -> usize {
+    /// Entries of this node itself.
+    pub fn len(&self) -> usize {
         match &self.slots {
             Slots::Leaf(entries) => entries.len(),
             Slots::Inner(entries) => entries.len(),
@@ -294,6 +295,18 @@ fn visit_missing(node: &Arc<DeltaNode>, other: Option<&Arc<DeltaNode>>, after: u
             }
         }
     }
+}
+
+/// Lets go of some `nodes` of deltas that nobody needs any more; true where more are left. Dropping a large delta at once
+/// would take tens of milliseconds.
+pub fn drop_some(left: &mut Vec<Arc<DeltaNode>>, nodes: usize) -> bool {
+    for _ in 0..nodes {
+        let Some(node) = left.pop() else { return false };
+        if let Ok(DeltaNode { slots: Slots::Inner(entries), .. }) = Arc::try_unwrap(node) {
+            left.extend(entries.into_iter().filter_map(|entry| entry.child));
+        }
+    }
+    !left.is_empty()
 }
 
 /// Makes the node in `slot` exist and be owned by this delta alone, and gives it the change's birth.

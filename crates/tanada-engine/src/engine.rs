@@ -46,6 +46,7 @@ impl Engine {
         self.handle.with(|state| {
             state.now = now;
             state.yielded.drain(..).for_each(|waker| waker.wake());
+            state.wake_sleepers();
             state.start_checkpoint();
             state.start_walk();
         });
@@ -133,6 +134,8 @@ impl State {
         let dirty = self.is_dirty();
         let checkpoint = (dirty && !self.checkpoint.running)
             .then(|| (self.checkpoint.last_at + self.config.checkpoint_micros).max(self.now + 1000));
-        self.sync_at().into_iter().chain(checkpoint).chain(self.punch_at()).min()
+        let sleeper =
+            self.sleeping.first_key_value().map(|(at, _)| if self.checkpoint.urgent { self.now } else { *at });
+        self.sync_at().into_iter().chain(checkpoint).chain(self.punch_at()).chain(sleeper).min()
     }
 }

@@ -9,12 +9,13 @@
 //!   guest_read  guests' reads, without a task (B3, W4)
 //!   open        recovery (J1-J4, J8)                   control volumes and generations (W6)
 //!   checkpoint  merge, catalog, superblock (J8, B1-B4) stat    figures
-//!   walker      deletion in the background (V6, V7)
+//!   walker      deletion in the background (V6, V7)    ahead  map nodes read ahead for these two
 //!   --- without I/O ---
 //!   delta, versions, cut, tree/{merge,walk,diff,count}, alloc, catalog, journal, kept, locks, cache
 //! ```
 //! Rule names (J1, V2, B3 ...) are those of `docs/store-rules.md`.
 
+mod ahead;
 mod alloc;
 pub mod api;
 mod cache;

@@ -11,11 +11,11 @@ use std::task::{Context, Poll, Waker};
 use tanada_format::{Member, Node, Pointer, ROOT_LEVEL, Record, TREE_BLOCKS, Version, VersionKind, VersionState};
 use uuid::Uuid;
 
-use crate::cut::{Base, Cut, cut, finish};
+use crate::cut::{Cut, Item, cut, finish};
 use crate::delta::Lookup;
 use crate::failure::{EBUSY, Failure};
 use crate::testing::Random;
-use crate::tree::merge::{MergeStore, Merged, merge};
+use crate::tree::merge::{Base, MergeStore, Merged, Part, merge};
 use crate::tree::walk::{WalkStore, walk};
 use crate::tree::{NodeSource, diff::diff};
 use crate::versions::{VersionId, Versions};
@@ -72,9 +72,9 @@ impl NodeSource for Memory {
 }
 
 impl MergeStore for Memory {
-    async fn write(&self, node: &Node, birth: u64) -> Result<Pointer, Failure> {
+    async fn write(&self, node: &Rc<Node>, _old: Pointer, birth: u64) -> Result<Pointer, Failure> {
         let block = self.block();
-        self.nodes.borrow_mut().insert(block, Rc::new(node.clone()));
+        self.nodes.borrow_mut().insert(block, Rc::clone(node));
         self.adopted.borrow_mut().push(block);
         Ok(Pointer::new(block, birth, 0))
     }
@@ -287,14 +287,7 @@ impl World {
             return;
         };
         *self.memory.budget.borrow_mut() = u64::MAX;
-        let mut merged: Vec<Merged> = Vec::new();
-        for item in &made.items {
-            let base = match item.base {
-                Base::Tree(tree) => tree,
-                Base::Item(parent) => merged[parent].tree,
-            };
-            merged.push(now(merge(&self.memory, base, &item.delta, item.rules)).expect("memory does not fail"));
-        }
+        let merged = self.merge(&made);
         for block in self.memory.adopted.borrow_mut().drain(..) {
             assert!(self.used.insert(block), "block {block} is adopted twice (B5)");
         }
@@ -311,6 +304,27 @@ impl World {
             log: self.since_cut.clone(),
         };
         self.check_used();
+    }
+
+    /// As [`crate::checkpoint`] merges: what builds upon one another together, in chunks.
+    fn merge(&mut self, made: &Cut) -> Vec<Merged> {
+        let mut merged: Vec<Merged> = Vec::new();
+        for range in made.chunks(1 + self.random.below(4) as usize) {
+            let part = |item: &'_ Item| match item.base {
+                Base::Item(below) if below < range.start => Base::Tree(merged[below].tree),
+                Base::Item(below) => Base::Item(below - range.start),
+                tree => tree,
+            };
+            let items = &made.items[range.clone()];
+            let bases: Vec<Base> = items.iter().map(part).collect();
+            let parts: Vec<Part<'_>> = items
+                .iter()
+                .zip(bases)
+                .map(|(item, base)| Part { base, delta: &item.delta, rules: item.rules })
+                .collect();
+            merged.extend(now(merge(&self.memory, &parts)).expect("memory does not fail"));
+        }
+        merged
     }
 
     /// The last durable checkpoint, and the log since.

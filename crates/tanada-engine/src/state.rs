@@ -116,6 +116,8 @@ pub struct CheckpointState {
     pub cuts: u64,
     pub finished: u64,
     pub last_at: u64,
+    /// When the last cut was made.
+    pub cut_at: u64,
     /// Told when the checkpoint of a cut is durable.
     pub waiters: Vec<(u64, Filler<Result<(), Failure>>)>,
     /// Delta that the running one merges.
@@ -123,6 +125,14 @@ pub struct CheckpointState {
     /// Blocks that it will let go.
     pub garbage: u64,
     pub slots: u64,
+}
+
+/// Map nodes read from the device and written, since the store was opened.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Figures {
+    pub checkpoint_reads: u64,
+    pub checkpoint_writes: u64,
+    pub walk_reads: u64,
 }
 
 pub struct State {
@@ -135,6 +145,8 @@ pub struct State {
     pub jobs: VecDeque<Job>,
     /// Tasks that gave way to guests until the next turn.
     pub yielded: Vec<Waker>,
+    /// Tasks that sleep, by the time at which they go on.
+    pub sleeping: BTreeMap<u64, Vec<Waker>>,
 
     pub superblock: Option<Superblock>,
     pub store: Uuid,
@@ -177,6 +189,7 @@ pub struct State {
     pub settle_waiters: Vec<RequestId>,
     /// Control operations that wait for room in the journal.
     pub room_waiters: Vec<Filler<()>>,
+    pub figures: Figures,
     pub ghost_held: u64,
     pub ghosts_counted_at: Option<u64>,
     pub warned_nearly_full: bool,
@@ -197,6 +210,7 @@ impl State {
             ios: BTreeMap::new(),
             jobs: VecDeque::from([Job::Open]),
             yielded: Vec::new(),
+            sleeping: BTreeMap::new(),
             superblock: None,
             store: Uuid::nil(),
             versions: Versions::default(),
@@ -205,7 +219,7 @@ impl State {
             journal: Journal::new(Uuid::nil(), 0, 0, 64, 1, 1),
             cache,
             syncs: Syncs::default(),
-            checkpoint: CheckpointState { last_at: now, ..CheckpointState::default() },
+            checkpoint: CheckpointState { last_at: now, cut_at: now, ..CheckpointState::default() },
             exports: BTreeMap::new(),
             next_export: 1,
             ops: BTreeMap::new(),
@@ -228,6 +242,7 @@ impl State {
             walk_failed: std::collections::BTreeSet::new(),
             settle_waiters: Vec::new(),
             room_waiters: Vec::new(),
+            figures: Figures::default(),
             ghost_held: 0,
             ghosts_counted_at: None,
             warned_nearly_full: false,
@@ -270,6 +285,22 @@ impl State {
                 (first..first + count).for_each(|block| self.alloc.release(block));
             }
         }
+    }
+
+    /// Background work does not rest: somebody waits for it, or it is over.
+    fn no_sleep(&self) -> bool {
+        self.checkpoint.urgent || self.phase != Phase::Serving
+    }
+
+    /// Wakes the tasks whose time has come.
+    pub fn wake_sleepers(&mut self) {
+        let due = if self.no_sleep() {
+            std::mem::take(&mut self.sleeping)
+        } else {
+            let later = self.sleeping.split_off(&(self.now + 1));
+            std::mem::replace(&mut self.sleeping, later)
+        };
+        due.into_values().flatten().for_each(Waker::wake);
     }
 
     // ---- failures
@@ -353,6 +384,20 @@ impl Handle {
             Some(buf) if buf.len() == length as usize => Ok(buf),
             _ => Err(DiskError::EIO),
         }
+    }
+
+    /// Sleeps until the clock shows `at`, or somebody waits for the checkpoint.
+    pub async fn sleep_until(&self, at: u64) {
+        std::future::poll_fn(|context| {
+            self.with(|state| {
+                if state.now >= at || state.no_sleep() {
+                    return std::task::Poll::Ready(());
+                }
+                state.sleeping.entry(at).or_default().push(context.waker().clone());
+                std::task::Poll::Pending
+            })
+        })
+        .await;
     }
 
     /// Gives way to guests until the next turn.

@@ -16,6 +16,13 @@ use crate::failure::Failure;
 pub trait NodeSource {
     /// The node behind a pointer that is not null.
     fn node(&self, pointer: Pointer) -> impl Future<Output = Result<Rc<Node>, Failure>>;
+
+    /// Says which nodes of `level` will be asked for next, in this order or another: they may be read together. What
+    /// was said before is forgotten.
+    fn prefetch(&self, level: u8, pointers: Vec<Pointer>) -> impl Future<Output = ()> {
+        let _ = (level, pointers);
+        async {}
+    }
 }
 
 /// The node behind `pointer`, or an empty one behind the null pointer.

@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use tanada_format::{Node, Pointer};
 
+use crate::ahead::Ahead;
 use crate::api::{Alert, Reply};
 use crate::failure::{EBUSY, EIO, Failure};
 use crate::state::{BLOCK, Handle, Phase, State};
@@ -19,6 +20,7 @@ const NODES_PER_TURN: usize = 32;
 
 struct WalkIo {
     handle: Handle,
+    ahead: Ahead,
     version: VersionId,
     /// Cuts made when it began; it ends when there is another.
     cuts: u64,
@@ -27,18 +29,28 @@ struct WalkIo {
 
 impl NodeSource for WalkIo {
     async fn node(&self, pointer: Pointer) -> Result<Rc<Node>, Failure> {
-        let nodes = self.nodes.get() + 1;
-        self.nodes.set(nodes);
-        if nodes.is_multiple_of(NODES_PER_TURN) && !self.handle.with(|state| state.checkpoint.urgent) {
-            self.handle.next_turn().await;
-        }
-        let node = self.handle.node(pointer).await;
+        self.pace().await;
+        let node = self.ahead.node(pointer).await;
         // Everything from here to the next node happens at one instant.
         let go_on = self.handle.with(|state| {
             let room = (state.walked.len() as u64) < state.config.walk_blocks;
             state.checkpoint.cuts == self.cuts && room && state.phase == Phase::Serving
         });
         if go_on { node } else { Err(Failure::new(EBUSY, "interrupted by a cut")) }
+    }
+
+    async fn prefetch(&self, level: u8, pointers: Vec<Pointer>) {
+        self.ahead.read(level, pointers, async || self.pace().await).await;
+    }
+}
+
+impl WalkIo {
+    async fn pace(&self) {
+        let nodes = self.nodes.get() + 1;
+        self.nodes.set(nodes);
+        if nodes.is_multiple_of(NODES_PER_TURN) && !self.handle.with(|state| state.checkpoint.urgent) {
+            self.handle.next_turn().await;
+        }
     }
 }
 
@@ -61,11 +73,15 @@ impl Handle {
     pub async fn walk(self) {
         self.with(|state| state.walk_queued = false);
         while let Some((version, dying, child, parent_cut, cursor, cuts)) = self.with(State::begin_walk) {
-            let io = WalkIo { handle: self.clone(), version, cuts, nodes: std::cell::Cell::new(0) };
+            let ahead = Ahead::new(&self);
+            let io = WalkIo { handle: self.clone(), ahead, version, cuts, nodes: std::cell::Cell::new(0) };
             let reading = self.reading();
             let result = walk(&io, dying, child, parent_cut, cursor).await;
             drop(reading);
-            let go_on = self.with(|state| state.end_walk(version, cuts, result));
+            let go_on = self.with(|state| {
+                state.figures.walk_reads += io.ahead.reads();
+                state.end_walk(version, cuts, result)
+            });
             if !go_on {
                 break;
             }

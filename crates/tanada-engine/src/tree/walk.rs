@@ -42,6 +42,16 @@ async fn subtree<S: WalkStore>(
     }
     let ours = store.node(dying).await?;
     let theirs = node_or_empty(store, child).await?;
+    if level > 0 {
+        let pairs = ours.pointers.iter().zip(&theirs.pointers).enumerate();
+        let step = span_blocks(level - 1);
+        let differing = pairs.filter(|(slot, (dying, child))| {
+            let end = start + (*slot as u64 + 1) * step;
+            end > cursor && !dying.is_null() && dying.birth() > parent_cut && dying != child
+        });
+        let wanted = differing.flat_map(|(_, (dying, child))| [*dying, *child]).filter(|pointer| !pointer.is_null());
+        store.prefetch(level - 1, wanted.collect()).await;
+    }
     if level == 0 {
         leaf(store, &ours, &theirs, parent_cut, cursor, start);
     } else {
