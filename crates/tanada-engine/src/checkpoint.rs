@@ -135,9 +135,9 @@ impl MergeIo<'_> {
     /// Waits where the merge is ahead of its time.
     async fn keep_time(&self) {
         let Pace { began, span, nodes } = self.pace;
-        if nodes > 0 {
-            let due = began + span * self.work.borrow().written.min(nodes) / nodes;
-            self.handle.sleep_until(due).await;
+        let done = self.work.borrow().written.min(nodes);
+        if let Some(due) = (span * done).checked_div(nodes) {
+            self.handle.sleep_until(began + due).await;
         }
     }
 
