@@ -9,7 +9,8 @@
 //! half of the time that the next era will need to fill, unless somebody waits for it.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::rc::Rc;
 
 use tanada_disk::{Buf, BufMut, DiskOp, DiskResult};
@@ -73,6 +74,8 @@ struct Work {
     freed: Vec<u64>,
     batch: Vec<(u64, [u8; BLOCK_BYTES])>,
     in_flight: VecDeque<(DiskOp, Slot<DiskResult>)>,
+    /// New nodes that the device does not have yet: a child may be merged over its parent's new tree.
+    unwritten: BTreeMap<u64, (u32, Rc<Node>)>,
     since_turn: usize,
     written: u64,
 }
@@ -80,6 +83,11 @@ struct Work {
 impl NodeSource for MergeIo<'_> {
     async fn node(&self, pointer: Pointer) -> Result<Rc<Node>, Failure> {
         self.pace().await;
+        if let Some((crc, node)) = self.work.borrow().unwritten.get(&pointer.block())
+            && *crc == pointer.crc()
+        {
+            return Ok(Rc::clone(node));
+        }
         self.ahead.node(pointer).await
     }
 
@@ -109,6 +117,7 @@ impl MergeStore for MergeIo<'_> {
             let mut work = self.work.borrow_mut();
             work.written += 1;
             work.adopted.push(block);
+            work.unwritten.insert(block, (crc, Rc::clone(node)));
             work.batch.push((block, bytes));
             work.batch.len() >= BATCH_NODES
         };
@@ -177,10 +186,12 @@ impl MergeIo<'_> {
     async fn finish_one(&self) -> Result<(), Failure> {
         let oldest = self.work.borrow_mut().in_flight.pop_front();
         let Some((op, slot)) = oldest else { return Ok(()) };
-        match slot.await {
-            Ok(_) => Ok(()),
-            Err(_) => self.handle.write_stubbornly(op, TRIES - 1).await,
+        let blocks = blocks_of(&op);
+        if slot.await.is_err() {
+            self.handle.write_stubbornly(op, TRIES - 1).await?;
         }
+        blocks.for_each(|block| drop(self.work.borrow_mut().unwritten.remove(&block)));
+        Ok(())
     }
 
     async fn finish_all(&self) -> Result<(), Failure> {
@@ -198,6 +209,13 @@ fn write_of<'b>(block: u64, parts: impl Iterator<Item = &'b [u8]>, count: usize)
         to.copy_from_slice(from);
     }
     DiskOp::Write { at: block * BLOCK, parts: vec![buffer.freeze()] }
+}
+
+/// Blocks that a write covers.
+fn blocks_of(op: &DiskOp) -> Range<u64> {
+    let DiskOp::Write { at, parts } = op else { return 0..0 };
+    let bytes: u64 = parts.iter().map(|part| part.len() as u64).sum();
+    at / BLOCK..(at + bytes) / BLOCK
 }
 
 /// Makes all new trees: versions that build upon one another together.
