@@ -23,7 +23,9 @@ usage: cargo xtask COMMAND
   bench [--rounds N] [--seconds N] [--path DIR] [--json FILE] [--quick] [--rows NAME[,NAME]]
           the data plane beside its peers, in one run; --rows list shows what there is
   sim [--seed N] [--runs N] [--minutes N] [--trace]
-          the store under simulated kills, power cuts and faults; prints the seed of a failure";
+          the store under simulated kills, power cuts and faults; prints the seed of a failure
+  mistakes [--only NAME[,NAME]] [--seconds N] [--list]
+          plants each known mistake in a copy of the store and sees it caught";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -48,6 +50,10 @@ fn run(args: &[String]) -> Result<()> {
         ["test"] => test::run(),
         ["sim", options @ ..] => {
             let fixed = ["run", "--quiet", "--release", "--package", "tanada-sim", "--"];
+            sh::run("cargo", &[&fixed, options].concat())
+        }
+        ["mistakes", options @ ..] => {
+            let fixed = ["run", "--quiet", "--package", "tanada-sim", "--bin", "tanada-mistakes", "--"];
             sh::run("cargo", &[&fixed, options].concat())
         }
         ["bench", options @ ..] => bench::run(&bench::Options::parse(options)?),

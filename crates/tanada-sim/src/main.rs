@@ -1,4 +1,4 @@
-//! `tanada-sim [--seed N] [--runs N] [--minutes N] [--trace]`: simulates until a seed fails.
+//! `tanada-sim [--seed N] [--runs N] [--minutes N | --seconds N] [--trace]`: simulates until a seed fails.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -47,8 +47,9 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String>
         match argument.as_str() {
             "--seed" => options.seed = number,
             "--runs" => options.runs = number,
+            "--seconds" => options.time = Some(Duration::from_secs(number)),
             "--minutes" => options.time = Some(Duration::from_secs(60 * number)),
-            _ => return Err(format!("{argument}: accepted are --seed N, --runs N, --minutes N, --trace")),
+            _ => return Err(format!("{argument}: accepted are --seed N, --runs N, --minutes N, --seconds N, --trace")),
         }
     }
     if options.time.is_none() && options.runs == u64::MAX {
