@@ -205,6 +205,22 @@ impl Delta {
         LeafView { cut, node: Some(node) }
     }
 
+    /// The level of the largest subtree around `place` of which this delta says one thing: that all of it is a hole
+    /// (`true`), or nothing (`false`). `None` where it speaks of single places of the leaf.
+    pub fn uniform(&self, place: u64) -> Option<(u8, bool)> {
+        let Some(mut node) = self.root.as_deref() else { return Some((ROOT_LEVEL, false)) };
+        let mut cut = false;
+        for level in (1..=ROOT_LEVEL).rev() {
+            let entry = node.inner_entry(slot_of(place, level));
+            cut |= entry.is_some_and(|entry| entry.cut != 0);
+            match entry.and_then(|entry| entry.child.as_deref()) {
+                Some(child) => node = child,
+                None => return Some((level - 1, cut)),
+            }
+        }
+        None
+    }
+
     #[cfg(test)]
     pub fn get(&self, place: u64) -> Lookup {
         self.leaf(place).get(slot_of(place, 0))

@@ -5,7 +5,7 @@
 //!   state       all state; device ops, failures       data    admission, placement, merging, recording (J1)
 //!   syncs       journal, syncs (J6, J9)               space   reserve, holes passed down
 //!   releases    dropped blocks on their way back (B1-B3)
-//!   exec        tasks: straight code over events       read    look-up, reading again, read-modify-write, extents
+//!   exec        tasks: straight code over events       read    look-up, reading again, read-modify-write, extents, holes
 //!   guest_read  guests' reads, without a task (B3, W4)
 //!   open        recovery (J1-J4, J8)                   control volumes and generations (W6)
 //!   checkpoint  merge, catalog, superblock (J8, B1-B4) stat    figures
@@ -31,6 +31,7 @@ mod exec;
 mod failure;
 mod guest;
 mod guest_read;
+mod holes;
 mod journal;
 mod kept;
 mod locks;

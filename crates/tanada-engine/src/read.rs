@@ -201,6 +201,12 @@ impl Handle {
         let mut list = ExtentList::new(offset, offset + length, extents_max);
         let mut place = first;
         while place < end && !list.is_full() {
+            let hole = self.hole_from(version, place).await?.min(end - place);
+            if hole > 0 {
+                list.push(place, hole, ExtentKind::Hole);
+                place += hole;
+                continue;
+            }
             let count = (span_blocks(0) - place % span_blocks(0)).min(end - place);
             for pointer in self.look_up(version, place, count).await? {
                 list.push(place, 1, if pointer.is_null() { ExtentKind::Hole } else { ExtentKind::Data });

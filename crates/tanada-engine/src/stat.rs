@@ -67,17 +67,16 @@ impl Handle {
         Ok(found)
     }
 
-    /// Counts what ghosts hold.
+    /// Counts what ghosts alone hold. A ghost's parent or child may be one, too: a block that several hold is counted at
+    /// the topmost, beside the nearest versions below that are none.
     pub async fn count_ghosts(self) {
-        let ghosts: Vec<VersionId> = self.with(|state| {
-            let ghosts = state.versions.iter().filter(|version| version.state == VersionState::Ghost);
-            ghosts.map(|version| version.id).collect()
-        });
+        let _reading = self.reading();
+        let ghosts = self.with(|state| state.versions.ghosts());
         let mut blocks = 0;
         for ghost in ghosts {
-            match self.exclusive(ghost).await {
+            match count::exclusive(&self, ghost.tree, &ghost.below, ghost.parent_cut).await {
                 Ok(found) => blocks += found.data + found.nodes,
-                Err(failure) => return tracing::warn!(%failure, ghost, "a ghost cannot be counted"),
+                Err(failure) => return tracing::warn!(%failure, ghost.id, "a ghost cannot be counted"),
             }
         }
         self.with(|state| state.ghost_held = blocks * BLOCK);

@@ -101,6 +101,17 @@ impl Version {
     }
 }
 
+/// A ghost, for counting what it holds.
+#[derive(Debug, Clone)]
+pub struct Ghost {
+    pub id: VersionId,
+    pub tree: Pointer,
+    /// Trees of the nearest versions below that are no ghosts.
+    pub below: Vec<Pointer>,
+    /// S(parent).
+    pub parent_cut: u64,
+}
+
 /// All versions of a store.
 #[derive(Debug, Default)]
 pub struct Versions {
@@ -374,6 +385,25 @@ impl Versions {
             }
         }
         Some(version)
+    }
+
+    /// All ghosts.
+    pub fn ghosts(&self) -> Vec<Ghost> {
+        let is_ghost = |version: &Version| version.state == VersionState::Ghost;
+        let mut ghosts = Vec::new();
+        for version in self.iter().filter(|version| is_ghost(version)) {
+            let mut below = Vec::new();
+            let mut open: Vec<VersionId> = version.children.iter().copied().collect();
+            while let Some(child) = open.pop().and_then(|id| self.get(id)) {
+                if is_ghost(child) {
+                    open.extend(&child.children);
+                } else {
+                    below.push(child.tree);
+                }
+            }
+            ghosts.push(Ghost { id: version.id, tree: version.tree, below, parent_cut: self.parent_cut(version.id) });
+        }
+        ghosts
     }
 
     /// What to walk next: one structural job per family, one begun goes first, then versions without children, which

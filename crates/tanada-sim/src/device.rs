@@ -64,6 +64,8 @@ pub struct DeviceCounts {
     pub writes: u64,
     pub syncs: u64,
     pub punches: u64,
+    /// Injected.
+    pub faults: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -78,6 +80,8 @@ pub struct SimDevice {
     /// A sync failed since this was last cleared: acknowledged data may be gone as after a power cut.
     pub sync_failed: bool,
     pub lie: Lie,
+    /// So many of a hundred operations take up to so many events.
+    pub slow: (u64, u64),
     pub counts: DeviceCounts,
 }
 
@@ -94,6 +98,7 @@ impl SimDevice {
             faults: Faults::default(),
             sync_failed: false,
             lie: Lie::None,
+            slow: (3, 1500),
             counts: DeviceCounts::default(),
         }
     }
@@ -137,7 +142,7 @@ impl SimDevice {
 
     /// Takes an operation. `events` is the count of events so far.
     pub fn issue(&mut self, io: IoId, op: DiskOp, events: u64, rng: &mut Rng) {
-        let slow_until = if rng.chance(3) { events + rng.within(50, 1500) } else { 0 };
+        let slow_until = if rng.chance(self.slow.0) { events + rng.within(50, self.slow.1) } else { 0 };
         let mut early_read = None;
         match &op {
             DiskOp::Read { at, length } if rng.chance(30) => early_read = Some(self.gather(*at, *length)),
@@ -172,7 +177,9 @@ impl SimDevice {
         match ended.op {
             DiskOp::Read { at, length } => {
                 self.counts.reads += 1;
-                if rng.below(1000) < self.faults.read || at + u64::from(length) > self.length_bytes() {
+                let failed = rng.below(1000) < self.faults.read;
+                self.counts.faults += u64::from(failed);
+                if failed || at + u64::from(length) > self.length_bytes() {
                     return Err(DiskError::EIO);
                 }
                 Ok(Some(ended.early_read.unwrap_or_else(|| self.gather(at, length))))
@@ -199,6 +206,7 @@ impl SimDevice {
         }
         self.serial += 1;
         let failed = rng.below(1000) < self.faults.write;
+        self.counts.faults += u64::from(failed);
         let lost = self.lie == Lie::LosesWrites && rng.chance(1);
         for (block, bytes) in blocks {
             if lost {
@@ -217,6 +225,7 @@ impl SimDevice {
             return Ok(None);
         }
         let failed = rng.below(1000) < self.faults.sync;
+        self.counts.faults += u64::from(failed);
         self.sync_failed |= failed;
         let (covered, rest): (Vec<Unsynced>, Vec<Unsynced>) =
             std::mem::take(&mut self.unsynced).into_iter().partition(|write| write.serial <= covers);
@@ -317,12 +326,19 @@ impl SimDevice {
         self.settle_on_durable();
     }
 
-    /// The power fails: of the pending writes exactly those survive whole that `survives` says, by their index.
-    pub fn power_cut_exactly(&mut self, survives: impl Fn(usize) -> bool) {
+    /// The power fails: of pending write `n`, by its index, those sectors survive whose bit is set in `sectors(n)`.
+    pub fn power_cut_exactly(&mut self, sectors: impl Fn(usize) -> u8) {
         for (n, (block, bytes)) in self.pending(None).into_iter().enumerate() {
-            if survives(n) {
-                self.durable.insert(block, bytes);
+            let survive = sectors(n);
+            if survive == 0 {
+                continue;
             }
+            let mut mixed = self.durable.get(&block).map_or([0; BLOCK], |old| **old);
+            for sector in (0..BLOCK / SECTOR).filter(|sector| survive >> sector & 1 != 0) {
+                let range = sector * SECTOR..(sector + 1) * SECTOR;
+                mixed[range.clone()].copy_from_slice(&bytes[range]);
+            }
+            self.durable.insert(block, Rc::new(mixed));
         }
         self.settle_on_durable();
     }

@@ -151,6 +151,16 @@ impl BlockHistory {
         intervals
     }
 
+    /// What the block holds when nothing is outstanding, and the operation that gave it; `None` where a failed operation
+    /// leaves several possibilities.
+    pub fn now(&self) -> Option<(Content, usize)> {
+        let (contents, op) = self.steps.last().map_or((&self.base, self.base_op), |step| (&step.contents, step.op));
+        match &contents[..] {
+            [content] => Some((content.clone(), op)),
+            _ => None,
+        }
+    }
+
     /// The step that gave the content, if it is the only state that explains it.
     pub fn only_step(&mut self, content: &Content) -> Option<&mut Step> {
         let elsewhere = self.base.contains(content);

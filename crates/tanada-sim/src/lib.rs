@@ -9,12 +9,17 @@
 //! ```
 //! Uses the engine's public interface only. See [`history`] for what counts as one instant.
 
+mod changes;
 mod content;
+mod counters;
 mod device;
-mod exact;
+mod figures;
 mod history;
+mod image;
 mod kept;
+mod kinds;
 mod model;
+mod reads;
 mod replay;
 mod rng;
 mod rot;
@@ -24,6 +29,7 @@ mod traffic;
 mod verify;
 mod world;
 
+pub use counters::Counters;
 pub use device::{Faults, Lie};
 pub use replay::{Replayed, replay};
 pub use rot::{Rotted, rot};

@@ -14,17 +14,8 @@ fn main() -> ExitCode {
         }
     };
     let report = run(&options);
-    println!(
-        "{} runs from seed {}: {} kills, {} power cuts, {} replies, {} device writes, {} syncs, digest {:016x}",
-        report.runs,
-        options.seed,
-        report.kills,
-        report.power_cuts,
-        report.replies,
-        report.device_writes,
-        report.device_syncs,
-        report.digest
-    );
+    println!("{} runs from seed {}, digest {:016x}", report.runs, options.seed, report.digest);
+    println!("{}", report.counters);
     match report.broken {
         None => ExitCode::SUCCESS,
         Some(broken) => {

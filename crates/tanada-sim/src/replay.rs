@@ -2,13 +2,17 @@
 //! in very many: each subset of the writes that no sync covers survives. Every outcome must be an instant of the history.
 
 use crate::device::Faults;
+use crate::kinds::settings;
 use crate::rng::Rng;
-use crate::run::{Broken, settings};
+use crate::run::Broken;
 use crate::verify::Ended;
 use crate::world::{Settings, Stop, World};
 
-/// Subsets tried at most at one event; all of them where there are no more.
-const SUBSETS_MAX: u64 = 12;
+/// Subsets of whole writes tried at most at one event; all of them where there are no more.
+const SUBSETS_MAX: u64 = 16;
+
+/// Besides these, subsets with torn writes.
+const TORN: u64 = 4;
 
 /// What a replay did.
 #[derive(Debug, Clone, Default)]
@@ -47,21 +51,29 @@ fn replay_event(seed: u64, event: u64, replayed: &mut Replayed) -> Result<(), St
     let pending = world.device.pending_writes() as u32;
     let mut rng = Rng::new(seed ^ event << 32);
     let all = 1u64.checked_shl(pending).unwrap_or(u64::MAX);
-    for n in 0..all.min(SUBSETS_MAX) {
+    for n in 0..all.min(SUBSETS_MAX) + TORN {
         // Bit n: whether the pending write n survives. Beyond all subsets: prefixes and random ones.
-        let mask = match (all <= SUBSETS_MAX, n % 2 == 0) {
+        let torn = n >= all.min(SUBSETS_MAX);
+        let mask = match (all <= SUBSETS_MAX && !torn, n % 2 == 0) {
             (true, _) => n,
             (false, true) => (1u64 << (rng.below(u64::from(pending.min(63)) + 1))) - 1,
             (false, false) => rng.next() & rng.next() | 1 << rng.below(64),
         };
+        // Each write that is torn keeps sectors of its own choice.
+        let (tears, sectors) = if torn { (rng.next() | rng.next(), rng.next()) } else { (0, 0) };
+        let survives = |write: usize| match write < 64 && mask >> write & 1 != 0 {
+            true => 0xff,
+            false if write < 64 && tears >> write & 1 != 0 => sectors.rotate_left(write as u32 * 7) as u8,
+            false => 0,
+        };
         let mut fork = world.fork(seed ^ n);
         fork.stop();
-        fork.device.power_cut_exactly(|write| write < 64 && mask >> write & 1 != 0);
+        fork.device.power_cut_exactly(survives);
         fork.lose_kept();
         fork.check_image().map_err(text)?;
         fork.open_store().map_err(text)?;
         fork.verify_recovery(Ended::PowerCut, crashed)
-            .map_err(|stop| format!("survivors {mask:#x} of {pending}: {stop:?}"))?;
+            .map_err(|stop| format!("survivors {mask:#x} of {pending}, torn {tears:#x}: {stop:?}"))?;
         fork.check_image().map_err(text)?;
         replayed.recoveries += 1;
     }

@@ -7,9 +7,10 @@ use tanada_units::Uuid;
 
 use crate::content::{BLOCK, Content};
 use crate::device::Faults;
+use crate::kinds::settings;
 use crate::model::Kept;
-use crate::run::settings;
-use crate::world::{Settings, Stop, World, flatten, wrong};
+use crate::reads::flatten;
+use crate::world::{Settings, Stop, World, wrong};
 
 /// What became of flipped bits.
 #[derive(Debug, Clone, Copy, Default)]

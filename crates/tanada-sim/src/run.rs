@@ -4,13 +4,13 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use tanada_engine::EngineConfig;
 use tanada_units::Uuid;
 
+use crate::counters::Counters;
 use crate::device::{Faults, Lie};
-use crate::rng::Rng;
+use crate::kinds::settings;
 use crate::verify::Ended;
-use crate::world::{Settings, Stop, World, wrong};
+use crate::world::{Stop, World, wrong};
 
 /// What to simulate.
 #[derive(Debug, Clone)]
@@ -45,11 +45,7 @@ pub struct Broken {
 #[derive(Debug, Clone, Default)]
 pub struct Report {
     pub runs: u64,
-    pub kills: u64,
-    pub power_cuts: u64,
-    pub replies: u64,
-    pub device_writes: u64,
-    pub device_syncs: u64,
+    pub counters: Counters,
     /// Differs where a run is not repeated exactly.
     pub digest: u64,
     pub broken: Option<Broken>,
@@ -82,47 +78,15 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     format!("panic: {}", text.unwrap_or_default())
 }
 
-/// Kinds of runs, chosen by the seed.
-pub fn settings(seed: u64, trace: bool) -> Settings {
-    let mut rng = Rng::new(seed.wrapping_mul(31) ^ 0x5e77);
-    let kind = rng.below(10);
-    let (may_be_full, faulty) = (kind == 8, kind == 9);
-    let segments = *rng.pick(if may_be_full { &[4, 5, 6] } else { &[20, 24, 40, 70] });
-    let mut config = EngineConfig::new(segments << 22);
-    config.device_can_grow = true;
-    config.memory_bytes = 16 << 20;
-    config.checkpoint_entries = *rng.pick(&[40, 200, 1000, 5000]);
-    config.checkpoint_micros = *rng.pick(&[5_000, 100_000, 60_000_000]);
-    config.paced_nodes_min = 10;
-    config.sync_bytes = *rng.pick(&[64 << 10, 1 << 20, 64 << 20]);
-    config.sync_micros = *rng.pick(&[1_000, 50_000, 1_000_000]);
-    config.reserve_bytes = 1 << 20;
-    config.walk_blocks = *rng.pick(&[5, 40, 1000]);
-    Settings {
-        device_bytes: segments << 22,
-        journal_bytes: *rng.pick(&[64, 100, 256]) << 12,
-        config,
-        outstanding_max: *rng.pick(&[1, 4, 16]),
-        volumes_max: rng.within(1, 5),
-        generations_max: *rng.pick(&[3, 10, 25]),
-        may_be_full,
-        faults: match faulty {
-            true => Faults { read: rng.below(6), write: rng.below(10), sync: rng.below(8) },
-            false => Faults::default(),
-        },
-        trace,
-        kept_places: *rng.pick(&[None, Some(2), Some(5), Some(64)]),
-    }
-}
-
 fn run_seed(seed: u64, options: &Options, report: &mut Report) -> Result<(), String> {
     let settings = settings(seed, options.trace);
     let mut world = World::new(settings, seed).map_err(text)?;
     world.device.lie = options.lie;
-    let outcome = episodes(&mut world, report);
-    report.replies += world.replies;
-    report.device_writes += world.device.counts.writes;
-    report.device_syncs += world.device.counts.syncs;
+    let outcome = episodes(&mut world);
+    world.counters.device_writes = world.device.counts.writes;
+    world.counters.device_syncs = world.device.counts.syncs;
+    world.counters.faults = world.device.counts.faults;
+    report.counters += world.counters;
     report.digest = report.digest.rotate_left(7) ^ world.digest;
     outcome.map_err(|stop| format!("at event {}: {}", world.events, text(stop)))
 }
@@ -134,7 +98,7 @@ fn text(stop: Stop) -> String {
     }
 }
 
-fn episodes(world: &mut World, report: &mut Report) -> Result<(), Stop> {
+fn episodes(world: &mut World) -> Result<(), Stop> {
     let episodes = world.rng.within(2, 7);
     world.open_store()?;
     for _ in 0..episodes {
@@ -148,7 +112,7 @@ fn episodes(world: &mut World, report: &mut Report) -> Result<(), Stop> {
             return Err(stop);
         }
         let crashed = world.event();
-        let mut ended = world.crash(report);
+        let mut ended = world.crash();
         world.check_image()?;
         // Several crashes in a row: during recovery, too.
         while world.rng.chance(30) {
@@ -157,7 +121,8 @@ fn episodes(world: &mut World, report: &mut Report) -> Result<(), Stop> {
             for _ in 0..steps {
                 world.pump()?;
             }
-            if world.crash(report) == Ended::PowerCut {
+            world.counters.in_recovery += 1;
+            if world.crash() == Ended::PowerCut {
                 ended = Ended::PowerCut;
             }
         }
@@ -167,18 +132,17 @@ fn episodes(world: &mut World, report: &mut Report) -> Result<(), Stop> {
         world.open_store()?;
         world.verify_recovery(ended, crashed)?;
         world.check_image()?;
+        if world.rng.chance(25) {
+            world.account()?;
+        }
     }
     finish(world)
 }
 
 /// Everything goes; what is left is the catalog.
 fn finish(world: &mut World) -> Result<(), Stop> {
+    world.account()?;
     world.quiet = true;
-    world.wait_for_guests()?;
-    world.checkpoint()?;
-    world.settle()?;
-    world.checkpoint()?;
-    world.check_usage()?;
     let mut ids: Vec<Uuid> = world.model.generations.keys().chain(world.model.volumes.keys()).copied().collect();
     world.rng.shuffle(&mut ids);
     for id in ids {
@@ -189,7 +153,8 @@ fn finish(world: &mut World) -> Result<(), Stop> {
     world.settle()?;
     let listed = world.list()?;
     world.check_list(&listed)?;
-    world.check_empty()
+    world.check_empty()?;
+    world.check_figures()
 }
 
 impl World {
@@ -225,13 +190,41 @@ impl World {
         Ok(())
     }
 
-    fn crash(&mut self, report: &mut Report) -> Ended {
+    /// The store comes to rest, and all its figures must be those of a full walk.
+    fn account(&mut self) -> Result<(), Stop> {
+        self.quiet = true;
+        self.wait_for_guests()?;
+        self.checkpoint()?;
+        self.settle()?;
+        self.checkpoint()?;
+        self.settle()?;
+        self.check_usage()?;
+        self.check_figures()?;
+        self.quiet = false;
+        Ok(())
+    }
+
+    /// Nobody asks for anything, until the store hands space down to the medium.
+    fn idle(&mut self) -> Result<(), Stop> {
+        self.quiet = true;
+        let until = self.now + 11_000_000;
+        for _ in 0..self.rng.within(20, 400) {
+            self.pump()?;
+            if self.now > until && self.rng.chance(20) {
+                break;
+            }
+        }
+        self.quiet = false;
+        Ok(())
+    }
+
+    fn crash(&mut self) -> Ended {
         if self.rng.chance(50) {
-            report.kills += 1;
+            self.counters.kills += 1;
             self.kill();
             Ended::Killed
         } else {
-            report.power_cuts += 1;
+            self.counters.power_cuts += 1;
             self.power_cut();
             Ended::PowerCut
         }
@@ -246,15 +239,17 @@ impl World {
             0..=5 if (self.model.volumes.len() as u64) < self.settings.volumes_max => self.create(),
             6..=20 => self.snapshot(),
             21..=24 => self.clone_generation(),
-            25..=26 => self.clone_volume(),
-            27..=30 => self.revert(),
-            31..=42 => self.destroy(),
+            25..=27 => self.clone_volume(),
+            28..=31 => self.revert(),
+            32..=42 => self.destroy(),
             43..=45 => self.resize(),
             46..=49 => self.checkpoint(),
             50..=51 => self.settle(),
-            52..=53 => self.grow(),
-            54..=57 => self.backup(),
-            58..=60 => self.difference(),
+            52..=54 => self.grow(),
+            55..=58 => self.backup(),
+            59..=61 => self.difference(),
+            62..=63 => self.changed_since(),
+            64..=66 => self.idle(),
             _ => {
                 self.traffic();
                 self.pump()

@@ -8,7 +8,8 @@ use tanada_units::Uuid;
 use crate::content::{BLOCK, Content};
 use crate::history::{BlockHistory, Interval, NEVER, Op, intersect};
 use crate::model::{Blocks, Kept, Limbo, Settled, blocks_of};
-use crate::world::{Stop, World, flatten, wrong};
+use crate::reads::flatten;
+use crate::world::{Stop, World, wrong};
 
 const B: u64 = BLOCK as u64;
 
@@ -66,6 +67,7 @@ impl World {
                 );
             }
         }
+        self.counters.blocks += seen.len() as u64;
         self.check_extents(id, export, size, &seen, traffic)?;
         if opened {
             self.must(Request::Control(Control::Close { export }), traffic)?;
@@ -193,6 +195,7 @@ impl World {
 
     /// After recovery: the list, every generation, every volume, as one instant of the store. Then the model knows.
     pub fn verify_recovery(&mut self, ended: Ended, crashed: u64) -> Result<(), Stop> {
+        self.counters.recoveries += 1;
         let listed = self.list()?;
         let mut instants = self.resolve_limbo(&listed, crashed)?;
         self.check_list(&listed)?;

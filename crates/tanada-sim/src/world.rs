@@ -2,17 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use tanada_engine::{
-    Action, Alert, Engine, EngineConfig, ExportId, Failure, OpenReport, Reply, Request, RequestId, Segment,
-};
+use tanada_disk::DiskOp;
+use tanada_engine::{Action, Alert, Engine, EngineConfig, ExportId, Failure, OpenReport, Reply, Request, RequestId};
+use tanada_format::geometry::JOURNAL_START;
 use tanada_format::{FormatOptions, format_image};
 use tanada_units::Uuid;
 
-use crate::content::{BLOCK, Content};
+use crate::content::BLOCK;
+use crate::counters::Counters;
 use crate::device::{Faults, SimDevice};
-use crate::history::Interval;
 use crate::kept::KeptRing;
-use crate::model::{Kept, Model};
+use crate::model::Model;
 use crate::rng::Rng;
 
 /// Why a script was left.
@@ -42,6 +42,11 @@ pub struct Settings {
     pub may_be_full: bool,
     /// The device may fail, so clients may be told so.
     pub faults: Faults,
+    /// So many of a hundred device operations take up to `slow_events` events.
+    pub slow_percent: u64,
+    pub slow_events: u64,
+    /// Crashes are likelier where they hurt: around superblocks and in the middle of control operations.
+    pub hunted: bool,
     pub trace: bool,
     /// Journal blocks that fit into memory that outlives the process, if there is any.
     pub kept_places: Option<u64>,
@@ -103,7 +108,9 @@ pub struct World {
     pub read_only: bool,
     /// A fingerprint of everything the engine did: two runs of a seed must agree.
     pub digest: u64,
-    pub replies: u64,
+    pub counters: Counters,
+    /// The last damage that an alert named: volume and byte offset.
+    pub damage: Option<(Uuid, u64)>,
 }
 
 impl World {
@@ -116,6 +123,7 @@ impl World {
             FormatOptions { store, device_bytes: settings.device_bytes, journal_bytes: Some(settings.journal_bytes) };
         let image = format_image(&options).map_err(|error| Stop::Wrong(error.to_string()))?;
         image.writes.iter().for_each(|(at, bytes)| device.preset(*at, bytes));
+        device.slow = (settings.slow_percent, settings.slow_events);
         Ok(World {
             engine: None,
             device,
@@ -136,7 +144,8 @@ impl World {
             rotten: false,
             read_only: false,
             digest: 0,
-            replies: 0,
+            counters: Counters::default(),
+            damage: None,
         })
     }
 
@@ -166,6 +175,7 @@ impl World {
     /// The process is gone; so are its clients' requests.
     pub fn stop(&mut self) {
         self.engine = None;
+        self.quiet = false;
         self.pending.clear();
         self.answers.clear();
         self.generation_exports.clear();
@@ -208,6 +218,10 @@ impl World {
         let id = RequestId(self.next_request);
         self.next_request += 1;
         self.trace(|| format!("submit {} {request:?} as {pending:?}", id.0));
+        self.counters.request(&request);
+        if matches!(request, Request::Control(_)) {
+            self.hunt(10, 60);
+        }
         self.pending.insert(id, pending);
         if let Some(engine) = &mut self.engine {
             engine.submit(self.now, id, request);
@@ -281,6 +295,11 @@ impl World {
             Action::Disk { io, op } => {
                 self.note(io.0);
                 self.trace(|| format!("io {} {op:?}", io.0));
+                if let DiskOp::Write { at, .. } = &op
+                    && *at < JOURNAL_START * BLOCK as u64
+                {
+                    self.hunt(25, 300);
+                }
                 self.device.issue(io, op, self.events, &mut self.rng);
                 Ok(())
             }
@@ -307,6 +326,13 @@ impl World {
         }
     }
 
+    /// In runs that are hunted: the crash of this episode comes within `events`, in `percent` of all cases.
+    fn hunt(&mut self, percent: u64, events: u64) {
+        if self.settings.hunted && self.crash_at != u64::MAX && self.rng.chance(percent) {
+            self.crash_at = self.crash_at.min(self.events + self.rng.within(1, events));
+        }
+    }
+
     fn alert(&mut self, alert: &Alert) -> Result<(), Stop> {
         self.trace(|| format!("alert {alert:?}"));
         let faulty = self.is_faulty() || self.rotten;
@@ -317,13 +343,17 @@ impl World {
                 self.read_only = true;
                 Ok(())
             }
+            Alert::Damage { volume, offset, .. } => {
+                self.damage = Some((*volume, *offset));
+                Ok(())
+            }
             _ => Ok(()),
         }
     }
 
     fn reply(&mut self, request: RequestId, result: Answer) -> Result<(), Stop> {
         let at = self.event();
-        self.replies += 1;
+        self.counters.replies += 1;
         let Some(pending) = self.pending.remove(&request) else {
             return wrong(format!("an answer to request {} that is not outstanding", request.0));
         };
@@ -375,70 +405,6 @@ impl World {
         }
     }
 
-    fn check_read(&self, target: Uuid, offset: u64, length: u64, within: Interval, reply: Reply) -> Result<(), Stop> {
-        let bytes = flatten(reply, length)?;
-        let mut done = 0;
-        while done < bytes.len() {
-            let at = ((offset + done as u64) % BLOCK as u64) as usize;
-            let take = (bytes.len() - done).min(BLOCK - at);
-            let block = (offset + done as u64) / BLOCK as u64;
-            let seen = &bytes[done..done + take];
-            let matches = |content: &Content| &content.bytes()[at..at + take] == seen;
-            if !self.may_read(target, block, matches, within) {
-                let seen = Content::from_bytes(seen);
-                return wrong(format!(
-                    "read of {target} block {block} byte {at} gave {seen:?}, {}",
-                    self.expected(target, block)
-                ));
-            }
-            done += take;
-        }
-        Ok(())
-    }
-
-    fn may_read(&self, target: Uuid, block: u64, matches: impl Fn(&Content) -> bool, within: Interval) -> bool {
-        if let Some(volume) = self.model.volumes.get(&target) {
-            return match volume.blocks.get(&block) {
-                Some(history) => !history.instants(&self.model.ops, matches, |_, _| false, within).is_empty(),
-                None => matches(&Content::Zero),
-            };
-        }
-        match self.model.generations.get(&target).map(|generation| &generation.kept) {
-            Some(Kept::Settled(settled)) => matches(settled.get(&block).map_or(&Content::Zero, |(content, _)| content)),
-            Some(Kept::Open { blocks, within, .. }) => match blocks.get(&block) {
-                Some(history) => !history.instants(&self.model.ops, matches, |_, _| false, *within).is_empty(),
-                None => matches(&Content::Zero),
-            },
-            None => true,
-        }
-    }
-
-    /// For messages: what the block may hold.
-    pub fn expected(&self, target: Uuid, block: u64) -> String {
-        let tell = |history: &crate::history::BlockHistory| {
-            let mut text = format!("allowed: {:?}", history.base);
-            for step in &history.steps {
-                let op = &self.model.ops[step.op];
-                let answered = if op.answered == u64::MAX { "never".to_owned() } else { op.answered.to_string() };
-                text += &format!(
-                    " then {:?} (submitted {}, answered {answered}, durable {})",
-                    step.contents, op.submitted, op.durable
-                );
-            }
-            text
-        };
-        if let Some(volume) = self.model.volumes.get(&target) {
-            return volume.blocks.get(&block).map_or("allowed: zeros".to_owned(), tell);
-        }
-        match self.model.generations.get(&target).map(|generation| &generation.kept) {
-            Some(Kept::Settled(settled)) => format!("allowed: {:?}", settled.get(&block)),
-            Some(Kept::Open { blocks, within, .. }) => {
-                format!("within {within:?} {}", blocks.get(&block).map_or("allowed: zeros".to_owned(), tell))
-            }
-            None => "unknown target".to_owned(),
-        }
-    }
-
     /// Submits a request and lets the world go on, with `traffic` beside it, until it is answered.
     pub fn call(&mut self, request: Request, traffic: bool) -> Result<(u64, Answer), Stop> {
         let submitted = self.event();
@@ -481,7 +447,8 @@ impl World {
             rotten: false,
             read_only: false,
             digest: 0,
-            replies: 0,
+            counters: Counters::default(),
+            damage: None,
         }
     }
 
@@ -512,20 +479,4 @@ impl World {
         let limbo = self.model.limbo.as_ref().map_or(u64::MAX, |(_, submitted)| *submitted);
         self.pending.values().map(|pending| pending.submitted(&self.model)).min().unwrap_or(u64::MAX).min(limbo)
     }
-}
-
-/// The bytes of a reply to a read.
-pub fn flatten(reply: Reply, length: u64) -> Result<Vec<u8>, Stop> {
-    let Reply::Data(segments) = reply else { return wrong(format!("a read was answered with {reply:?}")) };
-    let mut bytes = Vec::with_capacity(length as usize);
-    for segment in segments {
-        match segment {
-            Segment::Data(data) => bytes.extend_from_slice(&data),
-            Segment::Zeros(zeros) => bytes.resize(bytes.len() + zeros as usize, 0),
-        }
-    }
-    if bytes.len() as u64 != length {
-        return wrong(format!("a read of {length} bytes was answered with {} bytes", bytes.len()));
-    }
-    Ok(bytes)
 }

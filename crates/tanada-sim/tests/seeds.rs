@@ -19,7 +19,10 @@ fn check(report: &Report) {
 fn a_fixed_set_of_runs_keeps_all_promises() {
     let report = runs(1, 40);
     check(&report);
-    assert!(report.kills > 20 && report.power_cuts > 20 && report.replies > 10_000, "too little happened: {report:?}");
+    assert!(
+        report.counters.kills > 20 && report.counters.power_cuts > 20 && report.counters.replies > 10_000,
+        "too little happened: {report:?}"
+    );
 }
 
 /// Seeds that once found something, in the store or in the proof itself.
@@ -33,7 +36,7 @@ fn runs_that_once_failed_do_not_fail_again() {
 #[test]
 fn the_same_seed_is_the_same_run() {
     let (first, second) = (runs(7, 3), runs(7, 3));
-    assert_eq!((first.digest, first.replies), (second.digest, second.replies));
+    assert_eq!((first.digest, first.counters), (second.digest, second.counters));
     assert_ne!(first.digest, runs(8, 3).digest);
 }
 
