@@ -164,7 +164,7 @@ impl World {
         let mut config = self.settings.config.clone();
         config.device_bytes = self.device.length_bytes();
         config.seed = self.rng.next();
-        config.kept = self.kept.as_ref().map(KeptRing::found);
+        config.kept = self.kept.as_mut().map(KeptRing::found);
         self.trace(|| "---- open".to_owned());
         self.opened = None;
         self.read_only = false;
