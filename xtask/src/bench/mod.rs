@@ -17,6 +17,7 @@ mod chart;
 mod compare;
 mod fio;
 mod machine;
+mod nbd;
 mod options;
 mod peers;
 mod process;

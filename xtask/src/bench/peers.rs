@@ -31,6 +31,7 @@ enum Kind {
     /// One export of a store that may have more.
     Tanada {
         place: Place,
+        token: String,
         pid: u32,
     },
     Nbdkit {
@@ -42,7 +43,7 @@ enum Kind {
 
 impl Peer {
     pub fn tanada(name: &str, blockd: &Blockd, token: &str) -> Peer {
-        let kind = Kind::Tanada { place: blockd.place(token), pid: blockd.pid() };
+        let kind = Kind::Tanada { place: blockd.place(token), token: token.into(), pid: blockd.pid() };
         Peer { name: name.into(), is_context: false, kind }
     }
 
@@ -87,6 +88,16 @@ impl Peer {
             Kind::Tanada { pid, .. } => Some(*pid),
             Kind::Nbdkit { server, .. } => Some(server.pid()),
             Kind::Medium(_) => None,
+        }
+    }
+
+    /// Socket and export name, for the client of our own; `store` is Tanada's.
+    pub fn export(&self, store: &Blockd) -> (PathBuf, String) {
+        match &self.kind {
+            Kind::QemuNbd(server) => (server.socket.clone(), String::new()),
+            Kind::Nbdkit { socket, .. } => (socket.clone(), String::new()),
+            Kind::Tanada { token, .. } => (store.nbd_socket(), token.clone()),
+            Kind::Medium(file) => (file.clone(), String::new()),
         }
     }
 
@@ -147,10 +158,6 @@ impl QemuNbd {
 
     pub fn place(&self) -> Place {
         at_socket(&self.socket)
-    }
-
-    pub fn socket(&self) -> &Path {
-        &self.socket
     }
 
     /// A snapshot inside the qcow2 image. The server is away meanwhile.

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::chart::Curve;
 use super::machine::Machine;
 use super::stats::{least, median, most};
-use super::targets::{Of, TARGETS, Target, by_id};
+use super::targets::{Of, TARGETS, Target};
 
 /// What one row gave, or why it gave nothing.
 #[derive(Debug, Default)]
@@ -250,11 +250,6 @@ fn number(value: f64) -> String {
         value if value.abs() < 100.0 => format!("{value:.1}"),
         value => format!("{value:.0}"),
     }
-}
-
-/// The row's id as the table has it; an unknown one is a mistake of the program.
-pub fn known(id: &str) -> &'static str {
-    by_id(id).map_or("", |target| target.id)
 }
 
 #[cfg(test)]

@@ -41,6 +41,8 @@ const RAW: Of = Of::Ratio("qemu-nbd raw");
 const NONE_KEPT: Of = Of::Ratio("own with 0 generations");
 const QUIET: Of = Of::Ratio("own while nobody takes any");
 const QCOW2: Of = Of::Ratio("qcow2 with 30 snapshots");
+const INTERNAL: Of = Of::Ratio("qcow2 with 20 internal snapshots");
+const CHAIN: Of = Of::Ratio("qcow2, chain of 30");
 const SMALLEST: Of = Of::Ratio("1 GiB volume");
 
 const fn more(id: &'static str, name: &'static str, unit: &'static str, of: Of, must: f64, aim: f64) -> Target {
@@ -106,6 +108,10 @@ pub const TARGETS: &[Target] = &[
     less("memory", "blockd memory with 1 TiB mapped, at most", "MiB", Of::Value, 256.0, 256.0),
     less("open", "opening that store after a crash", "s", Of::Value, 3.0, 0.5),
     more("qcow2-30", "4 KiB random write, 30 generations, against qcow2", "IOPS", QCOW2, 5.0, 20.0),
+    shown("internal-20-write", "random write, 20 generations, against qcow2 with 20 internal snapshots", "IOPS", INTERNAL),
+    shown("internal-20-read", "random read, 20 generations, against qcow2 with 20 internal snapshots", "IOPS", INTERNAL),
+    shown("chain-30-write", "random write, 30 generations, against a qcow2 chain of 30", "IOPS", CHAIN),
+    shown("chain-30-read", "random read, 30 generations, against a qcow2 chain of 30", "IOPS", CHAIN),
     shown("fresh-randwrite", "4 KiB random write, QD 32, fresh sparse store and file", "IOPS", RAW),
     shown("fresh-flush", "4 KiB write + flush, QD 1, fresh sparse store and file", "writes/s", RAW),
 ];

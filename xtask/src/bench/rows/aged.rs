@@ -29,8 +29,8 @@ fn play(bench: &mut Bench) -> Result<()> {
     let times = bench.size(TIMES_FULL, TIMES_QUICK);
     let dir = bench.dir.clone();
     let mut store = Blockd::create(dir.join("aged"), store_bytes, Space::Written)?;
-    let half = store_bytes / 2 >> 20 << 20;
-    let third = store_bytes * 3 / 10 >> 20 << 20;
+    let half = (store_bytes / 2).next_multiple_of(1 << 20);
+    let third = (store_bytes * 3 / 10).next_multiple_of(1 << 20);
     store.volume("half", half)?;
     let raw = QemuNbd::create(&dir, "aged", "raw", half)?;
     let mut peers = vec![Peer::tanada(TANADA, &store, "half"), Peer::qemu_nbd(RAW, raw)];

@@ -1,10 +1,16 @@
 //! Scenarios: each prepares servers in a certain state, measures, and fills some rows of the table.
 
 mod aged;
+mod chains;
+mod churn;
+mod curves;
 mod fragmented;
 mod fresh;
+mod kept;
 mod large;
+mod pause;
 mod plain;
+mod snapshots;
 
 use anyhow::Result;
 
@@ -21,5 +27,16 @@ pub struct Scenario {
     pub quick_seconds: u64,
 }
 
-pub const SCENARIOS: &[Scenario] =
-    &[plain::SCENARIO, fresh::SCENARIO, fragmented::SCENARIO, aged::SCENARIO, large::SCENARIO];
+pub const SCENARIOS: &[Scenario] = &[
+    plain::SCENARIO,
+    fresh::SCENARIO,
+    fragmented::SCENARIO,
+    aged::SCENARIO,
+    large::SCENARIO,
+    kept::SCENARIO,
+    churn::SCENARIO,
+    curves::SCENARIO,
+    chains::SCENARIO,
+    pause::SCENARIO,
+    snapshots::SCENARIO,
+];
