@@ -20,7 +20,7 @@ usage: cargo xtask COMMAND
   demo --stop DIR
           ends what a demo with --keep left running
   test    everything: the tests of all crates, then the main job on a real guest
-  bench [--rounds N] [--seconds N] [--path DIR] [--json FILE] [--quick] [--rows NAME[,NAME]]
+  bench [--rounds N] [--seconds N] [--path DIR] [--json FILE] [--svg FILE] [--quick] [--rows NAME[,NAME]]
           the data plane beside its peers, in one run; --rows list shows what there is
   sim [--seed N] [--runs N] [--minutes N] [--trace]
           the store under simulated kills, power cuts and faults; prints the seed of a failure

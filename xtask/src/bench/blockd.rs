@@ -31,33 +31,38 @@ pub enum Space {
 /// A running store.
 #[derive(Debug)]
 pub struct Blockd {
+    /// Holds the store.
     dir: PathBuf,
+    /// Sockets and what outlives a blockd: in memory, as /run is in production.
+    run: PathBuf,
     pid: u32,
     keeper: Option<Server>,
     next: u64,
-    _files: Guard,
+    _files: [Guard; 2],
 }
 
 impl Blockd {
     /// Formats a store of `bytes` in the new folder `dir` and serves it.
     pub fn create(dir: PathBuf, bytes: u64, space: Space) -> Result<Blockd> {
-        std::fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
-        let files = Guard::new(Act::Remove(dir.clone()));
-        let store = dir.join("store");
-        match space {
-            Space::Written => write_zeros(&store, bytes)?,
-            Space::Sparse => File::create(&store)?.set_len(bytes)?,
-        }
-        process::output(&binary(), &["store", "format", &store.to_string_lossy(), "--size", &bytes.to_string()])?;
-        let mut blockd = Blockd { dir, pid: 0, keeper: None, next: 0, _files: files };
-        blockd.start()?;
-        Ok(blockd)
+        Ok(Blockd::create_with(dir, |store| {
+            match space {
+                Space::Written => write_zeros(store, bytes)?,
+                Space::Sparse => File::create(store)?.set_len(bytes)?,
+            }
+            let arguments = ["store", "format", &store.to_string_lossy(), "--size", &bytes.to_string()];
+            process::output(&binary(), &arguments).map(drop)
+        })?
+        .0)
     }
 
-    /// Serves a store that something else made at `dir`/store.
-    pub fn open(dir: PathBuf) -> Result<(Blockd, Duration)> {
-        let files = Guard::new(Act::Remove(dir.clone()));
-        let mut blockd = Blockd { dir, pid: 0, keeper: None, next: 0, _files: files };
+    /// Serves a store that `make` makes at the path it is given; also how long it took until blockd served it.
+    pub fn create_with(dir: PathBuf, make: impl FnOnce(&Path) -> Result<()>) -> Result<(Blockd, Duration)> {
+        std::fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
+        let store_removed = Guard::new(Act::Remove(dir.clone()));
+        make(&dir.join("store"))?;
+        let run = runtime_dir(&dir)?;
+        let run_removed = Guard::new(Act::Remove(run.clone()));
+        let mut blockd = Blockd { dir, run, pid: 0, keeper: None, next: 0, _files: [store_removed, run_removed] };
         let took = blockd.start()?;
         Ok((blockd, took))
     }
@@ -65,15 +70,15 @@ impl Blockd {
     /// Starts the keeper; returns how long it took until blockd greeted.
     fn start(&mut self) -> Result<Duration> {
         let mut command = Command::new(binary());
-        command.arg("blockd-keeper").arg("--store").arg(self.dir.join("store")).arg("--runtime-dir").arg(&self.dir);
+        command.arg("blockd-keeper").arg("--store").arg(self.dir.join("store")).arg("--runtime-dir").arg(&self.run);
         let begun = Instant::now();
-        self.keeper = Some(Server::start(command, &self.dir.join("log"))?);
+        self.keeper = Some(Server::start(command, &self.run.join("log"))?);
         self.pid = self.greeting().with_context(|| format!("blockd's log: {}", self.log_end()))?;
         Ok(begun.elapsed())
     }
 
     fn log_end(&self) -> String {
-        let log = std::fs::read_to_string(self.dir.join("log")).unwrap_or_default();
+        let log = std::fs::read_to_string(self.run.join("log")).unwrap_or_default();
         let lines: Vec<&str> = log.lines().rev().take(3).collect();
         lines.into_iter().rev().collect::<Vec<_>>().join(" | ")
     }
@@ -81,7 +86,7 @@ impl Blockd {
     /// Waits until blockd serves; its process id.
     fn greeting(&self) -> Result<u32> {
         let begun = Instant::now();
-        let socket = self.dir.join("control.sock");
+        let socket = self.run.join("control.sock");
         loop {
             // The keeper listens before blockd is ready: the greeting, not the connection, says that it serves.
             if let Ok(stream) = UnixStream::connect(&socket) {
@@ -127,7 +132,7 @@ impl Blockd {
     }
 
     pub fn nbd_socket(&self) -> PathBuf {
-        self.dir.join("nbd.sock")
+        self.run.join("nbd.sock")
     }
 
     pub fn store(&self) -> PathBuf {
@@ -157,7 +162,7 @@ impl Blockd {
     }
 
     pub fn control(&self) -> Result<Control> {
-        Control::connect(&self.dir.join("control.sock"))
+        Control::connect(&self.run.join("control.sock"))
     }
 
     pub fn stat(&self) -> Result<Value> {
@@ -165,7 +170,15 @@ impl Blockd {
     }
 }
 
-fn binary() -> String {
+/// A new folder in memory where there is such a thing, beside the store otherwise.
+fn runtime_dir(dir: &Path) -> Result<PathBuf> {
+    let shared = Path::new("/dev/shm");
+    let parent = if shared.is_dir() { shared } else { dir };
+    let run = tempfile::Builder::new().prefix("tanada-bench-").tempdir_in(parent).context("a runtime folder")?;
+    Ok(run.keep())
+}
+
+pub fn binary() -> String {
     sh::target_dir().join("release/tanada").to_string_lossy().into_owned()
 }
 

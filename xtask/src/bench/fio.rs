@@ -39,10 +39,6 @@ pub const FLUSH: Workload =
 pub const ALL: [&Workload; 5] = [&SEQREAD, &RANDREAD, &SEQWRITE, &FLUSH, &RANDWRITE];
 
 impl Workload {
-    pub fn by_id(id: &str) -> Option<&'static Workload> {
-        ALL.into_iter().find(|workload| workload.id == id)
-    }
-
     /// Sequential rows are told in MB/s, the others in requests a second.
     pub fn is_sequential(&self) -> bool {
         self.block_bytes > 4096

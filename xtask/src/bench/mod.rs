@@ -127,6 +127,9 @@ fn finish(bench: &Bench) -> Result<()> {
     if let Some(path) = &bench.options.json {
         std::fs::write(path, bench.report.json()?).with_context(|| format!("writing {}", path.display()))?;
     }
+    if let Some(path) = &bench.options.svg {
+        chart::write(path, &bench.report)?;
+    }
     Ok(())
 }
 

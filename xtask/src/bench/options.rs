@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use super::rows::SCENARIOS;
 use crate::sh;
 
-const USAGE: &str = "known are --rounds N, --seconds N, --path DIR, --json FILE, --quick, --rows NAME[,NAME] \
+const USAGE: &str = "known are --rounds N, --seconds N, --path DIR, --json FILE, --svg FILE, --quick, --rows NAME[,NAME] \
                      (--rows list shows the names)";
 
 #[derive(Debug, Clone)]
@@ -18,6 +18,7 @@ pub struct Options {
     /// Where the files are: the medium that is measured.
     pub path: PathBuf,
     pub json: Option<PathBuf>,
+    pub svg: Option<PathBuf>,
     /// Everything smaller and shorter: at most ten minutes in all.
     pub quick: bool,
     /// Only these rows; all where empty.
@@ -33,6 +34,7 @@ impl Options {
             seconds: 0,
             path: sh::target_dir().join("bench"),
             json: None,
+            svg: None,
             quick: false,
             rows: Vec::new(),
             list: false,
@@ -46,6 +48,7 @@ impl Options {
                 "--seconds" => seconds = Some(value()?.parse().context("--seconds: a number expected")?),
                 "--path" => options.path = PathBuf::from(value()?),
                 "--json" => options.json = Some(PathBuf::from(value()?)),
+                "--svg" => options.svg = Some(PathBuf::from(value()?)),
                 "--quick" => options.quick = true,
                 "--rows" if options.rows.is_empty() => options.rows = rows(value()?, &mut options.list)?,
                 other => bail!("bench: unknown option {other}; {USAGE}"),

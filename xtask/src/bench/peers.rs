@@ -67,7 +67,7 @@ impl Peer {
     }
 
     /// Measured in two rounds only.
-    pub fn as_context(mut self) -> Peer {
+    pub fn into_context(mut self) -> Peer {
         self.is_context = true;
         self
     }

@@ -182,10 +182,9 @@ impl Report {
         Ok(serde_json::to_string_pretty(&whole)? + "\n")
     }
 
-    /// Rows with a ratio and their limits, for the chart.
+    /// What was measured of each row, for the chart.
     pub fn bars(&self) -> Vec<(&'static Target, f64)> {
-        let of_ratio = self.shown().filter(|(target, _)| matches!(target.of, Of::Ratio(_)));
-        of_ratio.filter_map(|(target, row)| judged(target, row).map(|ratio| (target, ratio))).collect()
+        self.shown().filter_map(|(target, row)| judged(target, row).map(|figure| (target, figure))).collect()
     }
 
     pub fn machine(&self) -> String {

@@ -41,9 +41,9 @@ const OVERWRITES: u64 = 100;
 const PATIENCE: Duration = Duration::from_secs(240);
 
 fn play(bench: &mut Bench) -> Result<()> {
-    let bytes = 2 * GIB;
+    let bytes = bench.size(2 * GIB, GIB);
     let dir = bench.dir.clone();
-    let mut store = Blockd::create(dir.join("curves"), bench.size(12 * GIB, 5 * GIB), Space::Written)?;
+    let mut store = Blockd::create(dir.join("curves"), bench.size(12 * GIB, 3 * GIB), Space::Written)?;
     let volume = store.volume("curves", bytes)?;
     let raw = QemuNbd::create(&dir, "curves", "raw", bytes)?;
     let qcow2 = QemuNbd::create(&dir, "curves", "qcow2", bytes)?;
@@ -51,7 +51,7 @@ fn play(bench: &mut Bench) -> Result<()> {
     let reflinks = if bench.options.quick { None } else { reflinks(bench, bytes) };
     let mut peers = vec![
         Peer::tanada(TANADA, &store, "curves"),
-        Peer::qemu_nbd(RAW, raw).as_context(),
+        Peer::qemu_nbd(RAW, raw).into_context(),
         Peer::qemu_nbd(QCOW2, qcow2),
     ];
     if let Some(reflinks) = &reflinks {

@@ -38,7 +38,7 @@ fn play(bench: &mut Bench) -> Result<()> {
     let bytes = bench.size(4 * GIB, GIB);
     let overwrites = bench.size(1000, 250);
     let dir = bench.dir.clone();
-    let mut kept = Blockd::create(dir.join("kept"), bench.size(20 * GIB, 8 * GIB), Space::Written)?;
+    let mut kept = Blockd::create(dir.join("kept"), bench.size(20 * GIB, 6 * GIB), Space::Written)?;
     let mut none = Blockd::create(dir.join("none"), bytes * 5 / 2, Space::Written)?;
     let volume = kept.volume("kept", bytes)?;
     none.volume("none", bytes)?;

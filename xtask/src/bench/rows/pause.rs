@@ -28,8 +28,8 @@ pub const SCENARIO: Scenario = Scenario {
     what: "write pause of a group snapshot under load",
     rows: &["pause-1", "pause-4", "pause-16"],
     play,
-    full_gib: 16,
-    quick_gib: 8,
+    full_gib: 17,
+    quick_gib: 9,
     quick_seconds: 45,
 };
 
@@ -40,10 +40,9 @@ const SPACING: Duration = Duration::from_millis(60);
 
 fn play(bench: &mut Bench) -> Result<()> {
     let cuts = bench.size(300, 100);
-    let dir = bench.dir.clone();
+    let mut store = Blockd::create(bench.dir.join("pause"), bench.size(16 * GIB, 8 * GIB), Space::Written)?;
     for (id, volumes) in [("pause-1", 1), ("pause-4", 4), ("pause-16", 16)] {
         if bench.wants(id) {
-            let mut store = Blockd::create(dir.join(id), bench.size(12 * GIB, 5 * GIB), Space::Written)?;
             let (around, between, own) = measure(&mut store, volumes, cuts)?;
             let pauses: Vec<f64> = around.iter().map(|wait| wait.group).collect();
             bench.report.value(id, percentile(&pauses, 99.0), pauses.clone());
@@ -84,7 +83,7 @@ fn measure(store: &mut Blockd, volumes: usize, cuts: u64) -> Result<(Vec<Wait>, 
     let mut ids = Vec::new();
     let mut writers = Vec::new();
     for number in 0..volumes {
-        let token = format!("v{number}");
+        let token = format!("of-{volumes}-{number}");
         ids.push(store.volume(&token, bytes)?);
         fio::fill(&store.place(&token), bytes)?;
         writers.push(Writer::connect(&store.nbd_socket(), &token, DEPTH, number as u64 + 1)?);
@@ -101,6 +100,7 @@ fn measure(store: &mut Blockd, volumes: usize, cuts: u64) -> Result<(Vec<Wait>, 
         logs.push(thread.join().map_err(|_| anyhow!("a writer panicked"))??);
     }
     let (windows, own) = result?;
+    clear(store, volumes)?;
     let between: Vec<Window> = windows
         .windows(2)
         .map(|pair| {
@@ -110,6 +110,19 @@ fn measure(store: &mut Blockd, volumes: usize, cuts: u64) -> Result<(Vec<Wait>, 
         .collect();
     let waits = |windows: &[Window]| windows.iter().map(|window| wait(&logs, *window)).collect();
     Ok((waits(&windows), waits(&between), own))
+}
+
+/// Makes room for the next group: destroys all volumes and generations.
+fn clear(store: &Blockd, volumes: usize) -> Result<()> {
+    let mut control = store.control()?;
+    for number in 0..volumes {
+        control.call("detach", json!({"token": format!("of-{volumes}-{number}")}))?;
+    }
+    let list = control.call("list", Value::Null)?;
+    for volume in list["list"]["volumes"].as_array().context("a list without volumes")? {
+        control.call("destroy", json!({"target": volume["id"]}))?;
+    }
+    control.call("settle", Value::Null).map(drop)
 }
 
 /// When each cut was, and what blockd says of the slowest write, in milliseconds.

@@ -41,7 +41,7 @@ fn play(bench: &mut Bench) -> Result<()> {
     let mut peers = vec![
         Peer::tanada(TANADA, &store, "plain"),
         Peer::qemu_nbd(RAW, raw),
-        Peer::qemu_nbd("qemu-nbd qcow2", QemuNbd::create(&dir, "plain", "qcow2", bytes)?).as_context(),
+        Peer::qemu_nbd("qemu-nbd qcow2", QemuNbd::create(&dir, "plain", "qcow2", bytes)?).into_context(),
         Peer::nbdkit_memory(&dir, bytes)?,
     ];
     for peer in &peers {
