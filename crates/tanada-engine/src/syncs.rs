@@ -141,8 +141,9 @@ impl State {
 
     fn apply_grow(&mut self, store_blocks: u64) -> Result<(), Contradiction> {
         let old = self.alloc.geometry();
-        if store_blocks < old.store_blocks() {
-            return Err(format!("the store shrinks from {} to {store_blocks} blocks", old.store_blocks()));
+        if store_blocks <= old.store_blocks() {
+            // A checkpoint keeps the size as it is at its end: the store may have grown once and again since its cut.
+            return Ok(());
         }
         let geometry = Geometry::new(store_blocks, old.journal_blocks()).map_err(|error| error.to_string())?;
         self.alloc.grow(geometry);

@@ -1,8 +1,13 @@
 //! Rot: a bit flips on the medium. Whatever is read afterwards is right or an error, never wrong, and the offline checker
 //! names the damage.
 
+use std::collections::BTreeSet;
+
+use tanada_disk::Buf;
 use tanada_engine::{Control, Reply, Request};
-use tanada_format::check::{CheckOptions, check};
+use tanada_format::VersionState;
+use tanada_format::check::{CheckOptions, check, reachable};
+use tanada_format::geometry::SUPERBLOCK_AT;
 use tanada_units::Uuid;
 
 use crate::content::{BLOCK, Content};
@@ -23,9 +28,14 @@ pub struct Rotted {
     pub refused: u64,
     /// Stores that refused to open.
     pub unopened: u64,
+    /// Damaged blocks that refused a change of a part and were healed by a full overwrite.
+    pub healed: u64,
 }
 
 const B: u64 = BLOCK as u64;
+
+/// Where data begins with the small journals of these runs: behind two segments.
+const REGIONS_START: u64 = 2048;
 
 /// Runs the store of `seed` for a while, then flips a bit at a time in `flips` blocks.
 pub fn rot(seed: u64, flips: u64) -> Result<Rotted, String> {
@@ -52,8 +62,13 @@ fn rot_run(seed: u64, flips: u64) -> Result<Rotted, Stop> {
     world.checkpoint()?;
     world.settle()?;
     world.checkpoint()?;
-    let truth = world.read_everything(&mut 0)?;
+    // So that the journal knows the last checkpoint, mostly: the next may follow at once.
+    for _ in 0..3 {
+        world.create()?;
+    }
+    let truth = world.read_everything(&mut Vec::new())?;
     world.kill();
+    world.rot_newest_superblock()?;
     let written = world.device.written_blocks();
     let report = world.check_image()?;
     let needed: Vec<u64> = written.iter().copied().filter(|block| report.uses(*block)).collect();
@@ -73,8 +88,8 @@ fn rot_run(seed: u64, flips: u64) -> Result<Rotted, Stop> {
 type Truth = Vec<(Uuid, u64, Content)>;
 
 impl World {
-    /// Every block ever written of everything; counts the reads that fail.
-    fn read_everything(&mut self, refused: &mut u64) -> Result<Truth, Stop> {
+    /// Every block ever written of everything; notes the reads that fail. Each of them names the place.
+    fn read_everything(&mut self, refused: &mut Vec<(Uuid, u64)>) -> Result<Truth, Stop> {
         let volumes =
             self.model.volumes.iter().map(|(id, volume)| (*id, volume.blocks.keys().copied().collect::<Vec<_>>()));
         let generations = self.model.generations.iter().map(|(id, generation)| {
@@ -90,13 +105,18 @@ impl World {
             let Ok(Reply::Opened { export, size, .. }) =
                 self.call(Request::Control(Control::Open { id, writable: false }), false)?.1
             else {
-                *refused += 1;
+                refused.push((id, u64::MAX));
                 continue;
             };
             for block in blocks.into_iter().filter(|block| block * B < size) {
+                self.damage = None;
                 match self.call(Request::Read { export, offset: block * B, length: B as u32 }, false)?.1 {
                     Ok(reply) => truth.push((id, block, Content::from_bytes(&flatten(reply, B)?))),
-                    Err(_) => *refused += 1,
+                    Err(_) if self.damage == Some((id, block * B)) => refused.push((id, block)),
+                    Err(failure) => {
+                        let named = self.damage;
+                        return wrong(format!("{id} block {block} is damaged, the alert named {named:?}: {failure}"));
+                    }
                 }
             }
             self.must(Request::Control(Control::Close { export }), false)?;
@@ -128,12 +148,81 @@ impl World {
             }
             Err(stop) => return Err(stop),
         }
-        for (id, place, content) in fork.read_everything(&mut rotted.refused)? {
+        let mut refused = Vec::new();
+        for (id, place, content) in fork.read_everything(&mut refused)? {
             if !truth.contains(&(id, place, content.clone())) {
                 return wrong(format!("bit {bit} of block {block} flipped, and {id} block {place} reads {content:?}"));
             }
         }
+        rotted.refused += refused.len() as u64;
+        // The journal's last block cannot be told from a torn one: what it says may be missing.
+        if block >= REGIONS_START {
+            let ids: BTreeSet<Uuid> = refused.iter().map(|(id, _)| *id).collect();
+            let reaching = self.versions_reaching(block)?;
+            if ids != reaching {
+                return wrong(format!(
+                    "bit {bit} of block {block} flipped, reads fail of {ids:?}, it is part of {reaching:?}"
+                ));
+            }
+        }
+        let damaged = refused.into_iter().find(|(id, place)| *place != u64::MAX && fork.model.volumes.contains_key(id));
+        damaged.map_or(Ok(()), |(id, place)| fork.heal(id, place, rotted))
+    }
+
+    /// Live versions of which the block is a part, of data or map.
+    fn versions_reaching(&self, block: u64) -> Result<BTreeSet<Uuid>, Stop> {
+        let report = self.check_image()?;
+        let mut found = BTreeSet::new();
+        for usage in report.versions.iter().filter(|usage| usage.version.state == VersionState::Live) {
+            let blocks = reachable(&self.device, &report.superblock, &usage.version).map_err(Stop::Wrong)?;
+            if !usage.version.hidden && blocks.contains(&block) {
+                found.insert(usage.version.uuid);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Rule W2: a change of a part of a damaged block is refused and leaves it damaged; a full overwrite heals it.
+    fn heal(&mut self, id: Uuid, place: u64, rotted: &mut Rotted) -> Result<(), Stop> {
+        let (_, reply) = self.must(Request::Control(Control::Open { id, writable: true }), false)?;
+        let Reply::Opened { export, .. } = reply else { return wrong(format!("open gave {reply:?}")) };
+        let offset = place * B;
+        let write = |at: u64, length: usize| Request::Write {
+            export,
+            offset: offset + at,
+            data: Buf::copy_from(&vec![7; length]),
+            fua: false,
+        };
+        let read = Request::Read { export, offset, length: B as u32 };
+        if self.call(write(512, 512), false)?.1.is_ok() || self.call(read.clone(), false)?.1.is_ok() {
+            return wrong(format!("{id} block {place} is damaged, and a change of a part of it was taken"));
+        }
+        self.must(write(0, BLOCK), false)?;
+        let (_, reply) = self.must(read, false)?;
+        if flatten(reply, B)? != [7; BLOCK] {
+            return wrong(format!("{id} block {place} was written over and reads otherwise"));
+        }
+        rotted.healed += 1;
         Ok(())
+    }
+
+    /// Rule J8: with both copies of the newest superblock damaged the older one must not be served.
+    fn rot_newest_superblock(&self) -> Result<(), Stop> {
+        let report = self.check_image()?;
+        let newest = report.superblock.checkpoint;
+        if report.journal.blocks.iter().all(|block| block.header.checkpoint < newest) {
+            return Ok(()); // nothing was recorded since, so the older one still has all it needs
+        }
+        let mut fork = self.fork(newest);
+        for block in SUPERBLOCK_AT[report.superblock.slot()] {
+            fork.device.flip_bit(block, 8 * 100);
+        }
+        fork.rotten = true;
+        match fork.open_store() {
+            Err(Stop::Wrong(message)) if message.contains("does not open") => Ok(()),
+            Err(stop) => Err(stop),
+            Ok(()) => wrong("the newest superblock is damaged, and the store opens with the one before".to_owned()),
+        }
     }
 
     /// Whether the block is used by the newest checkpoint: everything reachable, and superblocks.

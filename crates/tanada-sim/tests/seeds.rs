@@ -28,7 +28,13 @@ fn a_fixed_set_of_runs_keeps_all_promises() {
 /// Seeds that once found something, in the store or in the proof itself.
 #[test]
 fn runs_that_once_failed_do_not_fail_again() {
-    for seed in [9, 38, 73, 330, 340] {
+    let seeds = [
+        4,       // a merge read nodes that were not written yet, the cache being too small for them
+        80,      // blocks that two ghosts share were counted by neither
+        204,     // the proof: a process tore memory that it had not begun to use
+        2000181, // a store that grew twice during one checkpoint did not open again
+    ];
+    for seed in seeds.into_iter().chain([9, 38, 73, 330, 340]) {
         check(&runs(seed, 1));
     }
 }
@@ -49,13 +55,14 @@ fn every_subset_of_unsynced_writes_recovers_to_an_instant() {
 
 #[test]
 fn a_flipped_bit_is_an_error_or_nothing_never_wrong_data() {
-    let (mut found, mut refused) = (0, 0);
-    for seed in [1, 2, 3] {
+    let (mut found, mut refused, mut healed) = (0, 0, 0);
+    for seed in [1, 2, 3, 4] {
         let rotted = rot(seed, 15).unwrap_or_else(|message| panic!("{message}"));
         found += rotted.found;
         refused += rotted.refused + rotted.unopened;
+        healed += rotted.healed;
     }
-    assert!(found > 5 && refused > 3, "the bits fell beside everything: {found} found, {refused} refused");
+    assert!(found > 5 && refused > 3 && healed > 1, "the bits fell beside everything: {found} {refused} {healed}");
 }
 
 /// The proof can fail: devices that break their contract are noticed.
