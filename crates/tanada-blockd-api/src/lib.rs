@@ -81,6 +81,16 @@ pub enum Command {
     GrowStore {
         size: u64,
     },
+    /// Verifies everything in the background, reading at most `rate` bytes per second. Takes up the last scrub where it
+    /// ended before its end, unless `anew`. Survives restarts of blockd. Ends with [`Event::ScrubFinished`].
+    ScrubStart {
+        rate: u64,
+        anew: bool,
+    },
+    /// Ends a scrub before its end.
+    ScrubStop,
+    /// The scrub that runs, or the last one.
+    ScrubStatus,
     /// Makes `target` reachable over NBD under the export name `token`. Survives restarts of blockd, ends with `Detach`
     /// or with the boot. Repeating an attachment with the same token and target succeeds.
     Attach {
@@ -133,6 +143,7 @@ pub enum Answer {
     List { volumes: Vec<VolumeInfo> },
     Store(Box<StoreStat>),
     Attachments { attachments: Vec<Attachment> },
+    Scrub(Box<ScrubReport>),
 }
 
 /// What a group snapshot cost those who were writing.
@@ -219,6 +230,66 @@ pub struct StoreStat {
     pub failed: Option<String>,
 }
 
+/// How a scrub stands. Times are seconds since 1970, of the machine's clock.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ScrubReport {
+    pub state: ScrubState,
+    /// Bytes per second that it may read.
+    pub rate: u64,
+    pub bytes_done: u64,
+    pub bytes_total: u64,
+    /// Measured.
+    pub bytes_per_second: u64,
+    pub seconds_left: Option<u64>,
+    pub started_at: Option<u64>,
+    pub ended_at: Option<u64>,
+    /// Damaged blocks found.
+    pub damaged: u64,
+    /// The first thousand of them.
+    pub damage: Vec<ScrubDamage>,
+    /// Blocks of each volume up to which everything is verified.
+    pub place: u64,
+    /// When everything had been verified last, before this one.
+    pub finished_before: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ScrubState {
+    /// Nothing was ever scrubbed.
+    #[default]
+    Never,
+    Running,
+    Stopped,
+    Finished,
+}
+
+/// One damaged block of the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubDamage {
+    pub part: DamagedPart,
+    /// Number of the 4 KiB block on the device.
+    pub block: u64,
+    /// The volume that goes on from what is damaged, and the oldest generation that holds it, if it is content.
+    pub volume: Option<Uuid>,
+    pub generation: Option<Uuid>,
+    /// The bytes of those that cannot be read.
+    pub offset: u64,
+    pub length: u64,
+    pub message: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DamagedPart {
+    Data,
+    Map { level: u8 },
+    Bitmap { region: u64 },
+    Catalog,
+    Journal,
+    Superblock,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
     pub token: String,
@@ -230,11 +301,27 @@ pub struct Attachment {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    Damage { volume: Uuid, offset: u64, message: String },
-    ReadOnly { message: String },
-    NearlyFull { free: u64, physical: u64 },
+    Damage {
+        volume: Uuid,
+        offset: u64,
+        message: String,
+    },
+    ReadOnly {
+        message: String,
+    },
+    NearlyFull {
+        free: u64,
+        physical: u64,
+    },
     Full,
-    RoomAgain { free: u64 },
+    RoomAgain {
+        free: u64,
+    },
+    /// Everything was verified; what was found is in the report.
+    ScrubFinished {
+        bytes: u64,
+        damaged: u64,
+    },
 }
 
 #[cfg(test)]

@@ -18,8 +18,9 @@ use crate::control::{self, Inbox, Message, Sender};
 use crate::kept::KeptFile;
 use crate::listen;
 use crate::options::{self, BlockdOptions};
-use crate::shell::Shell;
 use crate::shell::attachments::{self, Saver};
+use crate::shell::scrub::Scrubs;
+use crate::shell::{Books, Shell};
 use crate::signals::{Signals, Wake};
 use crate::store_file::StoreFile;
 
@@ -54,7 +55,10 @@ fn serve(options: &BlockdOptions, ready: &mut Ready) -> anyhow::Result<()> {
     let rows = load_attachments(&options.runtime_dir);
     let saver = Saver::start(&options.runtime_dir).context("start a thread")?;
     let sender = inbox.sender();
-    let (mut shell, report) = Shell::open(store, config, kept_file, listeners.nbd, inbox, saver, rows)?;
+    let state_dir = options.state_dir.as_ref().unwrap_or(&options.runtime_dir);
+    let scrubs = Scrubs::new(state_dir, options.schedule).context("start a thread")?;
+    let books = Books { saver, rows, scrubs };
+    let (mut shell, report) = Shell::open(store, config, kept_file, listeners.nbd, inbox, books)?;
     tracing::info!(
         store = %report.store,
         incarnation = report.incarnation,

@@ -159,6 +159,13 @@ impl Keeper {
         command.arg("blockd").arg("--store").arg(&self.options.store);
         command.arg("--runtime-dir").arg(&self.options.runtime_dir);
         command.arg(format!("--memory={}", self.options.memory_bytes)).arg(format!("--ready-fd={READY_FD}"));
+        if let Some(state_dir) = &self.options.state_dir {
+            command.arg("--state-dir").arg(state_dir);
+        }
+        if let Some(every) = self.options.schedule.every {
+            command.arg(format!("--scrub-every={}", every.as_secs() / 86_400));
+        }
+        command.arg(format!("--scrub-rate={}", self.options.schedule.rate));
         let names = format!("{}:{}", listen::NBD, listen::CONTROL);
         command.env("LISTEN_FDS", "2").env("LISTEN_FDNAMES", names).env_remove("LISTEN_PID").stdin(Stdio::null());
         let fds = [self.nbd.as_raw_fd(), self.control.as_raw_fd()];

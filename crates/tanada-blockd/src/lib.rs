@@ -5,18 +5,22 @@
 //!     clients ==NBD==> shell (one thread, one ring) <--> engine (decides) <--> ring <--> store file
 //!     control plane --JSON lines--> control (threads) --queue, eventfd--> shell
 //! ```
-//! - [`main_blockd`], [`main_keeper`], [`main_format`]: the programs.
+//! - [`main_blockd`], [`main_keeper`], [`main_format`], [`main_scrub`], [`main_grow`]: the programs.
 //! - `ring`: all of io_uring. `shell`: the turn. `control`: the other socket. `keeper`: the supervisor.
 
+mod ask;
 mod blockd;
 mod control;
 mod format;
+mod grow;
 mod keeper;
 mod kept;
 mod listen;
 mod options;
 mod outgoing;
+mod report;
 mod ring;
+mod scrub;
 mod shell;
 mod signals;
 mod slab;
@@ -41,6 +45,16 @@ pub fn main_keeper(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// `tanada store format`: makes an empty store.
 pub fn main_format(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     conclude("store format", format::run(args.into_iter().collect()))
+}
+
+/// `tanada store scrub`: has a served store verify itself, and tells how that stands.
+pub fn main_scrub(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    conclude("store scrub", scrub::run(args.into_iter().collect()))
+}
+
+/// `tanada store grow`: gives a served store more space.
+pub fn main_grow(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    conclude("store grow", grow::run(args.into_iter().collect()))
 }
 
 /// Words for the administrator go to standard error; the keeper's caller decides where that leads.

@@ -2,19 +2,28 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use tanada_units::{GIB, KIB, MIB, TIB};
 use uuid::Uuid;
 
+use crate::shell::scrub::Schedule;
+
 /// Memory for the engine unless told otherwise, in bytes.
 pub(crate) const MEMORY_BYTES_DEFAULT: u64 = 256 * MIB;
+
+/// A scrub reads so many bytes per second unless told otherwise: a terabyte in six hours, and little beside any guest.
+pub(crate) const SCRUB_RATE_DEFAULT: u64 = 50 * MIB;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BlockdOptions {
     pub(crate) store: PathBuf,
     pub(crate) runtime_dir: PathBuf,
     pub(crate) memory_bytes: u64,
+    /// Where what outlives a boot is kept; the runtime directory where there is none.
+    pub(crate) state_dir: Option<PathBuf>,
+    pub(crate) schedule: Schedule,
     /// Descriptor that is told "ready" or "error: ..." once.
     pub(crate) ready_fd: Option<i32>,
 }
@@ -24,11 +33,38 @@ pub(crate) struct KeeperOptions {
     pub(crate) store: PathBuf,
     pub(crate) runtime_dir: PathBuf,
     pub(crate) memory_bytes: u64,
+    pub(crate) state_dir: Option<PathBuf>,
+    pub(crate) schedule: Schedule,
     /// Who else may connect to the NBD socket.
     pub(crate) socket_uid: Option<u32>,
     pub(crate) socket_gid: Option<u32>,
     pub(crate) daemonize: bool,
     pub(crate) ready_fd: Option<i32>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ScrubOptions {
+    pub(crate) runtime_dir: PathBuf,
+    pub(crate) verb: ScrubVerb,
+    /// Until nothing runs any more.
+    pub(crate) wait: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ScrubVerb {
+    /// `rate` in bytes per second.
+    Start {
+        rate: u64,
+        anew: bool,
+    },
+    Stop,
+    Status,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct GrowOptions {
+    pub(crate) runtime_dir: PathBuf,
+    pub(crate) size_bytes: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,19 +81,28 @@ pub(crate) struct FormatOptions {
 pub(crate) fn blockd(args: Vec<OsString>) -> anyhow::Result<BlockdOptions> {
     let mut words = Words::new(args);
     let (mut store, mut runtime_dir, mut memory_bytes, mut ready_fd) = (None, None, MEMORY_BYTES_DEFAULT, None);
+    let (mut state_dir, mut schedule) = (None, NO_SCHEDULE);
     while let Some(word) = words.next()? {
         match word.as_str() {
             "--store" => store = Some(words.path("--store")?),
             "--runtime-dir" => runtime_dir = Some(words.path("--runtime-dir")?),
             "--memory" => memory_bytes = words.size("--memory")?,
             "--ready-fd" => ready_fd = Some(words.number("--ready-fd")?),
-            other => bail!("unknown argument '{other}'; blockd takes --store, --runtime-dir and --memory"),
+            "--state-dir" => state_dir = Some(words.path("--state-dir")?),
+            "--scrub-every" => schedule.every = Some(words.days("--scrub-every")?),
+            "--scrub-rate" => schedule.rate = words.size("--scrub-rate")?,
+            other => bail!(
+                "unknown argument '{other}'; blockd takes --store, --runtime-dir, --memory, --state-dir, \
+                 --scrub-every and --scrub-rate"
+            ),
         }
     }
     Ok(BlockdOptions {
         store: store.context("--store PATH is missing")?,
         runtime_dir: runtime_dir.context("--runtime-dir DIR is missing")?,
         memory_bytes,
+        state_dir,
+        schedule,
         ready_fd,
     })
 }
@@ -69,6 +114,8 @@ pub(crate) fn keeper(args: Vec<OsString>) -> anyhow::Result<KeeperOptions> {
         store: PathBuf::new(),
         runtime_dir: PathBuf::new(),
         memory_bytes: MEMORY_BYTES_DEFAULT,
+        state_dir: None,
+        schedule: NO_SCHEDULE,
         socket_uid: None,
         socket_gid: None,
         daemonize: false,
@@ -79,19 +126,66 @@ pub(crate) fn keeper(args: Vec<OsString>) -> anyhow::Result<KeeperOptions> {
             "--store" => store = Some(words.path("--store")?),
             "--runtime-dir" => runtime_dir = Some(words.path("--runtime-dir")?),
             "--memory" => options.memory_bytes = words.size("--memory")?,
+            "--state-dir" => options.state_dir = Some(words.path("--state-dir")?),
+            "--scrub-every" => options.schedule.every = Some(words.days("--scrub-every")?),
+            "--scrub-rate" => options.schedule.rate = words.size("--scrub-rate")?,
             "--socket-uid" => options.socket_uid = Some(words.number("--socket-uid")?),
             "--socket-group" | "--socket-gid" => options.socket_gid = Some(words.number("--socket-gid")?),
             "--daemonize" => options.daemonize = true,
             "--ready-fd" => options.ready_fd = Some(words.number("--ready-fd")?),
             other => bail!(
-                "unknown argument '{other}'; blockd-keeper takes --store, --runtime-dir, --memory, --socket-uid, \
-                 --socket-gid and --daemonize"
+                "unknown argument '{other}'; blockd-keeper takes --store, --runtime-dir, --memory, --state-dir, \
+                 --scrub-every, --scrub-rate, --socket-uid, --socket-gid and --daemonize"
             ),
         }
     }
     options.store = store.context("--store PATH is missing")?;
     options.runtime_dir = runtime_dir.context("--runtime-dir DIR is missing")?;
     Ok(options)
+}
+
+/// No scrub begins by itself.
+const NO_SCHEDULE: Schedule = Schedule { every: None, rate: SCRUB_RATE_DEFAULT };
+
+pub(crate) fn scrub(args: Vec<OsString>) -> anyhow::Result<ScrubOptions> {
+    let mut words = Words::new(args);
+    let (mut runtime_dir, mut rate, mut anew, mut wait, mut verb) = (None, None, false, false, None);
+    while let Some(word) = words.next()? {
+        match word.as_str() {
+            "--runtime-dir" => runtime_dir = Some(words.path("--runtime-dir")?),
+            "--rate" => rate = Some(words.size("--rate")?),
+            "--anew" => anew = true,
+            "--wait" => wait = true,
+            "--status" if verb.is_none() => verb = Some(ScrubVerb::Status),
+            "--stop" if verb.is_none() => verb = Some(ScrubVerb::Stop),
+            other => bail!(
+                "unknown argument '{other}'; store scrub takes --runtime-dir, --rate, --anew and --wait, or --status, \
+                 or --stop"
+            ),
+        }
+    }
+    if verb.is_some() && (rate.is_some() || anew) {
+        bail!("--rate and --anew belong to a start; leave them out with --status and --stop");
+    }
+    let start = ScrubVerb::Start { rate: rate.unwrap_or(SCRUB_RATE_DEFAULT), anew };
+    let runtime_dir = runtime_dir.context("--runtime-dir DIR is missing")?;
+    Ok(ScrubOptions { runtime_dir, verb: verb.unwrap_or(start), wait })
+}
+
+pub(crate) fn grow(args: Vec<OsString>) -> anyhow::Result<GrowOptions> {
+    let mut words = Words::new(args);
+    let (mut runtime_dir, mut size_bytes) = (None, None);
+    while let Some(word) = words.next()? {
+        match word.as_str() {
+            "--runtime-dir" => runtime_dir = Some(words.path("--runtime-dir")?),
+            "--size" => size_bytes = Some(words.size("--size")?),
+            other => bail!("unknown argument '{other}'; store grow takes --runtime-dir and --size"),
+        }
+    }
+    Ok(GrowOptions {
+        runtime_dir: runtime_dir.context("--runtime-dir DIR is missing")?,
+        size_bytes: size_bytes.context("--size SIZE is missing")?,
+    })
 }
 
 pub(crate) fn format(args: Vec<OsString>) -> anyhow::Result<FormatOptions> {
@@ -173,6 +267,14 @@ impl Words {
         parse_size(&text).with_context(|| format!("value of {name}"))
     }
 
+    fn days(&mut self, name: &str) -> anyhow::Result<Duration> {
+        let days: u32 = self.number(name)?;
+        if days == 0 {
+            bail!("{name} takes a number of days, 1 or more");
+        }
+        Ok(Duration::from_secs(u64::from(days) * 86_400))
+    }
+
     fn number<T: std::str::FromStr>(&mut self, name: &str) -> anyhow::Result<T> {
         let text = self.text(name)?;
         text.parse().map_err(|_| anyhow!("'{text}' for {name} is no number in range"))
@@ -181,7 +283,7 @@ impl Words {
 
 #[cfg(test)]
 mod tests {
-    use super::{blockd, format, keeper, parse_size};
+    use super::{ScrubVerb, blockd, format, grow, keeper, parse_size, scrub};
     use std::ffi::OsString;
 
     fn words(text: &str) -> Vec<OsString> {
@@ -195,6 +297,12 @@ mod tests {
         let options = keeper(words("--store /s --runtime-dir /r --daemonize --socket-gid 7")).unwrap();
         assert!(options.daemonize && options.socket_gid == Some(7));
         assert!(format(words("/s --uuid 7")).is_err());
+        assert_eq!(options.schedule.every, None);
+        let options = blockd(words("--store /s --runtime-dir /r --scrub-every 30 --scrub-rate 1M")).unwrap();
+        assert_eq!((options.schedule.every.unwrap().as_secs(), options.schedule.rate), (30 * 86_400, 1 << 20));
+        let options = scrub(words("--runtime-dir /r --rate 8M --wait")).unwrap();
+        assert_eq!((options.verb, options.wait), (ScrubVerb::Start { rate: 8 << 20, anew: false }, true));
+        assert_eq!(grow(words("--runtime-dir /r --size 2G")).unwrap().size_bytes, 2 << 30);
         let options = format(words("/s --size 10G --force")).unwrap();
         assert_eq!((options.size_bytes, options.journal_bytes, options.force), (Some(10 << 30), None, true));
     }
@@ -204,6 +312,11 @@ mod tests {
         assert!(blockd(words("--store /s")).unwrap_err().to_string().contains("--runtime-dir"));
         assert!(blockd(words("--stor /s")).unwrap_err().to_string().contains("--stor"));
         assert!(keeper(words("--store /s --runtime-dir /r --daemonize=yes")).is_err());
+        assert!(scrub(words("--runtime-dir /r --status --rate 1M")).unwrap_err().to_string().contains("--rate"));
+        assert!(
+            keeper(words("--store /s --runtime-dir /r --scrub-every 0")).unwrap_err().to_string().contains("1 or more")
+        );
+        assert!(grow(words("--runtime-dir /r")).unwrap_err().to_string().contains("--size"));
         assert!(format(words("/s /t")).unwrap_err().to_string().contains("/t"));
         assert!(parse_size("12X").is_err() && parse_size("99999999999T").is_err() && parse_size("").is_err());
     }

@@ -75,13 +75,46 @@ pub(crate) fn answer(reply: engine::Reply) -> Result<api::Answer, api::Failure> 
         engine::Reply::Usage { info, usage: used } => api::Answer::Usage { info: volume(info), usage: usage(used) },
         engine::Reply::List(volumes) => api::Answer::List { volumes: volumes.into_iter().map(volume).collect() },
         engine::Reply::Store(stat) => api::Answer::Store(Box::new(store(*stat))),
-        other @ (engine::Reply::Data(_) | engine::Reply::Opened { .. } | engine::Reply::Cut { .. }) => {
+        other @ (engine::Reply::Data(_)
+        | engine::Reply::Opened { .. }
+        | engine::Reply::Cut { .. }
+        | engine::Reply::Scrub(_)) => {
             return Err(api::Failure {
                 errno: libc::EIO,
                 message: format!("the engine answered {other:?} to a command"),
             });
         }
     })
+}
+
+fn damaged_part(part: engine::DamagedPart) -> api::DamagedPart {
+    match part {
+        engine::DamagedPart::Data => api::DamagedPart::Data,
+        engine::DamagedPart::Map { level } => api::DamagedPart::Map { level },
+        engine::DamagedPart::Bitmap { region } => api::DamagedPart::Bitmap { region },
+        engine::DamagedPart::Catalog => api::DamagedPart::Catalog,
+        engine::DamagedPart::Journal => api::DamagedPart::Journal,
+        engine::DamagedPart::Superblock => api::DamagedPart::Superblock,
+    }
+}
+
+pub(crate) fn damage(damage: engine::ScrubDamage) -> api::ScrubDamage {
+    let engine::ScrubDamage { part, block, volume, generation, offset, length, message } = damage;
+    api::ScrubDamage { part: damaged_part(part), block, volume, generation, offset, length, message }
+}
+
+/// Back into the engine's words, for a scrub that goes on.
+pub(crate) fn known_damage(damage: api::ScrubDamage) -> engine::ScrubDamage {
+    let api::ScrubDamage { part, block, volume, generation, offset, length, message } = damage;
+    let part = match part {
+        api::DamagedPart::Data => engine::DamagedPart::Data,
+        api::DamagedPart::Map { level } => engine::DamagedPart::Map { level },
+        api::DamagedPart::Bitmap { region } => engine::DamagedPart::Bitmap { region },
+        api::DamagedPart::Catalog => engine::DamagedPart::Catalog,
+        api::DamagedPart::Journal => engine::DamagedPart::Journal,
+        api::DamagedPart::Superblock => engine::DamagedPart::Superblock,
+    };
+    engine::ScrubDamage { part, block, volume, generation, offset, length, message }
 }
 
 pub(crate) fn event(alert: engine::Alert) -> api::Event {
@@ -91,5 +124,8 @@ pub(crate) fn event(alert: engine::Alert) -> api::Event {
         engine::Alert::NearlyFull { free, physical } => api::Event::NearlyFull { free, physical },
         engine::Alert::Full => api::Event::Full,
         engine::Alert::RoomAgain { free } => api::Event::RoomAgain { free },
+        engine::Alert::ScrubFinished(status) => {
+            api::Event::ScrubFinished { bytes: status.bytes_done, damaged: status.mark.damaged }
+        }
     }
 }

@@ -16,6 +16,7 @@ use tanada_disk::{Buf, DiskOp};
 use uuid::Uuid;
 
 use crate::kept::KeptBlock;
+use crate::scrub::{ScrubDamage, ScrubMark, ScrubStatus};
 
 /// Names a request; chosen by the shell, echoed in the reply, never interpreted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -142,6 +143,18 @@ pub enum Control {
     GrowStore {
         size: u64,
     },
+    /// Verifies everything in the background, reading at most `rate` bytes per second, a quarter of that while guests
+    /// ask for anything. From the beginning, or from the mark and with the damage of one that ended before its end.
+    /// Answered at once; `EBUSY` while one runs at another rate. Ends with [`Alert::ScrubFinished`].
+    ScrubStart {
+        rate: u64,
+        from: ScrubMark,
+        damage: Vec<ScrubDamage>,
+    },
+    /// Ends a scrub before its end; it can be taken up again from its mark.
+    ScrubStop,
+    /// How the scrub stands that runs, or the last one since the store was opened.
+    ScrubStatus,
 }
 
 /// A part of a reply to a read.
@@ -274,6 +287,7 @@ pub enum Reply {
     },
     List(Vec<VolumeInfo>),
     Store(Box<StoreStat>),
+    Scrub(Box<ScrubStatus>),
 }
 
 /// Why a request failed: what the guest is told (an errno) and what an administrator is told (words).
@@ -324,7 +338,8 @@ pub struct OpenReport {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Alert {
-    /// A block of `volume` at `offset` does not match its checksum.
+    /// A block of `volume` (or generation) at `offset` does not match its checksum, or a map node that leads there; the
+    /// nil UUID where it is the store's own.
     Damage { volume: Uuid, offset: u64, message: String },
     /// The store takes no more writes until it is restarted.
     ReadOnly { message: String },
@@ -334,4 +349,6 @@ pub enum Alert {
     Full,
     /// There is room again.
     RoomAgain { free: u64 },
+    /// Everything was verified.
+    ScrubFinished(Box<ScrubStatus>),
 }

@@ -52,6 +52,12 @@ impl Handle {
             }
             Control::Checkpoint => self.checkpointed().await.map(|()| Reply::Done),
             Control::GrowStore { size } => self.grow(size).await,
+            Control::ScrubStart { rate, from, damage } => {
+                let changed = self.with(|state| state.scrub_start(rate, from, damage))?;
+                Ok(Reply::Changed { changed })
+            }
+            Control::ScrubStop => Ok(Reply::Changed { changed: self.with(State::scrub_stop) }),
+            Control::ScrubStatus => Ok(Reply::Scrub(Box::new(self.with(|state| state.scrub_status())))),
             Control::Close { .. } | Control::Settle => unreachable!("answered by the caller"),
         }
     }

@@ -46,7 +46,7 @@ impl Engine {
         self.handle.with(|state| {
             state.now = now;
             state.yielded.drain(..).for_each(|waker| waker.wake());
-            state.wake_sleepers();
+            state.ring_timers();
             state.start_checkpoint();
             state.start_walk();
         });
@@ -88,6 +88,7 @@ impl Engine {
             Job::Checkpoint => self.executor.spawn(handle.checkpoint()),
             Job::Walk => self.executor.spawn(handle.walk()),
             Job::CountGhosts => self.executor.spawn(handle.count_ghosts()),
+            Job::Scrub { run } => self.executor.spawn(handle.scrub(run)),
         }
     }
 
@@ -129,13 +130,11 @@ impl State {
             return Some(self.now);
         }
         if self.phase != Phase::Serving {
-            return None;
+            return self.next_timer();
         }
         let dirty = self.is_dirty();
         let checkpoint = (dirty && !self.checkpoint.running)
             .then(|| (self.checkpoint.last_at + self.config.checkpoint_micros).max(self.now + 1000));
-        let sleeper =
-            self.sleeping.first_key_value().map(|(at, _)| if self.checkpoint.urgent { self.now } else { *at });
-        self.sync_at().into_iter().chain(checkpoint).chain(self.punch_at()).chain(sleeper).min()
+        self.sync_at().into_iter().chain(checkpoint).chain(self.punch_at()).chain(self.next_timer()).min()
     }
 }

@@ -69,6 +69,7 @@ impl State {
             let failure = failure.clone();
             return self.reply(request, Err(failure));
         }
+        self.guest_requests += u64::from(!matches!(body, Request::Control(_)));
         match body {
             Request::Control(control) => self.jobs.push_back(Job::Control { request, control }),
             Request::Read { export, offset, length } => match self.enter_export(export, offset, u64::from(length)) {

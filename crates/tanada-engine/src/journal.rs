@@ -183,6 +183,11 @@ impl Journal {
         in_flight.or(sealed).unwrap_or(self.next_seq) - 1
     }
 
+    /// First block that recovery needs.
+    pub fn start_seq(&self) -> u64 {
+        self.start_seq
+    }
+
     pub fn durable(&self) -> u64 {
         self.durable
     }

@@ -10,6 +10,7 @@
 //!   open        recovery (J1-J4, J8)                   control volumes and generations (W6)
 //!   checkpoint  merge, catalog, superblock (J8, B1-B4) stat    figures
 //!   walker      deletion in the background (V6, V7)    ahead  map nodes read ahead for these two
+//!   scrub       verifying everything in the background; timers: moments that tasks wait for
 //!   --- without I/O ---
 //!   delta, versions, cut, tree/{merge,walk,diff,count}, alloc, catalog, journal, kept, locks, cache
 //! ```
@@ -40,12 +41,14 @@ mod model;
 mod open;
 mod read;
 mod releases;
+mod scrub;
 mod space;
 mod stat;
 mod state;
 mod syncs;
 #[cfg(test)]
 mod testing;
+mod timers;
 mod tree;
 mod versions;
 mod walker;
@@ -57,3 +60,4 @@ pub use api::{
 pub use config::EngineConfig;
 pub use engine::Engine;
 pub use kept::{COPIES as KEPT_COPIES, KeptBlock, KeptMemory, KeptPlaces};
+pub use scrub::{DAMAGE_MAX, DamagedPart, ScrubDamage, ScrubMark, ScrubState, ScrubStatus};

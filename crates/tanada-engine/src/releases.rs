@@ -84,6 +84,13 @@ pub struct Reading {
     round: u64,
 }
 
+impl Reading {
+    /// True where blocks wait for this reader to end.
+    pub fn is_overtaken(&self) -> bool {
+        self.handle.with(|state| state.releases.round != self.round)
+    }
+}
+
 impl Drop for Reading {
     fn drop(&mut self) {
         self.handle.with(|state| state.releases.leave(self.round));

@@ -30,7 +30,9 @@ use crate::guest_read::{GuestRead, GuestReads, ReadId};
 use crate::journal::Journal;
 use crate::locks::BusyBlocks;
 use crate::releases::Releases;
+use crate::scrub::Scrub;
 use crate::syncs::Syncs;
+use crate::timers::Timers;
 use crate::versions::{VersionId, Versions};
 
 pub const BLOCK: u64 = BLOCK_BYTES as u64;
@@ -96,6 +98,9 @@ pub enum Job {
     Checkpoint,
     Walk,
     CountGhosts,
+    Scrub {
+        run: u64,
+    },
 }
 
 /// New bytes for a part of a block.
@@ -145,8 +150,7 @@ pub struct State {
     pub jobs: VecDeque<Job>,
     /// Tasks that gave way to guests until the next turn.
     pub yielded: Vec<Waker>,
-    /// Tasks that sleep, by the time at which they go on.
-    pub sleeping: BTreeMap<u64, Vec<Waker>>,
+    pub timers: Timers,
 
     pub superblock: Option<Superblock>,
     pub store: Uuid,
@@ -190,6 +194,9 @@ pub struct State {
     /// Control operations that wait for room in the journal.
     pub room_waiters: Vec<Filler<()>>,
     pub figures: Figures,
+    pub scrub: Scrub,
+    /// Requests of guests so far, reads among them.
+    pub guest_requests: u64,
     pub ghost_held: u64,
     pub ghosts_counted_at: Option<u64>,
     pub warned_nearly_full: bool,
@@ -210,7 +217,7 @@ impl State {
             ios: BTreeMap::new(),
             jobs: VecDeque::from([Job::Open]),
             yielded: Vec::new(),
-            sleeping: BTreeMap::new(),
+            timers: Timers::default(),
             superblock: None,
             store: Uuid::nil(),
             versions: Versions::default(),
@@ -243,6 +250,8 @@ impl State {
             settle_waiters: Vec::new(),
             room_waiters: Vec::new(),
             figures: Figures::default(),
+            scrub: Scrub::default(),
+            guest_requests: 0,
             ghost_held: 0,
             ghosts_counted_at: None,
             warned_nearly_full: false,
@@ -285,22 +294,6 @@ impl State {
                 (first..first + count).for_each(|block| self.alloc.release(block));
             }
         }
-    }
-
-    /// Background work does not rest: somebody waits for it, or it is over.
-    fn no_sleep(&self) -> bool {
-        self.checkpoint.urgent || self.phase != Phase::Serving
-    }
-
-    /// Wakes the tasks whose time has come.
-    pub fn wake_sleepers(&mut self) {
-        let due = if self.no_sleep() {
-            std::mem::take(&mut self.sleeping)
-        } else {
-            let later = self.sleeping.split_off(&(self.now + 1));
-            std::mem::replace(&mut self.sleeping, later)
-        };
-        due.into_values().flatten().for_each(Waker::wake);
     }
 
     // ---- failures
@@ -384,20 +377,6 @@ impl Handle {
             Some(buf) if buf.len() == length as usize => Ok(buf),
             _ => Err(DiskError::EIO),
         }
-    }
-
-    /// Sleeps until the clock shows `at`, or somebody waits for the checkpoint.
-    pub async fn sleep_until(&self, at: u64) {
-        std::future::poll_fn(|context| {
-            self.with(|state| {
-                if state.now >= at || state.no_sleep() {
-                    return std::task::Poll::Ready(());
-                }
-                state.sleeping.entry(at).or_default().push(context.waker().clone());
-                std::task::Poll::Pending
-            })
-        })
-        .await;
     }
 
     /// Gives way to guests until the next turn.

@@ -15,6 +15,8 @@ usage: tanada COMMAND
   blockd ...          serves one store
   blockd-keeper ...   holds the sockets of one store and keeps its blockd alive
   store format ...    makes an empty store
+  store scrub ...     has a store that is served verify everything it holds
+  store grow ...      gives a store that is served more space
   store check|dump|stat|id FILE   looks at a store from outside, without writing
   version             prints the version
   help                prints this";
@@ -34,6 +36,8 @@ fn main() -> ExitCode {
         ["blockd", ..] => tanada_blockd::main_blockd(rest(1)),
         ["blockd-keeper", ..] => tanada_blockd::main_keeper(rest(1)),
         ["store", "format"] => tanada_blockd::main_format(rest(2)),
+        ["store", "scrub"] => tanada_blockd::main_scrub(rest(2)),
+        ["store", "grow"] => tanada_blockd::main_grow(rest(2)),
         ["store", verb @ ("check" | "dump" | "stat" | "id")] => store::main(verb, rest(2)),
         ["version" | "--version" | "-V"] => {
             println!("tanada {}", env!("CARGO_PKG_VERSION"));

@@ -12,8 +12,10 @@ fn main() -> ExitCode {
         ["blockd", ..] => tanada_blockd::main_blockd(rest(1)),
         ["blockd-keeper", ..] => tanada_blockd::main_keeper(rest(1)),
         ["store", "format"] => tanada_blockd::main_format(rest(2)),
+        ["store", "scrub"] => tanada_blockd::main_scrub(rest(2)),
+        ["store", "grow"] => tanada_blockd::main_grow(rest(2)),
         _ => {
-            eprintln!("usage: tanada-data-plane blockd|blockd-keeper|store format ...");
+            eprintln!("usage: tanada-data-plane blockd|blockd-keeper|store format|store scrub|store grow ...");
             ExitCode::FAILURE
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::btree_map::Entry as Place;
 
-use tanada_blockd_api::{Answer, Command, CutPair, GROUP_MAX};
+use tanada_blockd_api::{Answer, Command, CutPair, GROUP_MAX, ScrubReport};
 use tanada_engine::{Control, Failure, Reply, Request};
 use tanada_units::BLOCK_BYTES;
 use uuid::Uuid;
@@ -36,6 +36,23 @@ pub(super) enum CommandPending {
     Detach {
         ticket: Ticket,
     },
+    /// `before` is what the book said before it was asked for.
+    ScrubStart {
+        ticket: Ticket,
+        before: Box<ScrubReport>,
+    },
+    /// Asked how the scrub stands.
+    Scrub {
+        ticket: Ticket,
+    },
+    ScrubStop {
+        ticket: Ticket,
+    },
+    /// Asked how the scrub stands that was stopped just now.
+    ScrubStopped {
+        ticket: Ticket,
+        changed: bool,
+    },
 }
 
 impl Shell {
@@ -66,6 +83,15 @@ impl Shell {
             Command::Resize { volume, size } => {
                 let pending = CommandPending::Resize { ticket, volume, size };
                 return self.ask(Pending::Command(pending), Request::Control(Control::Resize { id: volume, size }));
+            }
+            Command::ScrubStart { rate, anew } => return self.scrub_start(ticket, rate, anew),
+            Command::ScrubStop => {
+                let pending = Pending::Command(CommandPending::ScrubStop { ticket });
+                return self.ask(pending, Request::Control(Control::ScrubStop));
+            }
+            Command::ScrubStatus => {
+                let pending = CommandPending::Scrub { ticket };
+                return self.ask(Pending::Command(pending), Request::Control(Control::ScrubStatus));
             }
             Command::Snapshot { group } => return self.snapshot(ticket, group),
             Command::Attach { token, target, writable } => return self.attach(ticket, token, target, writable),
@@ -169,6 +195,14 @@ impl Shell {
             (CommandPending::Detach { ticket }, _) => {
                 self.saver.save(self.attachments.table(), Some(ticket), Answer::Changed { changed: true });
             }
+            (CommandPending::ScrubStart { ticket, before }, Reply::Changed { changed }) => {
+                self.scrub_started(ticket, *before, Ok(changed));
+            }
+            (CommandPending::Scrub { ticket }, Reply::Scrub(status)) => self.scrub_asked(*status, ticket),
+            (CommandPending::ScrubStop { ticket }, Reply::Changed { changed }) => self.scrub_stopped(ticket, changed),
+            (CommandPending::ScrubStopped { ticket, changed }, Reply::Scrub(status)) => {
+                self.scrub_seen(*status, Some((ticket, Answer::Changed { changed })));
+            }
             (pending, reply) => {
                 let message = format!("the engine answered {reply:?}, which fits no such command");
                 self.command_failed(pending, Failure { errno: libc::EIO, message });
@@ -186,7 +220,13 @@ impl Shell {
                 self.cuts.remove(watch);
                 ticket
             }
+            CommandPending::ScrubStart { ticket, before } => {
+                return self.scrub_started(ticket, *before, Err(failure));
+            }
             CommandPending::Plain { ticket }
+            | CommandPending::Scrub { ticket }
+            | CommandPending::ScrubStop { ticket }
+            | CommandPending::ScrubStopped { ticket, .. }
             | CommandPending::Resize { ticket, .. }
             | CommandPending::Detach { ticket } => ticket,
         };

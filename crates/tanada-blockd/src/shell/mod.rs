@@ -17,6 +17,7 @@ mod commands;
 mod conn;
 mod cut;
 mod guest;
+pub(crate) mod scrub;
 
 use std::collections::VecDeque;
 use std::io;
@@ -33,6 +34,7 @@ use self::commands::CommandPending;
 use self::conn::{Conn, ConnState};
 use self::cut::CutWatch;
 use self::guest::GuestPending;
+use self::scrub::Scrubs;
 use crate::control::{Clients, Inbox, Message};
 use crate::kept::KeptFile;
 use crate::ring::{Completion, Ring};
@@ -57,6 +59,8 @@ enum Pending {
         token: String,
     },
     LastCheckpoint,
+    /// How the scrub stands, or that it goes on.
+    ScrubLook,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +75,14 @@ enum Stage {
     Draining,
     Checkpointing,
     Ended,
+}
+
+/// What is kept from one process to the next beside the store.
+pub(crate) struct Books {
+    pub(crate) saver: Saver,
+    /// Attachments of the process before.
+    pub(crate) rows: Vec<TableRow>,
+    pub(crate) scrubs: Scrubs,
 }
 
 pub(crate) struct Shell {
@@ -92,6 +104,7 @@ pub(crate) struct Shell {
     saver: Saver,
     inbox: Inbox,
     clients: Clients,
+    scrubs: Scrubs,
     /// Snapshots under way.
     cuts: Slab<CutWatch>,
     /// Connections that may have something to receive, send or end.
@@ -109,8 +122,7 @@ impl Shell {
         kept: Option<KeptFile>,
         listener: OwnedFd,
         inbox: Inbox,
-        saver: Saver,
-        rows: Vec<TableRow>,
+        books: Books,
     ) -> anyhow::Result<(Shell, OpenReport)> {
         let clock = Instant::now();
         let mut shell = Shell {
@@ -127,9 +139,10 @@ impl Shell {
             conns: Slab::new(),
             requests: Slab::new(),
             attachments: Attachments::default(),
-            saver,
+            saver: books.saver,
             inbox,
             clients: Clients::default(),
+            scrubs: books.scrubs,
             cuts: Slab::new(),
             touched: VecDeque::new(),
             is_asked: false,
@@ -144,12 +157,13 @@ impl Shell {
             Some(Err(failure)) => bail!("open the store: {failure}"),
             None => bail!("the store did not open"),
         };
-        shell.reattach(rows);
+        shell.reattach(books.rows);
         shell.take_turn()?;
         while matches!(shell.stage, Stage::Reattaching { left: 1.. }) {
             shell.cycle()?;
         }
         shell.stage = Stage::Serving;
+        shell.resume_scrub(report.store);
         Ok((shell, report))
     }
 
@@ -303,6 +317,7 @@ impl Shell {
             Pending::Guest(pending) => self.guest_answered(pending, result),
             Pending::Command(pending) => self.command_answered(pending, result),
             Pending::Reattach { token } => self.reattached(token, result),
+            Pending::ScrubLook => self.scrub_looked(result),
             Pending::LastCheckpoint => {
                 if let Err(failure) = result {
                     tracing::error!(%failure, "no checkpoint at the end; the next start replays the journal");
@@ -336,6 +351,10 @@ impl Shell {
             Alert::NearlyFull { free, physical } => tracing::warn!(free, physical, "the store is nearly full"),
             Alert::Full => tracing::error!("the store is full"),
             Alert::RoomAgain { free } => tracing::info!(free, "the store has room again"),
+            Alert::ScrubFinished(status) => {
+                tracing::info!(bytes = status.bytes_done, damaged = status.mark.damaged, "everything is verified");
+                self.scrub_seen((**status).clone(), None);
+            }
         }
         self.clients.broadcast(&translate::event(alert));
     }
@@ -376,7 +395,8 @@ impl Shell {
             return Some(Duration::ZERO);
         }
         let cuts = self.cuts.iter().filter_map(|(_, watch)| watch.deadline()).min();
-        let next = [self.engine.deadline(), self.accept_again_at, cuts].into_iter().flatten().min()?;
+        let next =
+            [self.engine.deadline(), self.accept_again_at, self.scrubs.deadline(), cuts].into_iter().flatten().min()?;
         Some(Duration::from_micros(next.saturating_sub(self.micros())))
     }
 
@@ -390,6 +410,7 @@ impl Shell {
         for number in due {
             self.answer_cut(number);
         }
+        self.look_at_scrub();
         Ok(())
     }
 

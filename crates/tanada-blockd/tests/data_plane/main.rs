@@ -3,6 +3,7 @@
 
 mod control;
 mod death;
+mod scrub;
 mod space;
 mod support;
 mod witnesses;

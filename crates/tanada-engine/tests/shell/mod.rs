@@ -37,6 +37,8 @@ pub struct Device {
     pub blocks: BTreeMap<u64, Vec<u8>>,
     pub writes: u64,
     pub syncs: u64,
+    /// Reads so far, by block.
+    pub reads: BTreeMap<u64, u64>,
     /// Fails operations: (kind: 'w' or 's', how many more).
     pub fail: Option<(char, u32)>,
 }
@@ -59,6 +61,7 @@ impl Device {
             DiskOp::Read { at, length } => {
                 let mut bytes = vec![0; *length as usize];
                 for (n, to) in bytes.chunks_mut(4096).enumerate() {
+                    *self.reads.entry(at / 4096 + n as u64).or_default() += 1;
                     if let Some(from) = self.blocks.get(&(at / 4096 + n as u64)) {
                         to.copy_from_slice(from);
                     }

@@ -72,6 +72,12 @@ fn words(alert: &Alert) -> (&'static str, i64, String) {
             ("STORAGE_NEARLY_FULL", 2, format!("{} of {} MiB are free", free / MIB, physical / MIB))
         }
         Alert::Full => ("STORAGE_FULL", 1, String::from("machines that write are stopped until there is room")),
+        Alert::ScrubFinished { bytes, damaged: 0 } => {
+            ("STORAGE_VERIFIED", 5, format!("all {} MiB in use were read and are sound", bytes / MIB))
+        }
+        Alert::ScrubFinished { bytes, damaged } => {
+            ("STORAGE_VERIFIED", 1, format!("of {} MiB in use {damaged} blocks are damaged", bytes / MIB))
+        }
         Alert::RoomAgain { free } => ("STORAGE_ROOM_AGAIN", 4, format!("{} MiB are free", free / MIB)),
     }
 }

@@ -1,0 +1,247 @@
+//! Scrubbing what volumes and generations hold: a stretch of 256 MiB of places at a time, all versions side by side.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use tanada_format::node::{slot_of, span_blocks};
+use tanada_format::{FANOUT, Node, Pointer, ROOT_LEVEL, VersionState, crc32c};
+
+use super::{DamagedPart, ScrubDamage, Scrubber, Stopped};
+use crate::releases::Reading;
+use crate::state::{BLOCK, State};
+use crate::tree::NodeSource;
+use crate::versions::VersionId;
+
+/// A stretch is what one node of this level maps: 256 MiB.
+const STRETCH_LEVEL: u8 = 1;
+
+/// Blocks in one device read at most, 256 KiB: a guest's read waits behind no more than that.
+const READ_BLOCKS_MAX: usize = 64;
+
+/// Nodes looked up between two turns: some 200 us where all are in the cache.
+const LOOKED_UP_MAX: usize = 1_000;
+
+/// A version whose content is scrubbed: its tree, and the epoch up to which an ancestor answers for it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Source {
+    version: VersionId,
+    tree: Pointer,
+    limit: u64,
+}
+
+/// Where a version goes on: its first stretch with something of its own that ends behind the place asked for.
+pub struct Ahead {
+    source: Source,
+    next: Option<(u64, Pointer)>,
+}
+
+/// One version's part in a stretch.
+struct Part {
+    source: Source,
+    node: Pointer,
+}
+
+impl Scrubber {
+    /// Scrubs the next stretch that ends behind `from`, from there on; where to go on, `None` at the end of everything.
+    pub async fn stretch(&mut self, from: u64) -> Result<Option<u64>, Stopped> {
+        let reading = self.handle.reading();
+        let Some((start, parts)) = self.find(from, &reading).await? else { return Ok(None) };
+        if start >= from {
+            for part in &parts {
+                self.node(part.source, part.node, STRETCH_LEVEL, start, &reading).await?;
+            }
+        }
+        let first = from.max(start) - start;
+        for slot in (first / span_blocks(0)) as usize..FANOUT {
+            let place = start + slot as u64 * span_blocks(0);
+            for part in &parts {
+                self.give_way().await;
+                // Where the node is damaged, that is on record.
+                let Ok(node) = self.handle.node(part.node).await else { continue };
+                self.leaf(part.source, node.pointers[slot], place, &reading).await?;
+            }
+            let next = place + span_blocks(0);
+            if reading.is_overtaken() {
+                return Ok(Some(next));
+            }
+            self.advance(next)?;
+        }
+        Ok(Some(start + span_blocks(STRETCH_LEVEL)))
+    }
+
+    /// The first stretch that ends behind `from` and in which anybody has something of its own, and who does.
+    async fn find(&mut self, from: u64, reading: &Reading) -> Result<Option<(u64, Vec<Part>)>, Stopped> {
+        let sources = self.handle.with(|state| state.scrub_sources());
+        let mut known = std::mem::take(&mut self.ahead);
+        for source in sources {
+            // A tree never changes: what was found in it stays, until the place asked for is beyond it.
+            let is_good = |ahead: &Ahead| {
+                ahead.source == source && ahead.next.is_none_or(|(start, _)| start + span_blocks(STRETCH_LEVEL) > from)
+            };
+            let ahead = match known.remove(&source.version).filter(is_good) {
+                Some(ahead) => ahead,
+                None => {
+                    let next = self.next_below(source, source.tree, ROOT_LEVEL, 0, from, reading).await?;
+                    Ahead { source, next }
+                }
+            };
+            self.ahead.insert(source.version, ahead);
+        }
+        Ok(first_stretch(&self.ahead))
+    }
+
+    /// The first node of the stretch level below `pointer` that ends behind `from`, with its first place.
+    async fn next_below(
+        &mut self,
+        source: Source,
+        pointer: Pointer,
+        level: u8,
+        start: u64,
+        from: u64,
+        reading: &Reading,
+    ) -> Result<Option<(u64, Pointer)>, Stopped> {
+        if pointer.is_null() || pointer.birth() <= source.limit || start + span_blocks(level) <= from {
+            return Ok(None);
+        }
+        if level == STRETCH_LEVEL {
+            return Ok(Some((start, pointer)));
+        }
+        self.give_way().await;
+        // What begins behind `from` is entered now; what began before it has been verified when it was.
+        let node = match start >= from {
+            true => self.node(source, pointer, level, start, reading).await?,
+            false => self.handle.node(pointer).await.ok(),
+        };
+        let Some(node) = node else { return Ok(None) };
+        let first = if from > start { slot_of(from, level) } else { 0 };
+        for slot in first..FANOUT {
+            let (child, below) = (node.pointers[slot], start + slot as u64 * span_blocks(level - 1));
+            let found = Box::pin(self.next_below(source, child, level - 1, below, from, reading)).await?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Verifies a node on the device. Where it is damaged, the cache may still have it.
+    async fn node(
+        &self,
+        source: Source,
+        pointer: Pointer,
+        level: u8,
+        start: u64,
+        reading: &Reading,
+    ) -> Result<Option<Rc<Node>>, Stopped> {
+        let store_blocks = self.handle.with(|state| state.alloc.geometry().store_blocks());
+        let node = match self.verified(pointer).await {
+            Ok(bytes) => Node::decode(&bytes, pointer.crc(), store_blocks).map_err(|error| error.to_string()),
+            Err(said) => Err(said),
+        };
+        self.pace(1, reading).await?;
+        Ok(match node {
+            Ok(node) => {
+                let node = Rc::new(node);
+                if level > 0 {
+                    // Guests' leaves stay; what leads to the next stretch is looked up soon.
+                    self.handle.with(|state| state.cache.insert(pointer, Rc::clone(&node)));
+                }
+                Some(node)
+            }
+            Err(said) => {
+                self.damaged(source, DamagedPart::Map { level }, pointer, start, span_blocks(level), said);
+                self.handle.with(|state| state.cache.get(pointer))
+            }
+        })
+    }
+
+    /// Verifies a leaf and the data under it that the version answers for.
+    async fn leaf(&self, source: Source, leaf: Pointer, start: u64, reading: &Reading) -> Result<(), Stopped> {
+        if leaf.is_null() || leaf.birth() <= source.limit {
+            return Ok(());
+        }
+        let Some(node) = self.node(source, leaf, 0, start, reading).await? else { return Ok(()) };
+        let mut own: Vec<(Pointer, u64)> = (node.pointers.iter().copied())
+            .zip(start..)
+            .filter(|(pointer, _)| !pointer.is_null() && pointer.birth() > source.limit)
+            .collect();
+        own.sort_unstable_by_key(|(pointer, _)| pointer.block());
+        for neighbours in own.chunk_by(|(a, _), (b, _)| a.block() + 1 == b.block()) {
+            for run in neighbours.chunks(READ_BLOCKS_MAX) {
+                self.data(source, run).await;
+                self.pace(run.len() as u64, reading).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Verifies neighbouring blocks of data.
+    async fn data(&self, source: Source, run: &[(Pointer, u64)]) {
+        let Some((first, _)) = run.first() else { return };
+        let bytes = self.handle.read_blocks(first.block(), (run.len() as u64 * BLOCK) as u32).await;
+        for (n, (pointer, place)) in run.iter().enumerate() {
+            let is_well = bytes.as_ref().is_ok_and(|bytes| {
+                let block = bytes.slice(n * BLOCK as usize..(n + 1) * BLOCK as usize);
+                crc32c(&block) == pointer.crc()
+            });
+            if !is_well && let Err(said) = self.verified(*pointer).await {
+                self.damaged(source, DamagedPart::Data, *pointer, *place, 1, said);
+            }
+        }
+    }
+
+    fn damaged(&self, source: Source, part: DamagedPart, pointer: Pointer, place: u64, blocks: u64, message: String) {
+        self.handle.with(|state| {
+            let (volume, generation) = state.scrub_names(source.version);
+            let size = state.versions.get(source.version).map_or(u64::MAX, |version| version.size);
+            let offset = place * BLOCK;
+            let length = (blocks * BLOCK).min(size.saturating_sub(offset));
+            let block = pointer.block();
+            let damage = ScrubDamage { part, block, volume, generation, offset, length, message };
+            state.scrub_damaged(self.run, damage);
+        });
+    }
+
+    /// Lets guests in after many look-ups that needed no device.
+    async fn give_way(&mut self) {
+        self.looked_up += 1;
+        if self.looked_up >= LOOKED_UP_MAX {
+            self.looked_up = 0;
+            self.handle.next_turn().await;
+        }
+    }
+}
+
+fn first_stretch(ahead: &BTreeMap<VersionId, Ahead>) -> Option<(u64, Vec<Part>)> {
+    let start = ahead.values().filter_map(|ahead| ahead.next).map(|(start, _)| start).min()?;
+    let part = |ahead: &Ahead| {
+        let (at, node) = ahead.next?;
+        (at == start).then_some(Part { source: ahead.source, node })
+    };
+    Some((start, ahead.values().filter_map(part).collect()))
+}
+
+impl State {
+    /// Everything with content of its own, as of the last checkpoint.
+    fn scrub_sources(&self) -> Vec<Source> {
+        let sources = self.versions.iter().filter(|version| version.state != VersionState::Dying);
+        let sources = sources.map(|version| Source {
+            version: version.id,
+            tree: version.tree,
+            limit: self.scrub_limit(version.parent),
+        });
+        sources.filter(|source| !source.tree.is_null() && source.tree.birth() > source.limit).collect()
+    }
+
+    /// The cut of the nearest ancestor that is scrubbed itself, beginning with `id`; 0 without one.
+    fn scrub_limit(&self, id: VersionId) -> u64 {
+        let mut ancestor = self.versions.get(id);
+        while let Some(version) = ancestor {
+            if version.state != VersionState::Dying {
+                return version.ended;
+            }
+            ancestor = self.versions.get(version.parent);
+        }
+        0
+    }
+}
