@@ -2,7 +2,9 @@
 
 mod bench;
 mod demo;
+mod fuzz;
 mod guest;
+mod kills;
 mod setup;
 mod sh;
 mod test;
@@ -25,7 +27,11 @@ usage: cargo xtask COMMAND
   sim [--seed N] [--runs N] [--minutes N] [--trace]
           the store under simulated kills, power cuts and faults; prints the seed of a failure
   mistakes [--only NAME[,NAME]] [--seconds N] [--list]
-          plants each known mistake in a copy of the store and sees it caught";
+          plants each known mistake in a copy of the store and sees it caught
+  kills [--count N] [--seed N] [--guest] [--dev]
+          a real blockd killed over and over under clients that forget nothing, or under a real guest
+  fuzz [--minutes N] [--keep] [TARGET...]
+          whatever reads outside bytes before anything that outside may send";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -56,6 +62,8 @@ fn run(args: &[String]) -> Result<()> {
             let fixed = ["run", "--quiet", "--package", "tanada-sim", "--bin", "tanada-mistakes", "--"];
             sh::run("cargo", &[&fixed, options].concat())
         }
+        ["kills", options @ ..] => kills::run(kills::Options::parse(options)?),
+        ["fuzz", options @ ..] => fuzz::run(&fuzz::Options::parse(options)?),
         ["bench", options @ ..] => bench::run(&bench::Options::parse(options)?),
         _ => bail!(USAGE),
     }

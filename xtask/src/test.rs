@@ -2,9 +2,12 @@
 
 use anyhow::{Context, Result, bail};
 
-use crate::{demo, guest, setup, sh};
+use crate::{demo, fuzz, guest, kills, setup, sh};
 
-/// Sets up what tests need, runs those of all crates, then the main job.
+/// Deaths of blockd under load.
+const KILLS: u64 = 15;
+
+/// Sets up what tests need, runs those of all crates, the fuzzer for a while, some deaths under load, then the main job.
 pub fn run() -> Result<()> {
     setup::packages()?;
     let python = setup::python()?;
@@ -25,5 +28,7 @@ pub fn run() -> Result<()> {
     if !tests.status().context("starting cargo test")?.success() {
         bail!("tests failed");
     }
+    fuzz::short()?;
+    kills::run(kills::Options { count: KILLS, seed: 1, guest: false, dev: true })?;
     demo::run(demo::Options { keep: false, dev: true, generations: 50 })
 }

@@ -46,10 +46,12 @@ fn check_whole(world: &World, uuid: &str) -> Result<String> {
     Ok("finished".into())
 }
 
-/// The data plane is killed under the writing guest, several times.
-pub fn data_plane(world: &mut World, origin: &Machine) -> Result<()> {
-    for round in 1..=3 {
+/// The data plane is killed under the writing guest, `deaths` times, each after a pause; then the guest's disks are judged
+/// and its writer has ended.
+pub fn data_plane(world: &mut World, origin: &Machine, deaths: u64, pause: &mut dyn FnMut() -> Duration) -> Result<()> {
+    for round in 1..=deaths {
         let before = writer_progress(world, origin)?;
+        std::thread::sleep(pause());
         let pid = blockd_pid(world)?;
         // SAFETY: kill has no preconditions; the pid is blockd's, from its own file.
         unsafe { libc::kill(pid, libc::SIGKILL) };

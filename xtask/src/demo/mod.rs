@@ -6,11 +6,11 @@
 mod archive;
 mod generations;
 mod instances;
-mod kills;
-mod machine;
-mod prepare;
+pub(crate) mod kills;
+pub(crate) mod machine;
+pub(crate) mod prepare;
 mod snapshot;
-mod world;
+pub(crate) mod world;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -96,7 +96,7 @@ fn main_job(world: &mut World, guest: &guest::Guest, options: Options) -> Result
     step(world, "template-export-import", |world| archive::there_and_back(world, &sr, &first))?;
     step(world, "damaged-archives", |world| archive::damaged_are_refused(world, &sr))?;
     step(world, "kill-tanadad", |world| kills::control_plane(world, &origin))?;
-    step(world, "kill-blockd", |world| kills::data_plane(world, &origin))?;
+    step(world, "kill-blockd", |world| kills::data_plane(world, &origin, 3, &mut || Duration::ZERO))?;
     step(world, "snapshot-revert", |world| generations::revert(world, &origin, &kept))?;
     step(world, "delete-generations", |world| generations::delete_scrambled(world, &sr, kept))?;
     step(world, "store-check", |world| prepare::nothing_left(world, &sr, &origin))

@@ -1,0 +1,141 @@
+//! `cargo xtask fuzz`: the parsers of outside bytes before anything that outside may send.
+//!
+//! ```text
+//!   fuzz/corpus/T       inputs that reach everything so far; small, kept in the repository
+//!   fuzz/regressions/T  inputs that once broke something; replayed for ever
+//!   fuzz/found/T        what a run adds; not kept, `--keep` merges what reaches more into the corpus
+//!   fuzz/artifacts/T    an input that broke something now
+//! ```
+//! The fuzzer needs a nightly toolchain and `cargo-fuzz`. Where there is no nightly toolchain, the kept inputs are
+//! replayed with the stable one, and that is said.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::sh;
+
+/// All targets, in the order in which they run.
+pub const TARGETS: [&str; 2] = ["store", "nbd"];
+
+/// What one input may take: memory of the whole process in MiB; seconds by the clock on the wall, on machines that do
+/// other things, too.
+const MEMORY_MIB: u32 = 2048;
+const INPUT_SECONDS: u32 = 600;
+/// Inputs are scripts: longer ones only say more of the same.
+const INPUT_BYTES_MAX: u32 = 2048;
+
+/// What the command line may ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Seconds for each target.
+    pub seconds: u64,
+    /// Targets to run; all where none is named.
+    pub targets: Vec<String>,
+    /// Merges what was found into the corpus instead of running.
+    pub keep: bool,
+}
+
+impl Options {
+    pub fn parse(args: &[&str]) -> Result<Options> {
+        let mut options = Options { seconds: 60, targets: Vec::new(), keep: false };
+        let mut args = args.iter();
+        while let Some(arg) = args.next() {
+            match *arg {
+                "--minutes" => {
+                    let value = args.next().context("--minutes needs a number")?;
+                    let minutes: u64 =
+                        value.parse().with_context(|| format!("--minutes {value}: a whole number expected"))?;
+                    options.seconds = 60 * minutes;
+                }
+                "--keep" => options.keep = true,
+                target if TARGETS.contains(&target) => options.targets.push(target.to_owned()),
+                other => bail!("fuzz: {other} is not known; --minutes N, --keep and targets ({TARGETS:?}) are"),
+            }
+        }
+        if options.targets.is_empty() {
+            options.targets = TARGETS.map(str::to_owned).to_vec();
+        }
+        Ok(options)
+    }
+}
+
+/// Runs the targets, or merges what earlier runs found.
+pub fn run(options: &Options) -> Result<()> {
+    if !has_nightly() {
+        bail!("the fuzzer needs a nightly toolchain: `rustup toolchain install nightly`");
+    }
+    install()?;
+    for target in &options.targets {
+        if options.keep { keep(target)? } else { fuzz(target, options.seconds)? }
+    }
+    Ok(())
+}
+
+/// What CI runs: the kept inputs with the stable toolchain and, where there is a nightly one, the fuzzer for a while.
+pub fn short() -> Result<()> {
+    let manifest = folder("Cargo.toml").to_string_lossy().into_owned();
+    sh::run("cargo", &["test", "--quiet", "--manifest-path", &manifest])?;
+    if !has_nightly() {
+        println!("fuzz: kept inputs replayed; no nightly toolchain here, so nothing new was tried");
+        return Ok(());
+    }
+    run(&Options { seconds: 30, targets: TARGETS.map(str::to_owned).to_vec(), keep: false })
+}
+
+fn folder(name: &str) -> PathBuf {
+    sh::root().join("fuzz").join(name)
+}
+
+fn has_nightly() -> bool {
+    succeeds("cargo", &["+nightly", "--version"])
+}
+
+fn install() -> Result<()> {
+    if succeeds("cargo", &["fuzz", "--version"]) {
+        return Ok(());
+    }
+    println!("installing cargo-fuzz");
+    sh::run("cargo", &["install", "--quiet", "--locked", "cargo-fuzz"])
+}
+
+fn succeeds(program: &str, args: &[&str]) -> bool {
+    let status = Command::new(program).args(args).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    status.is_ok_and(|status| status.success())
+}
+
+fn fuzz(target: &str, seconds: u64) -> Result<()> {
+    println!("fuzz {target}: {seconds} seconds");
+    let folders = ["found", "corpus", "regressions"].map(|name| folder(name).join(target));
+    for folder in &folders {
+        std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+    }
+    let limits = [
+        format!("-max_total_time={seconds}"),
+        format!("-rss_limit_mb={MEMORY_MIB}"),
+        format!("-timeout={INPUT_SECONDS}"),
+        format!("-max_len={INPUT_BYTES_MAX}"),
+        "-print_final_stats=1".to_owned(),
+    ];
+    libfuzzer(target, &folders, &limits)
+}
+
+/// Adds to the corpus what reaches code that it does not reach, the smallest inputs first.
+fn keep(target: &str) -> Result<()> {
+    let folders = ["corpus", "found"].map(|name| folder(name).join(target));
+    libfuzzer(target, &folders, &["-set_cover_merge=1".to_owned()])
+}
+
+/// The code is safe Rust but for the buffers: no sanitizer, which is five times the speed. Overflow checks and debug
+/// assertions are on.
+fn libfuzzer(target: &str, folders: &[PathBuf], options: &[String]) -> Result<()> {
+    let mut command = Command::new("cargo");
+    command.args(["+nightly", "fuzz", "run", "--sanitizer", "none", "--features", "fuzzer", target]);
+    command.args(folders).arg("--").args(options).current_dir(sh::root()).stdin(Stdio::null());
+    let status = command.status().context("starting cargo fuzz")?;
+    if !status.success() {
+        bail!("target {target} ended with {status}; the input is in {}", folder("artifacts").join(target).display());
+    }
+    Ok(())
+}
