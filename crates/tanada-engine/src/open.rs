@@ -353,6 +353,11 @@ fn chain_of(superblock: &Superblock, mut ring: Ring) -> Result<Chain, Failure> {
         let Some(Ok(block)) = ring.remove(&seq) else {
             return Err(Failure::new(EIO, format!("journal block {seq} is whole, but its records make no sense")));
         };
+        // Every life begins with a recovery block: without one this is no continuation of what came before (J4).
+        let recovered = matches!(block.records.first(), Some(Record::Recovered { .. }));
+        if block.header.incarnation > incarnation && !recovered {
+            break;
+        }
         incarnation = block.header.incarnation;
         chain.durable = chain.durable.max(block.header.durable_seq);
         if let Some(Record::Recovered { seq: of, records }) = block.records.first()
