@@ -332,7 +332,7 @@ impl World {
         let durable = self.durable.clone();
         self.versions = Versions::new(durable.epoch, durable.next_id);
         for (slot, record) in (0..).zip(&durable.records) {
-            self.versions.load(record, slot);
+            self.versions.load(record, slot).expect("saved in order");
         }
         self.versions.load_children().expect("saved in order");
         self.used = durable.used;

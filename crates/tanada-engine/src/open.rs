@@ -12,7 +12,7 @@
 //! The first record whose data fails its checksum ends the journal (J2). A recovery block fixes that verdict before
 //! anything new is written, and begins a new incarnation (J4).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tanada_disk::{Buf, DiskOp};
 use tanada_format::catalog::{REGION_TABLE_PLACE, RegionEntry, region_place};
@@ -166,9 +166,15 @@ impl Handle {
     async fn read_catalog(&self, superblock: &Superblock) -> Result<(), Failure> {
         let geometry = superblock.geometry;
         let mut leaves: Vec<(u64, Pointer)> = vec![(0, superblock.catalog)];
+        // A block is referenced once (I2); a catalog that refers to itself would not end.
+        let mut seen = BTreeSet::new();
         for level in (0..=ROOT_LEVEL).rev() {
             let mut below = Vec::new();
             for (index, pointer) in leaves.into_iter().filter(|(_, pointer)| !pointer.is_null()) {
+                if !geometry.is_allocatable(pointer.block()) || !seen.insert(pointer.block()) {
+                    let message = format!("the catalog's map refers to block {} wrongly, or twice", pointer.block());
+                    return Err(Failure::new(EIO, message));
+                }
                 let bytes = self.verified(pointer, "the catalog's map").await?;
                 let node = Node::decode(&bytes, pointer.crc(), geometry.store_blocks()).map_err(damaged)?;
                 below.extend((0..FANOUT).map(|slot| (index << 8 | slot as u64, node.pointers[slot])));
@@ -396,7 +402,12 @@ impl State {
         for (n, record) in bytes.chunks_exact(VERSION_BYTES).enumerate() {
             let slot = place * (BLOCK_BYTES / VERSION_BYTES) as u64 + n as u64;
             if let Some(version) = Version::decode(record, store_blocks).map_err(damaged)? {
-                self.versions.load(&version, slot);
+                if slot >= self.checkpoint.slots {
+                    let (id, slots) = (version.id, self.checkpoint.slots);
+                    let message = format!("version {id} is in slot {slot}, the superblock knows {slots} slots");
+                    return Err(Failure::new(EIO, message));
+                }
+                self.versions.load(&version, slot).map_err(|message| Failure::new(EIO, message))?;
             }
         }
         let mut block = Box::new([0; BLOCK_BYTES]);

@@ -146,6 +146,10 @@ impl State {
             return Ok(());
         }
         let geometry = Geometry::new(store_blocks, old.journal_blocks()).map_err(|error| error.to_string())?;
+        let device = self.config.device_bytes;
+        if geometry.store_bytes() > device {
+            return Err(format!("the store grew to {} bytes, the device has {device}", geometry.store_bytes()));
+        }
         self.alloc.grow(geometry);
         Ok(())
     }

@@ -181,8 +181,9 @@ impl Versions {
         at
     }
 
-    /// Takes over a version from a checkpoint. `load_children` must follow when all are there.
-    pub fn load(&mut self, record: &tanada_format::Version, slot: u64) {
+    /// Takes over a version from a checkpoint. `load_children` must follow when all are there. Errors: an id or a name
+    /// that another one has.
+    pub fn load(&mut self, record: &tanada_format::Version, slot: u64) -> Result<(), Contradiction> {
         let mut version = Version::new(record.id, record.uuid, record.kind, record.size);
         version.parent = record.parent;
         version.ended = record.ended;
@@ -192,32 +193,53 @@ impl Versions {
         version.slot = Some(slot);
         version.tree = record.tree;
         version.own = true;
-        if version.is_live() {
-            self.names.insert(version.uuid, version.id);
+        if version.id >= self.next_id || version.ended >= self.epoch {
+            return Err(format!(
+                "version {} ended {}, but the next id is {} and the epoch {}",
+                version.id, version.ended, self.next_id, self.epoch
+            ));
+        }
+        if version.is_live() && self.names.insert(version.uuid, version.id).is_some() {
+            return Err(format!("two versions have the name {}", version.uuid));
         }
         if version.state == VersionState::Dying {
             self.dying.insert(version.id);
         }
-        self.by_id.insert(version.id, version);
+        match self.by_id.insert(version.id, version) {
+            Some(twin) => Err(format!("two versions have the id {}", twin.id)),
+            None => Ok(()),
+        }
     }
 
-    /// Fills in the children of loaded versions. Errors: a parent that does not exist, or a circle.
+    /// Fills in the children of loaded versions. Errors: a parent that does not exist, is a head or ended later than its
+    /// child (so that there are no circles); too many children for a dying version, too few for a ghost.
     pub fn load_children(&mut self) -> Result<(), Contradiction> {
-        let pairs: Vec<(VersionId, VersionId)> =
-            self.iter().filter(|version| version.parent != 0).map(|version| (version.parent, version.id)).collect();
-        for (parent, child) in pairs {
-            self.require(parent)?.children.insert(child);
-        }
-        for id in self.by_id.keys() {
-            let mut at = *id;
-            for _ in 0..=self.by_id.len() {
-                at = self.get(at).map_or(0, |version| version.parent);
+        let pairs: Vec<(VersionId, VersionId, u64)> = self
+            .iter()
+            .filter(|version| version.parent != 0)
+            .map(|version| (version.parent, version.id, version.ended))
+            .collect();
+        for (parent, child, ended) in pairs {
+            let parent = self.require(parent)?;
+            if parent.kind == VersionKind::Head || ended != 0 && parent.ended >= ended {
+                return Err(format!(
+                    "version {child}, ended {ended}, over version {}, ended {}",
+                    parent.id, parent.ended
+                ));
             }
-            if at != 0 {
-                return Err(format!("version {id} is its own ancestor"));
-            }
+            parent.children.insert(child);
         }
-        Ok(())
+        let wrong = self.iter().find(|version| match version.state {
+            VersionState::Live => false,
+            VersionState::Dying => version.children.len() > 1,
+            VersionState::Ghost => version.children.len() < 2,
+        });
+        match wrong {
+            Some(version) => {
+                Err(format!("{:?} version {} has {} children", version.state, version.id, version.children.len()))
+            }
+            None => Ok(()),
+        }
     }
 
     fn require(&mut self, id: VersionId) -> Result<&mut Version, Contradiction> {
@@ -229,8 +251,8 @@ impl Versions {
             return Err(format!("version {} exists already", version.id));
         }
         self.next_id = self.next_id.max(version.id + 1);
-        if version.is_live() {
-            self.names.insert(version.uuid, version.id);
+        if version.is_live() && self.names.insert(version.uuid, version.id).is_some() {
+            return Err(format!("there is a version of the name {} already", version.uuid));
         }
         if let Some(parent) = self.by_id.get_mut(&version.parent) {
             parent.children.insert(version.id);
@@ -295,6 +317,9 @@ impl Versions {
             if head.kind != VersionKind::Head || !head.is_live() {
                 return Err(format!("version {} is no live head", member.head));
             }
+            if (first_id..id).contains(&head.parent) {
+                return Err(format!("head {} is cut twice by one record", member.head));
+            }
             let mut generation = head.clone();
             generation.id = id;
             generation.uuid = member.uuid;
@@ -340,7 +365,11 @@ impl Versions {
     }
 
     pub fn revert(&mut self, head: VersionId, generation: VersionId, old_head: VersionId) -> Result<(), Contradiction> {
-        let uuid = self.require(old_head)?.uuid;
+        let old = self.require(old_head)?;
+        if old.kind != VersionKind::Head {
+            return Err(format!("version {old_head} is no head"));
+        }
+        let uuid = old.uuid;
         self.destroy(old_head)?;
         self.require(old_head)?.hidden = true; // its name goes on with the new head
         self.head_over(head, generation, uuid)
@@ -361,7 +390,11 @@ impl Versions {
     }
 
     pub fn resize(&mut self, id: VersionId, size: u64) -> Result<(), Contradiction> {
-        self.require(id)?.size = size;
+        let version = self.require(id)?;
+        if version.kind != VersionKind::Head || !version.is_live() {
+            return Err(format!("version {id} is no live head"));
+        }
+        version.size = size;
         Ok(())
     }
 

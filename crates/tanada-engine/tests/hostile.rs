@@ -6,7 +6,7 @@ use shell::{Device, MIB, Shell, formatted, id};
 use tanada_disk::{Buf, DiskOp};
 use tanada_engine::{Control, EngineConfig, Reply};
 use tanada_format::geometry::SUPERBLOCK_AT;
-use tanada_format::{JournalBuilder, JournalHeader, Record, Superblock};
+use tanada_format::{JournalBuilder, JournalHeader, Node, Pointer, Record, Superblock, crc32c};
 
 const STORE_BYTES: u64 = 32 * MIB;
 
@@ -27,6 +27,14 @@ fn header(device: &Device, seq: u64, incarnation: u64) -> JournalHeader {
     JournalHeader { store: superblock(device).store, incarnation, seq, durable_seq: 0, checkpoint: 1 }
 }
 
+/// Why the engine does not open it.
+fn refusal(device: Device) -> String {
+    match Shell::open(device, EngineConfig::new(STORE_BYTES)).opened {
+        Some(Err(failure)) => failure.message,
+        other => panic!("opened: {other:?}"),
+    }
+}
+
 #[test]
 fn a_life_without_a_recovery_block_does_not_continue_the_journal() {
     let mut device = formatted(STORE_BYTES, MIB);
@@ -36,4 +44,32 @@ fn a_life_without_a_recovery_block_does_not_continue_the_journal() {
     put_journal(&mut device, second, &[Record::Create { head: 1, size: MIB, uuid: id(1) }]);
     let mut shell = Shell::open(device, EngineConfig::new(STORE_BYTES));
     assert!(matches!(shell.must(Control::List), Reply::List(volumes) if volumes.is_empty()));
+}
+
+#[test]
+fn a_store_that_grew_beyond_its_device_is_refused() {
+    let mut device = formatted(STORE_BYTES, MIB);
+    let first = header(&device, 1, 1);
+    let grow = Record::Grow { store_blocks: 1 << 40 };
+    put_journal(&mut device, first, &[Record::Recovered { seq: 0, records: 0 }, grow]);
+    assert!(refusal(device).contains("the device has"));
+}
+
+#[test]
+fn a_catalog_that_refers_to_itself_is_refused() {
+    let mut device = formatted(STORE_BYTES, MIB);
+    let mut superblock = superblock(&device);
+    let first = superblock.geometry.regions_start() + 2;
+    // Each node holds 256 times the next one: 2^32 leaves in four blocks.
+    let mut crc = 7;
+    for level in 0..4 {
+        let node = Node { pointers: [Pointer::new(first + level, 1, crc); 256] };
+        device.blocks.insert(first + level + 1, node.encode().to_vec());
+        crc = crc32c(&node.encode());
+    }
+    superblock.catalog = Pointer::new(first + 4, 1, crc);
+    for at in SUPERBLOCK_AT[superblock.slot()] {
+        device.blocks.insert(at, superblock.encode().to_vec());
+    }
+    assert!(refusal(device).contains("twice"));
 }

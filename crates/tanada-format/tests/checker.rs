@@ -6,19 +6,29 @@ use std::collections::BTreeMap;
 use tanada_format::check::{CheckError, CheckOptions, CheckReport, ReadAt, check};
 use tanada_format::geometry::SUPERBLOCK_AT;
 use tanada_format::{
-    BLOCK_BYTES, FormatOptions, JournalBuilder, JournalHeader, Pointer, Record, Superblock, crc32c, format_image,
+    BLOCK_BYTES, FormatOptions, Geometry, JournalBuilder, JournalHeader, Member, Pointer, Record, Superblock, crc32c,
+    format_image,
 };
 use uuid::Uuid;
 
 const STORE: Uuid = Uuid::from_u128(7);
 
-#[derive(Default)]
 struct Image {
+    length: u64,
     blocks: RefCell<BTreeMap<u64, [u8; BLOCK_BYTES]>>,
+}
+
+impl Default for Image {
+    fn default() -> Image {
+        Image { length: 1 << 40, blocks: RefCell::default() }
+    }
 }
 
 impl ReadAt for Image {
     fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<(), String> {
+        if offset + bytes.len() as u64 > self.length {
+            return Err(format!("nothing at {offset}"));
+        }
         for (n, chunk) in bytes.chunks_mut(BLOCK_BYTES).enumerate() {
             let block = self.blocks.borrow().get(&(offset / 4096 + n as u64)).copied().unwrap_or([0; BLOCK_BYTES]);
             chunk.copy_from_slice(&block[..chunk.len()]);
@@ -87,13 +97,14 @@ fn the_journal_ends_at_the_first_record_whose_data_is_torn() {
     let map = |place, block, crc| Record::Map { head: 1, place, block, crcs: vec![crc] };
     let records = [
         Record::Recovered { seq: 0, records: 0 },
+        Record::Create { head: 1, size: 1 << 20, uuid: Uuid::from_u128(1) },
         map(0, first, crc32c(&[1; BLOCK_BYTES])),
         map(1, first + 1, 99),
         map(2, first, crc32c(&[1; BLOCK_BYTES])),
     ];
     journal(&image, &superblock, header(1), &records);
     let report = image.check();
-    assert_eq!(report.journal.records(), 2);
+    assert_eq!(report.journal.records(), 3);
     assert!(report.is_clean(), "{:?}", report.findings);
 }
 
@@ -137,4 +148,39 @@ fn a_catalog_that_does_not_match_its_checksum_is_damage() {
     superblock.catalog = Pointer::new(superblock.geometry.regions_start() + 2, 1, 5);
     image.put_superblock(&superblock);
     assert_found(&image.check(), "checksum");
+}
+
+#[test]
+fn records_that_contradict_the_store_are_damage() {
+    let create = |head, uuid| Record::Create { head, size: 1 << 20, uuid: Uuid::from_u128(uuid) };
+    let cut = |ended, heads: &[u64]| {
+        let members = (50..).zip(heads).map(|(uuid, head)| Member { head: *head, uuid: Uuid::from_u128(uuid) });
+        Record::Snapshot { first_id: 9, ended, hidden: false, members: members.collect() }
+    };
+    let cases: [(&[Record], &str); 9] = [
+        (&[Record::Unmap { head: 1, place: 0, blocks: 1 }], "no live head"),
+        (&[create(1, 1), create(1, 2)], "exists already"),
+        (&[create(1, 1), create(2, 1)], "of the name"),
+        (&[create(1, 1), cut(2, &[1])], "ends epoch 2"),
+        (&[create(1, 1), cut(1, &[1, 1])], "cut twice"),
+        (&[create(1, 1), Record::Clone { head: 2, generation: 1, uuid: Uuid::from_u128(2) }], "no live generation"),
+        (&[create(1, 1), Record::Destroy { version: 1 }, Record::Destroy { version: 1 }], "destroyed already"),
+        (&[Record::Grow { store_blocks: 1024 }], "shrinks"),
+        (&[Record::Grow { store_blocks: 1 << 40 }], "the device is shorter"),
+    ];
+    for (records, what) in cases {
+        let (mut image, superblock) = fresh();
+        image.length = superblock.geometry.store_bytes();
+        journal(&image, &superblock, header(1), &[&[Record::Recovered { seq: 0, records: 0 }], records].concat());
+        assert_found(&image.check(), what);
+    }
+}
+
+#[test]
+fn a_store_larger_than_its_device_is_refused_before_memory_is_taken_for_it() {
+    let (mut image, mut superblock) = fresh();
+    image.length = superblock.geometry.store_bytes();
+    superblock.geometry = Geometry::new(1 << 43, 256).expect("valid");
+    image.put_superblock(&superblock);
+    assert!(matches!(check(&image, CheckOptions::default()), Err(CheckError::Unreadable(_))));
 }

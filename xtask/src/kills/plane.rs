@@ -13,8 +13,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use tanada_blockd_api::{Answer, Command, Envelope, Failure, Greeting, Outcome, Response};
 use uuid::Uuid;
 
-/// Whoever waits longer than this for a process has found a hang.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+/// Whoever waits longer than this for a process has found a hang, also on a machine that does other things, too.
+pub const PATIENCE: Duration = Duration::from_secs(600);
 /// Between two attempts to reach a server that is being started.
 pub const AGAIN: Duration = Duration::from_millis(3);
 

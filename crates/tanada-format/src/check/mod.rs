@@ -2,7 +2,8 @@
 //!
 //! What it proves of a store, or says where it fails:
 //! - superblocks: which of the four copies are whole, and that no newer checkpoint is known to the journal (rule J8);
-//! - journal: which records a recovery would replay (J2-J4), that they name blocks which are free in the checkpoint;
+//! - journal: which records a recovery would replay (J2-J4), that they name blocks which are free in the checkpoint, and
+//!   versions that exist;
 //! - trees: every node's and (on demand) every data block's checksum, births in order (V2), nothing outside the store;
 //! - **I1**: a pointer born up to the parent's end stands identical at the same place in the parent;
 //! - **I2**: no block is referenced from two places;
@@ -16,6 +17,7 @@
 //! ```
 
 mod journal;
+mod replay;
 mod space;
 mod state;
 mod trees;
@@ -138,13 +140,18 @@ pub fn check(source: &dyn ReadAt, options: CheckOptions) -> Result<CheckReport, 
     let mut notes = Vec::new();
     let copies = read_superblocks(source).map_err(CheckError::Unreadable)?;
     let superblock = state::choose(&copies, &mut findings, &mut notes)?;
+    require_length(source, &superblock)?;
     let journal = scan(source, &superblock, &mut findings).map_err(CheckError::Unreadable)?;
     let mut marks = space::Marks::new(&superblock.geometry);
     let catalog = state::check_catalog(source, &superblock, &mut marks, &mut findings);
     let catalog_blocks = marks.count();
     let versions = trees::check_versions(source, &superblock, &catalog.versions, options, &mut marks, &mut findings);
     let used_blocks = space::check_bitmaps(source, &superblock, &catalog.regions, &marks, &mut findings);
-    space::check_journal_blocks(&superblock, &journal, &marks, &mut findings);
+    let geometry = replay::check_records(&superblock, &catalog.versions, &journal, &mut findings);
+    if geometry != superblock.geometry && source.read_block(geometry.store_blocks() - 1).is_err() {
+        findings.add(format!("the store grew to {} bytes, the device is shorter", geometry.store_bytes()));
+    }
+    space::check_journal_blocks(&geometry, &journal, &marks, &mut findings);
     Ok(CheckReport {
         superblock,
         journal,
@@ -157,6 +164,13 @@ pub fn check(source: &dyn ReadAt, options: CheckOptions) -> Result<CheckReport, 
         notes,
         marks,
     })
+}
+
+/// The last block must be there, or sizes mean nothing: what they ask for in memory follows from them.
+fn require_length(source: &dyn ReadAt, superblock: &Superblock) -> Result<(), CheckError> {
+    let bytes = superblock.geometry.store_bytes();
+    let too_short = |why| CheckError::Unreadable(format!("the store has {bytes} bytes, the device fewer: {why}"));
+    source.read_block(superblock.geometry.store_blocks() - 1).map(drop).map_err(too_short)
 }
 
 /// "version 7 (generation 1234-...)" for messages.

@@ -93,12 +93,7 @@ fn compare(geometry: &Geometry, region: u64, page: &BitmapPage, marks: &Marks, f
 }
 
 /// Blocks that the journal maps are free in the checkpoint (B4), and none is mapped twice (B1).
-pub(super) fn check_journal_blocks(
-    superblock: &Superblock,
-    journal: &JournalScan,
-    marks: &Marks,
-    findings: &mut Findings,
-) {
+pub(super) fn check_journal_blocks(geometry: &Geometry, journal: &JournalScan, marks: &Marks, findings: &mut Findings) {
     let mut named: BTreeMap<u64, u64> = BTreeMap::new();
     for scanned in &journal.blocks {
         let seq = scanned.header.seq;
@@ -108,7 +103,7 @@ pub(super) fn check_journal_blocks(
                 if marks.get(block) {
                     findings.add(format!("journal block {seq} maps block {block}, which the checkpoint uses"));
                 }
-                if !superblock.geometry.is_allocatable(block) && block < superblock.geometry.store_blocks() {
+                if !geometry.is_allocatable(block) {
                     findings.add(format!("journal block {seq} maps block {block}, which cannot hold data"));
                 }
                 if let Some(before) = named.insert(block, seq) {

@@ -1,5 +1,7 @@
 //! Superblocks and catalog: where everything else is found.
 
+use std::collections::BTreeMap;
+
 use super::space::Marks;
 use super::{CheckError, Findings, ReadAt, name};
 use crate::catalog::{REGION_ENTRY_BYTES, REGION_TABLE_PLACE, REGIONS_PER_BLOCK, RegionEntry, VERSIONS_PER_BLOCK};
@@ -182,6 +184,8 @@ pub(super) fn read_checked(source: &dyn ReadAt, pointer: Pointer, what: &'static
 /// Ids, names and parents of versions against each other.
 fn check_versions_agree(superblock: &Superblock, versions: &[Version], findings: &mut Findings) {
     let find = |id: u64| versions.iter().find(|version| version.id == id);
+    let mut children: BTreeMap<u64, usize> = BTreeMap::new();
+    versions.iter().for_each(|version| *children.entry(version.parent).or_default() += 1);
     for (n, version) in versions.iter().enumerate() {
         let what = name(version);
         if version.id >= superblock.next_version {
@@ -197,6 +201,14 @@ fn check_versions_agree(superblock: &Superblock, versions: &[Version], findings:
         };
         if let Some(other) = versions[..n].iter().find(twin) {
             findings.add(format!("{what} and {} share an id or a name", name(other)));
+        }
+        let children = children.get(&version.id).copied().unwrap_or(0);
+        match version.state {
+            VersionState::Dying if children > 1 => findings.add(format!("{what} is dying and has {children} children")),
+            VersionState::Ghost if children < 2 => {
+                findings.add(format!("{what} is a ghost and has {children} children"))
+            }
+            _ => {}
         }
         if version.parent == 0 {
             continue;

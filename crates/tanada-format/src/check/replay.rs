@@ -1,0 +1,131 @@
+//! Whether the journal's records make sense on top of the checkpoint's versions, as a recovery will find out.
+//!
+//! Each record must name versions that exist, live, and are of the right kind; new ones need a new id and a new name; an
+//! epoch ends once. What the records map is looked at elsewhere ([`super::space`]).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use uuid::Uuid;
+
+use super::{Findings, JournalScan};
+use crate::geometry::Geometry;
+use crate::record::{Member, Record};
+use crate::superblock::Superblock;
+use crate::version::{Version, VersionKind, VersionState};
+
+#[derive(Clone, Copy)]
+struct Entry {
+    kind: VersionKind,
+    is_live: bool,
+    uuid: Uuid,
+}
+
+struct Replay {
+    versions: BTreeMap<u64, Entry>,
+    names: BTreeSet<Uuid>,
+    epoch: u64,
+    geometry: Geometry,
+}
+
+/// Applies the records that count; returns the geometry that they lead to, for a store that has grown since.
+pub(super) fn check_records(
+    superblock: &Superblock,
+    versions: &[Version],
+    journal: &JournalScan,
+    findings: &mut Findings,
+) -> Geometry {
+    let mut replay = Replay {
+        versions: BTreeMap::new(),
+        names: BTreeSet::new(),
+        epoch: superblock.epoch,
+        geometry: superblock.geometry,
+    };
+    for version in versions {
+        let is_live = version.state == VersionState::Live;
+        replay.versions.insert(version.id, Entry { kind: version.kind, is_live, uuid: version.uuid });
+        if is_live {
+            replay.names.insert(version.uuid);
+        }
+    }
+    for block in &journal.blocks {
+        for record in &block.records {
+            if let Err(why) = replay.apply(record) {
+                findings.add(format!("journal block {} contradicts the store: {why}", block.header.seq));
+            }
+        }
+    }
+    replay.geometry
+}
+
+impl Replay {
+    fn live(&self, id: u64, kind: VersionKind) -> Result<Entry, String> {
+        let entry = self.versions.get(&id).filter(|entry| entry.is_live && entry.kind == kind);
+        entry.copied().ok_or_else(|| format!("version {id} is no live {}", format!("{kind:?}").to_lowercase()))
+    }
+
+    fn add(&mut self, id: u64, kind: VersionKind, uuid: Uuid) -> Result<(), String> {
+        if !self.names.insert(uuid) {
+            return Err(format!("there is a version of the name {uuid} already"));
+        }
+        match self.versions.insert(id, Entry { kind, is_live: true, uuid }) {
+            Some(_) => Err(format!("version {id} exists already")),
+            None => Ok(()),
+        }
+    }
+
+    fn destroy(&mut self, id: u64) -> Result<(), String> {
+        let entry = self.versions.get_mut(&id).filter(|entry| entry.is_live);
+        let entry = entry.ok_or_else(|| format!("version {id} is not there, or destroyed already"))?;
+        entry.is_live = false;
+        self.names.remove(&entry.uuid);
+        Ok(())
+    }
+
+    fn apply(&mut self, record: &Record) -> Result<(), String> {
+        match record {
+            Record::Map { head, .. } | Record::Unmap { head, .. } | Record::Resize { head, .. } => {
+                self.live(*head, VersionKind::Head).map(drop)
+            }
+            Record::Snapshot { first_id, ended, members, .. } => self.snapshot(*first_id, *ended, members),
+            Record::Create { head, uuid, .. } => self.add(*head, VersionKind::Head, *uuid),
+            Record::Clone { head, generation, uuid } => {
+                self.live(*generation, VersionKind::Generation)?;
+                self.add(*head, VersionKind::Head, *uuid)
+            }
+            Record::Revert { head, generation, old_head } => {
+                let old = self.live(*old_head, VersionKind::Head)?;
+                self.destroy(*old_head)?;
+                self.live(*generation, VersionKind::Generation)?;
+                self.add(*head, VersionKind::Head, old.uuid)
+            }
+            Record::Destroy { version } => self.destroy(*version),
+            Record::Grow { store_blocks } => self.grow(*store_blocks),
+            Record::Recovered { .. } => Ok(()),
+        }
+    }
+
+    fn snapshot(&mut self, first_id: u64, ended: u64, members: &[Member]) -> Result<(), String> {
+        if ended != self.epoch {
+            return Err(format!("a snapshot ends epoch {ended}, running is {}", self.epoch));
+        }
+        self.epoch += 1;
+        let mut heads = BTreeSet::new();
+        for (id, member) in (first_id..).zip(members) {
+            self.live(member.head, VersionKind::Head)?;
+            if !heads.insert(member.head) {
+                return Err(format!("head {} is cut twice by one record", member.head));
+            }
+            self.add(id, VersionKind::Generation, member.uuid)?;
+        }
+        Ok(())
+    }
+
+    fn grow(&mut self, store_blocks: u64) -> Result<(), String> {
+        let old = self.geometry;
+        if store_blocks < old.store_blocks() {
+            return Err(format!("the store shrinks from {} to {store_blocks} blocks", old.store_blocks()));
+        }
+        self.geometry = Geometry::new(store_blocks, old.journal_blocks()).map_err(|error| error.to_string())?;
+        Ok(())
+    }
+}
