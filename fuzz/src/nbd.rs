@@ -6,9 +6,7 @@
 //! - what it asks of the store lies within the export, is not too long, and changes nothing that is read-only;
 //! - the session never takes more than it was given, and after its end it asks for nothing.
 
-use tanada_nbd::proto::{
-    CMD_WRITE, IHAVEOPT, NBD_EIO, OPTION_BYTES_MAX, OptionHeader, PAYLOAD_BYTES_MAX, RequestHeader,
-};
+use tanada_nbd::proto::{CMD_WRITE, NBD_EIO, OPTION_BYTES_MAX, OptionHeader, PAYLOAD_BYTES_MAX, RequestHeader};
 use tanada_nbd::server::{Ask, Event, ExportInfo, Exports, Session, reply};
 
 use crate::Script;
@@ -222,31 +220,4 @@ fn ended(session: &mut Session, rest: &[u8], out: &mut Vec<u8>) {
     let before = out.len();
     let step = session.advance(rest, &Names, out).expect("nothing is wrong any more");
     assert!(step.event.is_none() && out.len() == before, "a session goes on after its end");
-}
-
-/// Whole conversations to start from.
-pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
-    let raw = |stream: &[u8]| [&[255, 255, 255, 255, 0][..], stream].concat();
-    let option =
-        |option: u32, data: &[u8]| [&OptionHeader { option, length: data.len() as u32 }.encode()[..], data].concat();
-    let request = |command: u16, offset: u64, length: u32| {
-        RequestHeader { flags: 0, command, cookie: 7, offset, length }.encode().to_vec()
-    };
-    let go = [&[0, 0, 0, 1, b'a', 0, 1, 0, 3][..]].concat();
-    let meta = [&[0, 0, 0, 1, b'a', 0, 0, 0, 1, 0, 0, 0, 15][..], b"base:allocation"].concat();
-    let status = [
-        vec![0, 0, 0, 3],
-        option(8, &[]),
-        option(10, &meta),
-        option(7, &go),
-        request(7, 0, 65536),
-        request(CMD_WRITE, 4096, 3),
-        vec![1, 2, 3],
-        request(0, 0, 512),
-        request(3, 0, 0),
-        request(2, 0, 0),
-    ];
-    let old = [vec![0, 0, 0, 1], option(3, &[]), option(1, b"b"), request(4, 0, 4096), request(0, 1 << 40, 1 << 20)];
-    let broken = [vec![0, 0, 0, 3], IHAVEOPT.to_be_bytes().to_vec(), vec![0, 0, 0, 7, 255, 255, 255, 255]];
-    vec![("status", raw(&status.concat())), ("old-style", raw(&old.concat())), ("broken", raw(&broken.concat()))]
 }

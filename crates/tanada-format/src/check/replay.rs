@@ -122,8 +122,9 @@ impl Replay {
 
     fn grow(&mut self, store_blocks: u64) -> Result<(), String> {
         let old = self.geometry;
-        if store_blocks < old.store_blocks() {
-            return Err(format!("the store shrinks from {} to {store_blocks} blocks", old.store_blocks()));
+        if store_blocks <= old.store_blocks() {
+            // A checkpoint keeps the size as it is at its end: the store may have grown once and again since its cut.
+            return Ok(());
         }
         self.geometry = Geometry::new(store_blocks, old.journal_blocks()).map_err(|error| error.to_string())?;
         Ok(())
