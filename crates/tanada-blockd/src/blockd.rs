@@ -24,6 +24,9 @@ use crate::shell::{Books, Shell};
 use crate::signals::{Signals, Wake};
 use crate::store_file::StoreFile;
 
+/// Segments of a sparse store file that are written ahead of use: 32 MiB, or a second of small writes.
+const PREPARE_SEGMENTS: usize = 8;
+
 pub(crate) fn run(args: Vec<OsString>) -> anyhow::Result<()> {
     let options = options::blockd(args)?;
     let mut ready = Ready::new(options.ready_fd);
@@ -48,6 +51,7 @@ fn serve(options: &BlockdOptions, ready: &mut Ready) -> anyhow::Result<()> {
     let config = EngineConfig {
         kept: Some(kept),
         device_can_grow: store.can_grow,
+        prepare_segments: if store.can_grow { PREPARE_SEGMENTS } else { 0 },
         memory_bytes: options.memory_bytes,
         seed: Uuid::new_v4().as_u64_pair().0,
         ..EngineConfig::new(size)

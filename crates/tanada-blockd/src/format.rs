@@ -41,6 +41,7 @@ pub(crate) fn run(args: Vec<OsString>) -> anyhow::Result<()> {
         device_bytes,
         journal_bytes: options.journal_bytes,
     })?;
+    let image = if options.preallocate { image.keep_space() } else { image };
     store.grow(device_bytes).with_context(|| format!("extend {path} to {device_bytes} bytes"))?;
     for range in &image.zero {
         write_zeros(store.file(), range).with_context(|| format!("write zeros to {path}"))?;

@@ -75,6 +75,8 @@ pub(crate) struct FormatOptions {
     /// `None` where the device or file says it.
     pub(crate) size_bytes: Option<u64>,
     pub(crate) journal_bytes: Option<u64>,
+    /// Writes over all of the space, and keeps it.
+    pub(crate) preallocate: bool,
     pub(crate) force: bool,
 }
 
@@ -191,16 +193,26 @@ pub(crate) fn grow(args: Vec<OsString>) -> anyhow::Result<GrowOptions> {
 pub(crate) fn format(args: Vec<OsString>) -> anyhow::Result<FormatOptions> {
     let mut words = Words::new(args);
     let mut path = None;
-    let mut options =
-        FormatOptions { path: PathBuf::new(), store: None, size_bytes: None, journal_bytes: None, force: false };
+    let mut options = FormatOptions {
+        path: PathBuf::new(),
+        store: None,
+        size_bytes: None,
+        journal_bytes: None,
+        preallocate: false,
+        force: false,
+    };
     while let Some(word) = words.next()? {
         match word.as_str() {
             "--size" => options.size_bytes = Some(words.size("--size")?),
             "--journal" => options.journal_bytes = Some(words.size("--journal")?),
             "--uuid" => options.store = Some(words.text("--uuid")?.parse().context("--uuid takes a uuid")?),
+            "--preallocate" => options.preallocate = true,
             "--force" => options.force = true,
             other if other.starts_with("--") => {
-                bail!("unknown argument '{other}'; store format takes PATH, --uuid, --size, --journal and --force")
+                bail!(
+                    "unknown argument '{other}'; store format takes PATH, --uuid, --size, --journal, --preallocate \
+                     and --force"
+                )
             }
             other if path.is_none() => path = Some(PathBuf::from(other)),
             other => bail!("'{other}' is a second path; store format takes one"),
@@ -303,6 +315,7 @@ mod tests {
         let options = scrub(words("--runtime-dir /r --rate 8M --wait")).unwrap();
         assert_eq!((options.verb, options.wait), (ScrubVerb::Start { rate: 8 << 20, anew: false }, true));
         assert_eq!(grow(words("--runtime-dir /r --size 2G")).unwrap().size_bytes, 2 << 30);
+        assert!(format(words("/s --preallocate")).unwrap().preallocate);
         let options = format(words("/s --size 10G --force")).unwrap();
         assert_eq!((options.size_bytes, options.journal_bytes, options.force), (Some(10 << 30), None, true));
     }

@@ -56,6 +56,8 @@ pub struct Allocator {
     warm: Vec<bool>,
     /// Some warm segment may be free as a whole.
     maybe_idle: bool,
+    /// Segments that are written and free as a whole, as far as is known; forgotten when one may have been opened.
+    ahead: Option<usize>,
     /// Open segment and next bit in it, by stream.
     cursors: [Option<(usize, u64)>; 2],
     free: u64,
@@ -73,6 +75,7 @@ impl Allocator {
             segment_free: Vec::new(),
             warm: Vec::new(),
             maybe_idle: false,
+            ahead: None,
             cursors: [None, None],
             free: 0,
             used: 0,
@@ -156,7 +159,10 @@ impl Allocator {
         loop {
             let (segment, bit) = match self.cursors[stream as usize] {
                 Some(cursor) => cursor,
-                None => (self.pick(stream)?, 0),
+                None => {
+                    self.ahead = None;
+                    (self.pick(stream)?, 0)
+                }
             };
             let Some((first, count)) = self.run_in(segment, bit, want) else {
                 self.cursors[stream as usize] = None;
@@ -288,6 +294,34 @@ impl Allocator {
         Some((end - count, count))
     }
 
+    /// A segment that was never written, to be filled with zeros: first block and number of blocks, all busy until they
+    /// are released. `None` where `ahead` segments are written and free, or none is left that was not. No more than a
+    /// twentieth of the store is written ahead: beyond that it would be handed back to the medium.
+    pub fn take_cold_segment(&mut self, ahead: usize) -> Option<(u64, u64)> {
+        let ahead = ahead.min(self.segment_free.len() / 20);
+        if self.ahead.is_some_and(|ready| ready >= ahead) {
+            return None;
+        }
+        let is_free = |segment: usize| self.segment_free[segment] == self.segment_size(segment);
+        let open = self.cursors.map(|cursor| cursor.map(|(segment, _)| segment));
+        let ready = (0..self.segment_free.len())
+            .filter(|segment| self.warm[*segment] && is_free(*segment) && !open.contains(&Some(*segment)))
+            .count();
+        let cold = (0..self.segment_free.len()).find(|segment| !self.warm[*segment]);
+        self.ahead = Some(if cold.is_some() { ready } else { usize::MAX });
+        let segment = cold.filter(|_| ready < ahead)?;
+        self.ahead = None;
+        let count = u64::from(self.segment_size(segment));
+        let end = self.geometry.regions_start() + (segment as u64 + 1) * SEGMENT_BLOCKS;
+        (end - count..end).for_each(|block| self.mark_busy(block));
+        Some((end - count, count))
+    }
+
+    /// All of the space has been written at some time.
+    pub fn mark_all_warm(&mut self) {
+        self.warm.fill(true);
+    }
+
     /// Regions whose used bits changed since the last [`Allocator::save`].
     pub fn dirty_regions(&self) -> impl Iterator<Item = u64> + '_ {
         self.dirty.iter().copied()
@@ -365,6 +399,23 @@ mod tests {
             (block..block + count).for_each(|block| allocator.release(block));
         }
         assert_eq!(handed_back, 64 - 64 / 20);
+    }
+
+    #[test]
+    fn segments_are_written_ahead_but_a_few() {
+        let mut allocator = Allocator::new(Geometry::new(66 * SEGMENT_BLOCKS, 64).expect("valid"));
+        let mut prepared = Vec::new();
+        while let Some((block, count)) = allocator.take_cold_segment(2) {
+            assert!(allocator.is_busy(block), "not to be allocated while zeros are written over it");
+            (block..block + count).for_each(|block| allocator.release(block));
+            prepared.push(block);
+        }
+        assert_eq!(prepared.len(), 2);
+        let (first, _) = allocator.allocate(Stream::Data, 1).expect("free");
+        assert!(prepared.contains(&first), "what is written goes first");
+        assert!(allocator.take_cold_segment(2).is_some(), "one was opened, another takes its place");
+        allocator.mark_all_warm();
+        assert_eq!(allocator.take_cold_segment(2), None);
     }
 
     #[test]

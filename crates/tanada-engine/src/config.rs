@@ -32,6 +32,8 @@ pub struct EngineConfig {
     pub reserve_bytes: u64,
     /// Blocks that one deletion walk frees at most between two checkpoints.
     pub walk_blocks: u64,
+    /// Segments of 4 MiB that are filled with zeros ahead of use, for files that are sparse; 0 for none.
+    pub prepare_segments: usize,
     /// Memory that outlives the process, for journal blocks that are not written yet (J6b); `None`: writes are
     /// acknowledged when their journal block is written (J6a).
     pub kept: Option<KeptMemory>,
@@ -53,6 +55,7 @@ impl EngineConfig {
             sync_micros: 1_000_000,
             reserve_bytes: 32 * MIB,
             walk_blocks: 1_000_000,
+            prepare_segments: 0,
             kept: None,
         }
     }

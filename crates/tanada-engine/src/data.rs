@@ -53,6 +53,15 @@ pub struct DataWrite {
 /// Blocks in one device write at most: 1 MiB.
 const WRITE_BLOCKS_MAX: u64 = MAP_BLOCKS_MAX as u64;
 
+/// Writers are delayed while the journal or the delta is filled beyond the first of these, more the fuller it is, and
+/// held beyond the second, until the running checkpoint makes room: latency bends instead of breaking.
+const DELAYED_PER_MILLE: u64 = 750;
+const HELD_PER_MILLE: u64 = 920;
+
+/// What a small write waits for where writers are all but held, in microseconds: a thousand of them pass in a second
+/// then, and any checkpoint keeps up with that.
+const DELAY_MICROS_MAX: u64 = 1000;
+
 /// Whether a piece may go on now.
 enum Admission {
     Yes,
@@ -107,11 +116,14 @@ impl State {
             PieceKind::Data(buf) => buf.len() as u64 / BLOCK,
             PieceKind::Unmap(_) => 0,
         };
-        let in_era = self.versions.cost.bytes();
+        let pressure = self.pressure();
         let (open_blocks, open_runs) = open.map_or((0, 0), |write| (write.blocks, write.runs.len() as u64));
         let records = Journal::promise_for(open_blocks + blocks, open_runs + blocks);
-        if !self.journal.has_room(records + 1) || in_era >= self.delta_limit() {
+        if !self.journal.has_room(records + 1) || pressure >= HELD_PER_MILLE {
             self.need_checkpoint();
+            return Admission::Wait;
+        }
+        if pressure > DELAYED_PER_MILLE && !self.pay_delay(pressure, blocks) {
             return Admission::Wait;
         }
         if blocks == 0 {
@@ -123,9 +135,31 @@ impl State {
         self.wait_for_space()
     }
 
+    /// How full journal or delta are, whichever is fuller, in per mille.
+    fn pressure(&self) -> u64 {
+        let journal = self.journal.used() * 1000 / self.journal.blocks();
+        journal.max(self.versions.cost.bytes() * 1000 / self.delta_limit())
+    }
+
+    /// True where a writer of `blocks` has waited long enough; the next one's wait begins then.
+    fn pay_delay(&mut self, pressure: u64, blocks: u64) -> bool {
+        if self.now < self.admit_at {
+            return false;
+        }
+        let above = pressure.min(HELD_PER_MILLE) - DELAYED_PER_MILLE;
+        let part = above * 1000 / (HELD_PER_MILLE - DELAYED_PER_MILLE);
+        self.admit_at = self.now + DELAY_MICROS_MAX * part * part / 1_000_000 * (1 + blocks / 8);
+        true
+    }
+
+    /// When a writer that is delayed may go on, if one is.
+    pub fn admission_at(&self) -> Option<u64> {
+        (!self.pending.is_empty() && self.admit_at > self.now).then_some(self.admit_at)
+    }
+
     /// There is no room: waits for what checkpoints and walks can release, and only then says no.
     fn wait_for_space(&mut self) -> Admission {
-        if !self.releases.is_empty() {
+        if !self.releases.is_empty() || self.preparing.is_some() {
             return Admission::Wait;
         }
         let since = *self.stalled_since_cut.get_or_insert(self.checkpoint.cuts);

@@ -112,6 +112,7 @@ impl State {
         if self.phase == Phase::Serving {
             self.watch_space();
             self.punch_idle();
+            self.prepare_space();
             self.hurry();
         }
     }
@@ -135,6 +136,6 @@ impl State {
         let dirty = self.is_dirty();
         let checkpoint = (dirty && !self.checkpoint.running)
             .then(|| (self.checkpoint.last_at + self.config.checkpoint_micros).max(self.now + 1000));
-        self.sync_at().into_iter().chain(checkpoint).chain(self.punch_at()).chain(self.next_timer()).min()
+        self.sync_at().into_iter().chain(checkpoint).chain(self.punch_at()).chain(self.next_timer()).chain(self.admission_at()).min()
     }
 }

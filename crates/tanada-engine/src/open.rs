@@ -72,6 +72,11 @@ impl Handle {
         let images = add_kept(&mut ring, &found.unwrap_or_default(), &superblock);
         check_newest(&superblock, &ring)?;
         self.read_catalog(&superblock).await?;
+        self.with(|state| {
+            if state.keeps_space() {
+                state.alloc.mark_all_warm();
+            }
+        });
         let mut chain = chain_of(&superblock, ring)?;
         let blocks_verified = self.verify(&mut chain).await?;
         let verdict = chain.blocks.last().map(|block| (block.header.seq, block.records.len() as u64));

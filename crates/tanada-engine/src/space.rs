@@ -1,6 +1,12 @@
-//! Free space: what is kept back, what is passed down to the medium, when an administrator is told.
+//! Free space: what is kept back, what is passed down to the medium, what is written ahead, when an administrator is
+//! told.
+//!
+//! A first write to a hole of a sparse file is slow, and so is the sync behind it: the host allocates, and commits its
+//! own journal. So a few segments ahead of the allocator are filled with zeros in quiet moments, and whole segments are
+//! handed back late, when nobody writes. A store that was made with all of its space (`KEEP_SPACE`) needs neither.
 
-use tanada_disk::DiskOp;
+use tanada_disk::{BufMut, DiskOp, DiskResult};
+use tanada_format::superblock::KEEP_SPACE;
 use tanada_units::MIB;
 
 use crate::api::Alert;
@@ -10,10 +16,72 @@ use crate::state::{BLOCK, Pending, State};
 /// to write again stays.
 const PUNCH_IDLE_MICROS: u64 = 10_000_000;
 
+/// Space is written ahead while no more requests than this are under way, in pieces of so many blocks: a sync must wait
+/// for them, too.
+const PREPARE_OPS_MAX: usize = 4;
+const PREPARE_BLOCKS: u64 = 128;
+
+/// A segment being filled with zeros; its blocks are busy meanwhile, as those being punched are.
+#[derive(Debug, Clone, Copy)]
+pub struct Preparing {
+    first: u64,
+    count: u64,
+    done: u64,
+    in_flight: bool,
+}
+
 impl State {
+    /// True where space is not handed back: all of it was written when the store was made.
+    pub fn keeps_space(&self) -> bool {
+        self.superblock.as_ref().is_some_and(|superblock| superblock.features_optional & KEEP_SPACE != 0)
+    }
+
+    /// Fills space that was never written with zeros, ahead of who will want it.
+    pub fn prepare_space(&mut self) {
+        if self.config.prepare_segments == 0 || self.ops.len() > PREPARE_OPS_MAX || self.keeps_space() {
+            return;
+        }
+        let Some(preparing) = self.preparing.filter(|preparing| !preparing.in_flight) else {
+            if self.preparing.is_none() {
+                self.begin_preparing();
+            }
+            return;
+        };
+        let Preparing { first, count, done, .. } = preparing;
+        let blocks = (count - done).min(PREPARE_BLOCKS);
+        let zeros = BufMut::zeroed((blocks * BLOCK) as usize).freeze();
+        self.preparing = Some(Preparing { done: done + blocks, in_flight: true, ..preparing });
+        let op = DiskOp::Write { at: (first + done) * BLOCK, parts: vec![zeros] };
+        self.start_io(op, Pending::Prepare);
+    }
+
+    fn begin_preparing(&mut self) {
+        let roomy = self.alloc.free() > self.alloc.geometry().allocatable_blocks() / 10;
+        if !roomy || self.data_writes == 0 {
+            return;
+        }
+        let segment = self.alloc.take_cold_segment(self.config.prepare_segments);
+        self.preparing = segment.map(|(first, count)| Preparing { first, count, done: 0, in_flight: false });
+    }
+
+    /// A piece was written. What could not be written stays busy until a restart: the device may still do it (J10).
+    pub fn prepared(&mut self, result: DiskResult) {
+        let Some(preparing) = &mut self.preparing else { return };
+        preparing.in_flight = false;
+        let Preparing { first, count, done, .. } = *preparing;
+        if result.is_err() {
+            self.config.prepare_segments = 0;
+            self.preparing = None;
+        } else if done == count {
+            (first..first + count).for_each(|block| self.alloc.release(block));
+            self.preparing = None;
+        }
+    }
+
     /// When space may be passed down, if there is any to pass.
     pub fn punch_at(&self) -> Option<u64> {
-        let waits = self.alloc.may_have_idle_segments() && !self.punching && !self.checkpoint.running;
+        let idle = self.alloc.may_have_idle_segments() && !self.keeps_space();
+        let waits = idle && !self.punching && !self.checkpoint.running;
         waits.then(|| (self.last_change + PUNCH_IDLE_MICROS).max(self.now + 1000))
     }
 
@@ -21,7 +89,7 @@ impl State {
     /// small holes fragment the file below and turn each later sync into a commit of its journal.
     pub fn punch_idle(&mut self) {
         let busy = self.punching || self.checkpoint.running || self.syncs.running || !self.ops.is_empty();
-        if busy || self.now < self.last_change + PUNCH_IDLE_MICROS {
+        if busy || self.keeps_space() || self.now < self.last_change + PUNCH_IDLE_MICROS {
             return;
         }
         if let Some((first, count)) = self.alloc.take_idle_segment() {

@@ -31,6 +31,7 @@ use crate::journal::Journal;
 use crate::locks::BusyBlocks;
 use crate::releases::Releases;
 use crate::scrub::Scrub;
+use crate::space::Preparing;
 use crate::syncs::Syncs;
 use crate::timers::Timers;
 use crate::versions::{VersionId, Versions};
@@ -67,6 +68,8 @@ pub enum Pending {
     Sync {
         covers: u64,
     },
+    /// Space filled with zeros.
+    Prepare,
     /// Space handed back to the medium; failing is harmless.
     Punch {
         first: u64,
@@ -182,6 +185,9 @@ pub struct State {
     pub last_change: u64,
     /// A hole punch is in flight.
     pub punching: bool,
+    pub preparing: Option<Preparing>,
+    /// Delayed writers go on then.
+    pub admit_at: u64,
     /// Blocks are left to release in the next turn.
     pub more_releases: bool,
     /// What deletion walks freed since the last cut.
@@ -242,6 +248,8 @@ impl State {
             reads: GuestReads::default(),
             last_change: now,
             punching: false,
+            preparing: None,
+            admit_at: 0,
             more_releases: false,
             walked: Vec::new(),
             walking: None,
@@ -289,6 +297,7 @@ impl State {
             Some(Pending::Read { read, from, count }) => self.run_read(read, from, count, result),
             Some(Pending::Journal { first }) => self.journal_written(first, result),
             Some(Pending::Sync { covers }) => self.synced(covers, result),
+            Some(Pending::Prepare) => self.prepared(result),
             Some(Pending::Punch { first, count }) => {
                 self.punching = false;
                 (first..first + count).for_each(|block| self.alloc.release(block));

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use crate::error::FormatError;
 use crate::geometry::{Geometry, HEAD_BLOCKS, JOURNAL_START, SEGMENT_BLOCKS, SUPERBLOCK_AT, default_journal_bytes};
 use crate::node::BLOCK_BYTES;
-use crate::superblock::Superblock;
+use crate::superblock::{KEEP_SPACE, Superblock};
 
 /// What a new store is to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +28,17 @@ pub struct Image {
     /// Offset in bytes and content.
     pub writes: Vec<(u64, Vec<u8>)>,
     pub superblock: Superblock,
+}
+
+impl Image {
+    /// Makes all of the store's space written, and a store that keeps it ([`KEEP_SPACE`]).
+    pub fn keep_space(mut self) -> Image {
+        self.superblock.features_optional |= KEEP_SPACE;
+        let bytes = self.superblock.encode();
+        self.writes.iter_mut().for_each(|(_, copy)| copy.copy_from_slice(&bytes));
+        self.zero = vec![0..self.superblock.geometry.store_bytes()];
+        self
+    }
 }
 
 /// Lays out an empty store. Errors where the device is too small or the journal out of bounds.

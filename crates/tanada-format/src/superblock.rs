@@ -24,8 +24,10 @@ pub const FORMAT_VERSION: u32 = 1;
 pub const KNOWN_REQUIRED: u32 = 0;
 /// Features without which a store may be read but not written, none so far.
 pub const KNOWN_READABLE: u32 = 0;
-/// Features that may be ignored, none so far.
-pub const KNOWN_OPTIONAL: u32 = 0;
+/// Features that may be ignored.
+pub const KNOWN_OPTIONAL: u32 = KEEP_SPACE;
+/// Optional feature: all of the store's space was written when it was made; none of it is handed back to the medium.
+pub const KEEP_SPACE: u32 = 1;
 
 const F_MAGIC: Field = Field::first("magic", 8);
 const F_VERSION: Field = F_MAGIC.then("format_version", 4);
@@ -102,9 +104,9 @@ impl Superblock {
     /// A superblock for an empty store.
     pub fn fresh(store: Uuid, geometry: Geometry) -> Superblock {
         Superblock {
-            features_required: KNOWN_REQUIRED,
-            features_readable: KNOWN_READABLE,
-            features_optional: KNOWN_OPTIONAL,
+            features_required: 0,
+            features_readable: 0,
+            features_optional: 0,
             store,
             checkpoint: 1,
             incarnation: 0,

@@ -23,6 +23,7 @@ pub fn settings(seed: u64, trace: bool) -> Settings {
     config.sync_micros = *rng.pick(&[1_000, 50_000, 1_000_000]);
     config.reserve_bytes = 1 << 20;
     config.walk_blocks = *rng.pick(&[5, 40, 1000]);
+    config.prepare_segments = [0, 1, 3][seed as usize % 3];
     let faults = match faulty {
         true => Faults { read: rng.below(6), write: rng.below(10), sync: rng.below(8) },
         false => Faults::default(),

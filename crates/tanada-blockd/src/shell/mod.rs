@@ -26,7 +26,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use tanada_disk::{BufPool, DiskError, DiskOp};
-use tanada_engine::{Action, Alert, Control, Engine, EngineConfig, Failure, OpenReport, Reply, Request, RequestId};
+use tanada_engine::{
+    Action, Alert, Control, Engine, EngineConfig, Failure, IoId, OpenReport, Reply, Request, RequestId,
+};
 use tanada_units::MIB;
 
 use self::attachments::{Attachments, Entry, EntryState, Saver, TableRow};
@@ -109,6 +111,8 @@ pub(crate) struct Shell {
     cuts: Slab<CutWatch>,
     /// Connections that may have something to receive, send or end.
     touched: VecDeque<u32>,
+    /// What the engine wants of the store in this turn.
+    disk_ops: Vec<(IoId, DiskOp)>,
     /// The engine was asked something since its last turn.
     is_asked: bool,
     opened: Option<Result<OpenReport, Failure>>,
@@ -145,6 +149,7 @@ impl Shell {
             scrubs: books.scrubs,
             cuts: Slab::new(),
             touched: VecDeque::new(),
+            disk_ops: Vec::new(),
             is_asked: false,
             opened: None,
         };
@@ -220,6 +225,13 @@ impl Shell {
                 break;
             }
         }
+        // Answers first: their clients work while the kernel is busy with what comes behind them.
+        for at in 0..self.touched.len() {
+            self.start_send(self.touched[at])?;
+        }
+        for (io, op) in self.disk_ops.drain(..) {
+            self.ring.disk(io, self.store.raw_fd(), op, &mut self.pool).context("start a store operation")?;
+        }
         while let Some(number) = self.touched.pop_front() {
             self.settle_conn(number)?;
         }
@@ -235,9 +247,7 @@ impl Shell {
                 self.engine.complete(self.now, io, result);
                 self.is_asked = true;
             }
-            Action::Disk { io, op } => {
-                self.ring.disk(io, self.store.raw_fd(), op, &mut self.pool).context("start a store operation")?;
-            }
+            Action::Disk { io, op } => self.disk_ops.push((io, op)),
             Action::Reply { request, result } => self.answered(request, result),
             Action::Keep(block) => match &mut self.kept {
                 Some(kept) => kept.keep(&block),
@@ -424,10 +434,9 @@ impl Shell {
         }
     }
 
-    /// Starts what a connection is ready for, or takes it away.
-    fn settle_conn(&mut self, number: u32) -> anyhow::Result<()> {
+    /// Sends the answers that a connection has gathered, unless some are under way.
+    fn start_send(&mut self, number: u32) -> anyhow::Result<()> {
         let Some(conn) = self.conns.get_mut(number) else { return Ok(()) };
-        conn.is_touched = false;
         if conn.state == ConnState::Closing {
             conn.charge -= conn.out.charge;
             conn.out.clear();
@@ -437,6 +446,13 @@ impl Shell {
             conn.is_sending = true;
             self.ring.send(number, conn.raw_fd(), outgoing).context("send")?;
         }
+        Ok(())
+    }
+
+    /// Receives where a connection can take something, or takes the connection away.
+    fn settle_conn(&mut self, number: u32) -> anyhow::Result<()> {
+        let Some(conn) = self.conns.get_mut(number) else { return Ok(()) };
+        conn.is_touched = false;
         if conn.state == ConnState::Open && !conn.is_receiving && conn.wants_input() {
             conn.compact();
             let (payload, buffer, from) = (conn.payload.take(), std::mem::take(&mut conn.buffer), conn.end);
