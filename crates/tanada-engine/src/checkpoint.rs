@@ -318,7 +318,7 @@ impl Handle {
 impl State {
     /// Starts a checkpoint where one is due and none runs.
     pub fn start_checkpoint(&mut self) {
-        if self.checkpoint.running || self.phase != crate::state::Phase::Serving {
+        if self.checkpoint.running || self.pairs.is_busy() || self.phase != crate::state::Phase::Serving {
             return;
         }
         if self.checkpoint.wanted || self.checkpoint_is_due() {

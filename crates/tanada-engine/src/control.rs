@@ -67,12 +67,15 @@ impl Handle {
         loop {
             let wait = self.with(|state| {
                 state.check_writable()?;
-                if state.journal.has_control_room() {
+                let has_room = state.journal.has_control_room();
+                if has_room && !state.pairs.is_busy() {
                     return Ok(None);
                 }
                 let (filler, slot) = slot();
                 state.room_waiters.push(filler);
-                state.need_checkpoint();
+                if !has_room {
+                    state.need_checkpoint();
+                }
                 Ok(Some(slot))
             })?;
             match wait {

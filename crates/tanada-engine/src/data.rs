@@ -32,9 +32,9 @@ pub enum PieceKind {
 }
 
 /// What a device write carries of one piece: one run of blocks, one record to be.
-struct Run {
+pub struct Run {
     op: OpId,
-    head: VersionId,
+    pub head: VersionId,
     place: u64,
     block: u64,
     crcs: Vec<u32>,
@@ -45,9 +45,11 @@ pub struct DataWrite {
     first: u64,
     blocks: u64,
     parts: Vec<Buf>,
-    runs: Vec<Run>,
+    pub runs: Vec<Run>,
     promised_journal: u64,
     promised_nodes: u64,
+    /// Its records are in the journal already ([`crate::pair`]).
+    pub is_paired: bool,
 }
 
 /// Blocks in one device write at most: 1 MiB.
@@ -77,6 +79,7 @@ impl State {
             return self.pending.clear(); // their ops are answered already
         }
         let mut open: Option<DataWrite> = None;
+        let before = self.data_writes;
         while let Some(piece) = self.pending.pop_front() {
             match self.admit(&piece, open.as_ref()) {
                 Admission::Yes => {
@@ -100,7 +103,8 @@ impl State {
             }
         }
         if let Some(write) = open {
-            self.start_write(write);
+            let is_only = self.data_writes == before;
+            self.start_write(write, is_only);
         }
     }
 
@@ -124,6 +128,9 @@ impl State {
             return Admission::Wait;
         }
         if pressure > DELAYED_PER_MILLE && !self.pay_delay(pressure, blocks) {
+            return Admission::Wait;
+        }
+        if blocks == 0 && self.pairs.is_busy() {
             return Admission::Wait;
         }
         if blocks == 0 {
@@ -246,7 +253,7 @@ impl State {
             if open.as_ref().is_none_or(|write| room == 0 || write.first + write.blocks != block)
                 && let Some(full) = open.replace(DataWrite::new(block))
             {
-                self.start_write(full);
+                self.start_write(full, false);
             }
             let bytes = buf.slice((done * BLOCK) as usize..((done + count) * BLOCK) as usize);
             let crcs = bytes.chunks_exact(BLOCK as usize).map(crc32c).collect();
@@ -262,22 +269,44 @@ impl State {
         }
     }
 
-    fn start_write(&mut self, mut write: DataWrite) {
+    /// `is_only`: no other is started in this turn.
+    fn start_write(&mut self, mut write: DataWrite, is_only: bool) {
         write.promised_journal = Journal::promise_for(write.blocks, write.runs.len() as u64);
         write.promised_nodes = write.runs.iter().map(|run| nodes_for(run.crcs.len() as u64)).sum();
         self.journal.promise(write.promised_journal);
         self.data_writes += 1;
         self.data_blocks += write.blocks;
+        self.data_in_flight += 1;
+        if is_only {
+            self.try_pair(&mut write);
+        }
         let parts = std::mem::take(&mut write.parts);
         self.data_io(DiskOp::Write { at: write.first * BLOCK, parts }, write);
     }
 
-    /// A device write has ended: its runs are recorded, or its ops fail.
-    pub fn data_written(&mut self, write: DataWrite, result: DiskResult) {
+    fn settle_promises(&mut self, write: &DataWrite) {
         self.journal.keep_promise(write.promised_journal);
         self.promised_nodes -= write.promised_nodes;
         self.syncs.unsynced_bytes += write.blocks * BLOCK;
         self.syncs.unsynced_since.get_or_insert(self.now);
+    }
+
+    /// A device write has ended whose records the journal has: they are applied.
+    pub fn apply_write(&mut self, write: DataWrite, seq: u64) {
+        self.settle_promises(&write);
+        for run in write.runs {
+            let record = run.record();
+            if let Err(message) = self.apply(&record) {
+                return self.fail(format!("a record that is in the journal already cannot be applied: {message}"));
+            }
+            self.note_records(&[record], seq);
+            self.part_recorded(run.op, seq);
+        }
+    }
+
+    /// A device write has ended: its runs are recorded, or its ops fail.
+    pub fn record_write(&mut self, write: DataWrite, result: DiskResult) {
+        self.settle_promises(&write);
         for run in write.runs {
             if let Err(error) = result {
                 // The blocks stay busy until a restart: the device may still write them (J10).
@@ -292,8 +321,7 @@ impl State {
 
     fn record_run(&mut self, run: Run) {
         let blocks = run.block..run.block + run.crcs.len() as u64;
-        let record = Record::Map { head: run.head, place: run.place, block: run.block, crcs: run.crcs };
-        match self.record(&[record]) {
+        match self.record(&[run.record()]) {
             Ok(seq) => self.part_recorded(run.op, seq),
             Err(message) => {
                 // The head was replaced meanwhile (V9); no record names the blocks, so they may go back at once (B1).
@@ -304,10 +332,16 @@ impl State {
     }
 }
 
+impl Run {
+    pub fn record(&self) -> Record {
+        Record::Map { head: self.head, place: self.place, block: self.block, crcs: self.crcs.clone() }
+    }
+}
+
 impl DataWrite {
     fn new(first: u64) -> DataWrite {
         let (parts, runs) = (Vec::new(), Vec::new());
-        DataWrite { first, blocks: 0, parts, runs, promised_journal: 0, promised_nodes: 0 }
+        DataWrite { first, blocks: 0, parts, runs, promised_journal: 0, promised_nodes: 0, is_paired: false }
     }
 
     fn push(&mut self, run: Run, bytes: Buf, count: u64) {

@@ -19,7 +19,7 @@
 
 use std::collections::BTreeMap;
 
-use tanada_disk::{BufMut, DiskOp};
+use tanada_disk::{Buf, BufMut, DiskOp};
 use tanada_format::geometry::JOURNAL_KEPT_BLOCKS;
 use tanada_format::journal::RECORDS_BYTES;
 use tanada_format::{BLOCK_BYTES, Geometry, JournalBuilder, JournalHeader, Record};
@@ -48,6 +48,8 @@ pub struct Journal {
     kept: u64,
     /// So many records of the block being filled are there, too.
     kept_records: usize,
+    /// A block whose data is still under way; nothing is appended behind it (see [`crate::pair`]).
+    alone: Option<u64>,
     /// The last block of which a record may have been acknowledged for being kept.
     acknowledged: u64,
 }
@@ -76,6 +78,7 @@ impl Journal {
             kept_places: 0,
             kept: next_seq - 1,
             kept_records: 0,
+            alone: None,
             acknowledged: 0,
         }
     }
@@ -113,15 +116,41 @@ impl Journal {
         self.next_seq += 1;
     }
 
-    /// The block being filled, as it would be written now.
-    fn image(&self) -> [u8; BLOCK_BYTES] {
-        self.building.seal(&JournalHeader {
+    /// Appends records whose data is only now being written, in a block of their own. Until [`Journal::settle_alone`]
+    /// it does not count as written.
+    pub fn append_alone(&mut self, records: &[Record]) -> u64 {
+        self.seal();
+        let seq = self.append(records);
+        self.alone = Some(seq);
+        self.seal();
+        seq
+    }
+
+    /// The data of the block that stood alone is there, or the block is void.
+    pub fn settle_alone(&mut self) {
+        self.alone = None;
+    }
+
+    /// The write that takes all records out of the block that stands alone: their data could not be written.
+    pub fn void_alone(&self, geometry: &Geometry) -> DiskOp {
+        let seq = self.alone.unwrap_or(self.next_seq);
+        let bytes = JournalBuilder::new().seal(&self.header(seq));
+        DiskOp::Write { at: geometry.journal_block(seq) * BLOCK_BYTES as u64, parts: vec![Buf::copy_from(&bytes)] }
+    }
+
+    fn header(&self, seq: u64) -> JournalHeader {
+        JournalHeader {
             store: self.store,
             incarnation: self.incarnation,
-            seq: self.next_seq,
+            seq,
             durable_seq: self.durable,
             checkpoint: self.checkpoint,
-        })
+        }
+    }
+
+    /// The block being filled, as it would be written now.
+    fn image(&self) -> [u8; BLOCK_BYTES] {
+        self.building.seal(&self.header(self.next_seq))
     }
 
     /// Hands everything recorded so far to the memory that outlives the process, as far as it has room and no block
@@ -131,7 +160,7 @@ impl Journal {
         self.kept = self.kept.max(written);
         let last = written + self.kept_places;
         for (seq, bytes) in &self.sealed {
-            if *seq == self.kept + 1 && *seq <= last {
+            if *seq == self.kept + 1 && *seq <= last && Some(*seq) != self.alone {
                 each(KeptBlock { seq: *seq, bytes: Box::new(*bytes) });
                 self.kept = *seq;
                 self.acknowledged = *seq;
@@ -171,16 +200,17 @@ impl Journal {
         writes
     }
 
-    /// A write that began with block `first` ended well.
-    pub fn completed(&mut self, first: u64) {
-        self.in_flight.remove(&first);
+    /// A write that began with block `first` ended well. True where it brought the block that stands alone.
+    pub fn completed(&mut self, first: u64) -> bool {
+        let last = self.in_flight.remove(&first).unwrap_or(first);
+        self.alone.is_some_and(|alone| (first..=last).contains(&alone))
     }
 
     /// All blocks up to this one have left the process.
     pub fn written(&self) -> u64 {
         let in_flight = self.in_flight.first_key_value().map(|(first, _)| *first);
         let sealed = self.sealed.first().map(|(seq, _)| *seq);
-        in_flight.or(sealed).unwrap_or(self.next_seq) - 1
+        in_flight.or(sealed).into_iter().chain(self.alone).min().unwrap_or(self.next_seq) - 1
     }
 
     /// First block that recovery needs.

@@ -39,6 +39,7 @@ mod locks;
 #[cfg(test)]
 mod model;
 mod open;
+mod pair;
 mod read;
 mod releases;
 mod scrub;

@@ -29,6 +29,7 @@ use crate::guest::{Export, GuestOp, OpId};
 use crate::guest_read::{GuestRead, GuestReads, ReadId};
 use crate::journal::Journal;
 use crate::locks::BusyBlocks;
+use crate::pair::Pairs;
 use crate::releases::Releases;
 use crate::scrub::Scrub;
 use crate::space::Preparing;
@@ -68,6 +69,8 @@ pub enum Pending {
     Sync {
         covers: u64,
     },
+    /// A pair's journal block written anew, without its records.
+    Void,
     /// Space filled with zeros.
     Prepare,
     /// Space handed back to the medium; failing is harmless.
@@ -177,6 +180,8 @@ pub struct State {
     pub promised_nodes: u64,
     pub stalled_since_cut: Option<u64>,
     pub data_writes: u64,
+    pub data_in_flight: usize,
+    pub pairs: Pairs,
     pub data_blocks: u64,
 
     pub releases: Releases,
@@ -243,6 +248,8 @@ impl State {
             promised_nodes: 0,
             stalled_since_cut: None,
             data_writes: 0,
+            data_in_flight: 0,
+            pairs: Pairs::default(),
             data_blocks: 0,
             releases: Releases::default(),
             reads: GuestReads::default(),
@@ -297,6 +304,7 @@ impl State {
             Some(Pending::Read { read, from, count }) => self.run_read(read, from, count, result),
             Some(Pending::Journal { first }) => self.journal_written(first, result),
             Some(Pending::Sync { covers }) => self.synced(covers, result),
+            Some(Pending::Void) => self.voided(result),
             Some(Pending::Prepare) => self.prepared(result),
             Some(Pending::Punch { first, count }) => {
                 self.punching = false;
@@ -333,6 +341,7 @@ impl State {
         self.syncs.acknowledge.clear();
         self.waiting_for_journal.clear();
         self.pending.clear();
+        self.pairs.clear();
         for op in self.ops.keys().copied().collect::<Vec<_>>() {
             self.abort_op(op, Failure::new(EIO, format!("the store is read-only: {message}")));
         }

@@ -45,6 +45,27 @@ pub struct Syncs {
     pub unsynced_since: Option<u64>,
     /// So many more records are written at once: somebody is likely to wait for them soon.
     eager: u32,
+    /// Groups of records since the last flush, and between the two before.
+    since_flush: u32,
+    flush_interval: u32,
+    /// Flushes in a row that came after a single group of records.
+    lonely_flushes: u32,
+}
+
+/// So many flushes in a row, each after a single write, and the next write's is expected.
+const LONELY_FLUSHES: u32 = 4;
+
+impl Syncs {
+    /// True where flushes come after every `interval` records or fewer.
+    pub fn expects_flush(&self, interval: u32) -> bool {
+        self.eager > 0 && self.flush_interval <= interval && self.since_flush < interval
+    }
+
+    /// True where a flush came after every single group of records lately, and one is there: the sync may as well begin
+    /// while its client is still being answered. It covers what that flush will ask for (J9).
+    fn is_flush_due(&self) -> bool {
+        self.eager > 0 && self.lonely_flushes >= LONELY_FLUSHES && self.since_flush == 1
+    }
 }
 
 /// After a flush so many records are written to the device at once, so that the next flush finds them there.
@@ -85,22 +106,32 @@ impl State {
         if let Err(error) = result {
             return self.fail(format!("writing the journal failed: {error}"));
         }
-        self.journal.completed(first);
+        let of_pair = self.journal.completed(first);
         self.acknowledge_up_to(self.journal.written());
+        if of_pair {
+            self.pair_block_written();
+        }
     }
 
     /// Applies and appends records that belong together, at one instant. Room must have been checked.
     pub fn record(&mut self, records: &[Record]) -> Result<u64, Contradiction> {
+        assert!(!self.pairs.is_busy(), "records {records:?} behind a pair that has not ended");
         for record in records {
             self.apply(record)?;
         }
         let seq = self.journal.append(records);
+        self.note_records(records, seq);
+        Ok(seq)
+    }
+
+    /// `records`, in journal block `seq`, are applied.
+    pub fn note_records(&mut self, records: &[Record], seq: u64) {
         self.syncs.unsynced_since.get_or_insert(self.now);
         self.syncs.eager = self.syncs.eager.saturating_sub(1);
+        self.syncs.since_flush = self.syncs.since_flush.saturating_add(1);
         for record in records {
             self.note_seq(record, seq);
         }
-        Ok(seq)
     }
 
     fn note_seq(&mut self, record: &Record, seq: u64) {
@@ -186,7 +217,8 @@ impl State {
             || self.syncs.acknowledge.iter().any(|(seq, _)| *seq <= written);
         // What is on its way to the journal comes along, unless there is much else.
         let due = self.sync_is_due() && (written > self.journal.durable() || !self.journal.is_writing());
-        if !asked && !due {
+        let expected = self.syncs.is_flush_due() && written > self.journal.durable() && self.data_in_flight == 0;
+        if !asked && !due && !expected {
             return;
         }
         self.syncs.running = true;
@@ -238,6 +270,8 @@ impl State {
     /// Somebody wants what was written to be durable: that is likely to happen again.
     pub fn expect_flushes(&mut self) {
         self.syncs.eager = EAGER_RECORDS;
+        self.syncs.flush_interval = std::mem::take(&mut self.syncs.since_flush);
+        self.syncs.lonely_flushes = if self.syncs.flush_interval == 1 { self.syncs.lonely_flushes + 1 } else { 0 };
     }
 
     /// Answers `op` when journal blocks up to `seq` are durable.
