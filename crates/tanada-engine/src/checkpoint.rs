@@ -349,6 +349,7 @@ impl State {
 
     /// The cut, the number and journal start of the checkpoint, and how fast it goes.
     fn begin_checkpoint(&mut self) -> (Cut, u64, u64, Pace) {
+        assert!(!self.pairs.is_busy(), "a cut while a record waits for its data");
         self.journal.seal();
         let walked = std::mem::take(&mut self.walked);
         let cut = cut(&mut self.versions, walked);

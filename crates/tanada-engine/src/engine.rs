@@ -136,6 +136,12 @@ impl State {
         let dirty = self.is_dirty();
         let checkpoint = (dirty && !self.checkpoint.running)
             .then(|| (self.checkpoint.last_at + self.config.checkpoint_micros).max(self.now + 1000));
-        self.sync_at().into_iter().chain(checkpoint).chain(self.punch_at()).chain(self.next_timer()).chain(self.admission_at()).min()
+        self.sync_at()
+            .into_iter()
+            .chain(checkpoint)
+            .chain(self.punch_at())
+            .chain(self.next_timer())
+            .chain(self.admission_at())
+            .min()
     }
 }

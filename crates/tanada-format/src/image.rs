@@ -36,7 +36,8 @@ impl Image {
         self.superblock.features_optional |= KEEP_SPACE;
         let bytes = self.superblock.encode();
         self.writes.iter_mut().for_each(|(_, copy)| copy.copy_from_slice(&bytes));
-        self.zero = vec![0..self.superblock.geometry.store_bytes()];
+        let all = 0..self.superblock.geometry.store_bytes();
+        self.zero = vec![all];
         self
     }
 }
