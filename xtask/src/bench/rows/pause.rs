@@ -41,8 +41,12 @@ const SPACING: Duration = Duration::from_millis(60);
 fn play(bench: &mut Bench) -> Result<()> {
     let cuts = bench.size(300, 100);
     let mut store = Blockd::create(bench.dir.join("pause"), bench.size(16 * GIB, 8 * GIB), Space::Written)?;
+    let mut last = None;
     for (id, volumes) in [("pause-1", 1), ("pause-4", 4), ("pause-16", 16)] {
         if bench.wants(id) {
+            if let Some(last) = last.replace(volumes) {
+                clear(&store, last)?;
+            }
             let (around, between, own) = measure(&mut store, volumes, cuts)?;
             let pauses: Vec<f64> = around.iter().map(|wait| wait.group).collect();
             bench.report.value(id, percentile(&pauses, 99.0), pauses.clone());
@@ -100,7 +104,6 @@ fn measure(store: &mut Blockd, volumes: usize, cuts: u64) -> Result<(Vec<Wait>, 
         logs.push(thread.join().map_err(|_| anyhow!("a writer panicked"))??);
     }
     let (windows, own) = result?;
-    clear(store, volumes)?;
     let between: Vec<Window> = windows
         .windows(2)
         .map(|pair| {
