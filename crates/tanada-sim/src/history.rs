@@ -124,6 +124,11 @@ impl BlockHistory {
         }
     }
 
+    /// What the block may hold after its first `n` operations.
+    fn contents_after(&self, n: usize) -> &[Content] {
+        if n == 0 { &self.base } else { &self.steps[n - 1].contents }
+    }
+
     /// The instants at which the block holds something that `matches`, as far as they touch `within`.
     /// States before an operation that `must` be there (told whether it is certain) do not count.
     pub fn instants(
@@ -135,16 +140,18 @@ impl BlockHistory {
     ) -> Vec<Interval> {
         let mut intervals = Vec::new();
         let mut earliest_answer = NEVER;
-        let states = self.steps.iter().map(|step| (Some(step.op), &step.contents)).rev();
-        for (op, contents) in states.chain([(None, &self.base)]) {
-            let submitted = op.map_or(0, |op| ops[op].submitted);
+        for n in (0..=self.steps.len()).rev() {
+            let step = n.checked_sub(1).map(|n| &self.steps[n]);
+            let contents = self.contents_after(n);
+            let submitted = step.map_or(0, |step| ops[step.op].submitted);
             let interval = (submitted.max(within.0), earliest_answer.min(within.1));
             if interval.0 <= interval.1 && contents.iter().any(&matches) {
                 intervals.push(interval);
             }
-            let Some(op) = op else { break };
-            earliest_answer = earliest_answer.min(ops[op].answered);
-            if must(&ops[op], self.steps.iter().any(|step| step.op == op && step.certain)) {
+            let Some(step) = step else { break };
+            earliest_answer = earliest_answer.min(ops[step.op].answered);
+            // What changed nothing need not have left anything that could be missing.
+            if must(&ops[step.op], step.certain) && self.contents_after(n - 1) != contents {
                 break;
             }
         }
@@ -227,6 +234,15 @@ mod tests {
         assert!(!intersect(&see(&first, 1), &see(&second, 0)).is_empty());
         assert!(!intersect(&see(&first, 0), &see(&second, 0)).is_empty());
         assert!(intersect(&see(&first, 0), &see(&second, 2)).is_empty());
+    }
+
+    /// Zeros over a hole leave nothing behind: the store may be at an instant before them.
+    #[test]
+    fn what_changed_nothing_rules_out_nothing() {
+        let ops = [op(3, 4)];
+        let mut block = BlockHistory::settled(content(0), 0);
+        block.push(0, Change::Zero);
+        assert_eq!(block.instants(&ops, |c| *c == content(0), |_, _| true, (0, 9)), [(3, 9), (0, 4)]);
     }
 
     #[test]
