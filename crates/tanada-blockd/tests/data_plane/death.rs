@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::process::{Command as Process, Stdio};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use tanada_blockd_api::{Answer, Command};
 use tanada_nbd::proto::CMD_WRITE;
 
@@ -120,6 +120,25 @@ fn kill_9_loses_nothing_acknowledged_flushed_or_not() {
 }
 
 #[test]
+fn what_is_acknowledged_outlives_keeper_and_blockd_together() {
+    let plane = Plane::start(512 * MIB);
+    plane.volume("disk", 32 * MIB);
+    let mut writer = writer(&plane, 32 * MIB / BLOCK as u64);
+    for round in 0..3 {
+        writer.write(800 + 900 * round);
+        let blockd = Pid::from_raw(plane.control().greeting.pid as i32).unwrap();
+        kill_process(plane.pid("keeper.pid").unwrap(), Signal::KILL).unwrap();
+        // It may be quicker to end with its keeper.
+        let _ = kill_process(blockd, Signal::KILL);
+        while !plane.keeper().output().unwrap().status.success() {}
+        // Before anything is sent again: what was under way may be there or not, what was acknowledged must be.
+        writer.nbd = plane.nbd("disk").unwrap();
+        writer.check();
+        writer.come_back();
+    }
+}
+
+#[test]
 fn qemu_goes_on_when_blockd_is_killed() {
     let plane = Plane::start(512 * MIB);
     plane.volume("disk", 64 * MIB);
@@ -214,7 +233,7 @@ fn a_keeper_takes_over_from_one_that_was_killed() {
     plane.volume("disk", MIB);
     plane.nbd("disk").unwrap().write(4096, &[4; 4096]).unwrap();
     let keeper = plane.pid("keeper.pid").unwrap();
-    rustix::process::kill_process(keeper, Signal::KILL).unwrap();
+    kill_process(keeper, Signal::KILL).unwrap();
     // Its lock goes with it; until then the next one is turned away.
     while !plane.keeper().output().unwrap().status.success() {}
     assert_eq!(plane.nbd("disk").unwrap().read(4096, 4096).unwrap(), [4; 4096]);
