@@ -227,6 +227,9 @@ pub struct StoreStat {
     pub journal_size: u64,
     pub delta_entries: u64,
     pub blocks_per_write_x100: u64,
+    /// Scattered bytes that were brought together since blockd was started.
+    #[serde(default)]
+    pub moved: u64,
     pub failed: Option<String>,
 }
 

@@ -48,13 +48,15 @@ fn serve(options: &BlockdOptions, ready: &mut Ready) -> anyhow::Result<()> {
     store.lock()?;
     let size = store.size_bytes().with_context(|| format!("size of {}", options.store.display()))?;
     let (kept_file, kept) = KeptFile::open(&options.runtime_dir)?;
+    let defaults = EngineConfig::new(size);
     let config = EngineConfig {
+        relayout_bytes_per_second: options.relayout_bytes_per_second.unwrap_or(defaults.relayout_bytes_per_second),
         kept: Some(kept),
         device_can_grow: store.can_grow,
         prepare_segments: if store.can_grow { PREPARE_SEGMENTS } else { 0 },
         memory_bytes: options.memory_bytes,
         seed: Uuid::new_v4().as_u64_pair().0,
-        ..EngineConfig::new(size)
+        ..defaults
     };
     let rows = load_attachments(&options.runtime_dir);
     let saver = Saver::start(&options.runtime_dir).context("start a thread")?;

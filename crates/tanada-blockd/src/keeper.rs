@@ -166,6 +166,9 @@ impl Keeper {
             command.arg(format!("--scrub-every={}", every.as_secs() / 86_400));
         }
         command.arg(format!("--scrub-rate={}", self.options.schedule.rate));
+        if let Some(rate) = self.options.relayout_bytes_per_second {
+            command.arg(format!("--relayout={rate}"));
+        }
         let names = format!("{}:{}", listen::NBD, listen::CONTROL);
         command.env("LISTEN_FDS", "2").env("LISTEN_FDNAMES", names).env_remove("LISTEN_PID").stdin(Stdio::null());
         let fds = [self.nbd.as_raw_fd(), self.control.as_raw_fd()];

@@ -24,6 +24,8 @@ pub(crate) struct BlockdOptions {
     /// Where what outlives a boot is kept; the runtime directory where there is none.
     pub(crate) state_dir: Option<PathBuf>,
     pub(crate) schedule: Schedule,
+    /// Scattered data is brought together at this rate; 0 is never, `None` the engine's own default.
+    pub(crate) relayout_bytes_per_second: Option<u64>,
     /// Descriptor that is told "ready" or "error: ..." once.
     pub(crate) ready_fd: Option<i32>,
 }
@@ -35,6 +37,8 @@ pub(crate) struct KeeperOptions {
     pub(crate) memory_bytes: u64,
     pub(crate) state_dir: Option<PathBuf>,
     pub(crate) schedule: Schedule,
+    /// Passed on to blockd.
+    pub(crate) relayout_bytes_per_second: Option<u64>,
     /// Who else may connect to the NBD socket.
     pub(crate) socket_uid: Option<u32>,
     pub(crate) socket_gid: Option<u32>,
@@ -84,17 +88,19 @@ pub(crate) fn blockd(args: Vec<OsString>) -> anyhow::Result<BlockdOptions> {
     let mut words = Words::new(args);
     let (mut store, mut runtime_dir, mut memory_bytes, mut ready_fd) = (None, None, MEMORY_BYTES_DEFAULT, None);
     let (mut state_dir, mut schedule) = (None, NO_SCHEDULE);
+    let mut relayout_bytes_per_second = None;
     while let Some(word) = words.next()? {
         match word.as_str() {
             "--store" => store = Some(words.path("--store")?),
             "--runtime-dir" => runtime_dir = Some(words.path("--runtime-dir")?),
             "--memory" => memory_bytes = words.size("--memory")?,
+            "--relayout" => relayout_bytes_per_second = Some(words.size("--relayout")?),
             "--ready-fd" => ready_fd = Some(words.number("--ready-fd")?),
             "--state-dir" => state_dir = Some(words.path("--state-dir")?),
             "--scrub-every" => schedule.every = Some(words.days("--scrub-every")?),
             "--scrub-rate" => schedule.rate = words.size("--scrub-rate")?,
             other => bail!(
-                "unknown argument '{other}'; blockd takes --store, --runtime-dir, --memory, --state-dir, \
+                "unknown argument '{other}'; blockd takes --store, --runtime-dir, --memory, --relayout, --state-dir, \
                  --scrub-every and --scrub-rate"
             ),
         }
@@ -105,6 +111,7 @@ pub(crate) fn blockd(args: Vec<OsString>) -> anyhow::Result<BlockdOptions> {
         memory_bytes,
         state_dir,
         schedule,
+        relayout_bytes_per_second,
         ready_fd,
     })
 }
@@ -118,6 +125,7 @@ pub(crate) fn keeper(args: Vec<OsString>) -> anyhow::Result<KeeperOptions> {
         memory_bytes: MEMORY_BYTES_DEFAULT,
         state_dir: None,
         schedule: NO_SCHEDULE,
+        relayout_bytes_per_second: None,
         socket_uid: None,
         socket_gid: None,
         daemonize: false,
@@ -131,6 +139,7 @@ pub(crate) fn keeper(args: Vec<OsString>) -> anyhow::Result<KeeperOptions> {
             "--state-dir" => options.state_dir = Some(words.path("--state-dir")?),
             "--scrub-every" => options.schedule.every = Some(words.days("--scrub-every")?),
             "--scrub-rate" => options.schedule.rate = words.size("--scrub-rate")?,
+            "--relayout" => options.relayout_bytes_per_second = Some(words.size("--relayout")?),
             "--socket-uid" => options.socket_uid = Some(words.number("--socket-uid")?),
             "--socket-group" | "--socket-gid" => options.socket_gid = Some(words.number("--socket-gid")?),
             "--daemonize" => options.daemonize = true,
@@ -304,8 +313,9 @@ mod tests {
 
     #[test]
     fn arguments_are_read() {
-        let options = blockd(words("--store /s --runtime-dir=/r --memory 64M")).unwrap();
+        let options = blockd(words("--store /s --runtime-dir=/r --memory 64M --relayout 0")).unwrap();
         assert_eq!((options.store.to_str(), options.memory_bytes), (Some("/s"), 64 << 20));
+        assert_eq!(options.relayout_bytes_per_second, Some(0));
         let options = keeper(words("--store /s --runtime-dir /r --daemonize --socket-gid 7")).unwrap();
         assert!(options.daemonize && options.socket_gid == Some(7));
         assert!(format(words("/s --uuid 7")).is_err());

@@ -45,6 +45,7 @@ pub(crate) fn store(stat: engine::StoreStat) -> api::StoreStat {
         journal_size: stat.journal_size,
         delta_entries: stat.delta_entries,
         blocks_per_write_x100: stat.blocks_per_write_x100,
+        moved: stat.moved,
         failed: stat.failed,
     }
 }

@@ -256,6 +256,8 @@ pub struct StoreStat {
     pub delta_entries: u64,
     /// Blocks per device data write since the store was opened, times 100 (speed notes 5.4).
     pub blocks_per_write_x100: u64,
+    /// Scattered data brought together since the store was opened (rule V12).
+    pub moved: u64,
     /// The error that made the store read-only, if any (rule J10).
     pub failed: Option<String>,
 }

@@ -34,6 +34,13 @@ pub struct EngineConfig {
     pub walk_blocks: u64,
     /// Segments of 4 MiB that are filled with zeros ahead of use, for files that are sparse; 0 for none.
     pub prepare_segments: usize,
+    /// Scattered blocks that streams of reads meet are brought together, at most so many bytes a second (rule V12);
+    /// 0: never. Only what a volume wrote after its last generation can be moved.
+    pub relayout_bytes_per_second: u64,
+    /// A stream is so many bytes read one after another ...
+    pub relayout_stream_bytes: u64,
+    /// ... by reads of at least so many blocks.
+    pub relayout_read_blocks: u64,
     /// Memory that outlives the process, for journal blocks that are not written yet (J6b); `None`: writes are
     /// acknowledged when their journal block is written (J6a).
     pub kept: Option<KeptMemory>,
@@ -56,6 +63,9 @@ impl EngineConfig {
             reserve_bytes: 32 * MIB,
             walk_blocks: 1_000_000,
             prepare_segments: 0,
+            relayout_bytes_per_second: 256 * MIB,
+            relayout_stream_bytes: MIB,
+            relayout_read_blocks: 16,
             kept: None,
         }
     }

@@ -13,6 +13,7 @@ use crate::exec::slot;
 use crate::failure::{EBUSY, EEXIST, EINVAL, ENOENT, ENOSPC, EROFS, Failure};
 use crate::guest::Export;
 use crate::read::ExtentList;
+use crate::relayout::Stream;
 use crate::state::{BLOCK, Handle, State};
 use crate::tree::diff::diff;
 use crate::versions::{Version, VersionId};
@@ -266,7 +267,8 @@ impl State {
         let kind = if generation { crate::api::VolumeKind::Generation } else { crate::api::VolumeKind::Volume };
         let export = self.next_export;
         self.next_export += 1;
-        let held = Export { uuid: id, version: version_id, writable, in_flight: 0, closing: None };
+        let held =
+            Export { uuid: id, version: version_id, writable, in_flight: 0, closing: None, stream: Stream::default() };
         self.exports.insert(export, held);
         Ok(Reply::Opened { export: ExportId(export), size, writable, kind })
     }

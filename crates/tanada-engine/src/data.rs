@@ -355,7 +355,7 @@ impl DataWrite {
 }
 
 /// Delta nodes that mapping a run of `blocks` may make or copy, at worst.
-fn nodes_for(blocks: u64) -> u64 {
+pub fn nodes_for(blocks: u64) -> u64 {
     u64::from(LEVELS) + blocks.div_ceil(span_blocks(0))
 }
 

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use crate::api::{ExportId, Reply, Request, RequestId};
 use crate::data::{Piece, PieceKind};
 use crate::failure::{EBADF, EINVAL, EIO, ENOSPC, EROFS, Failure};
+use crate::relayout::Stream;
 use crate::state::{BLOCK, Job, Patch, Phase, State};
 use crate::versions::VersionId;
 
@@ -28,6 +29,8 @@ pub struct Export {
     pub in_flight: u32,
     /// Answered, and the export gone, when the last of them has ended.
     pub closing: Option<RequestId>,
+    /// How far its reads are sequential.
+    pub stream: Stream,
 }
 
 /// What a guest asked for.
@@ -318,7 +321,7 @@ impl State {
         }
     }
 
-    fn give_back(&mut self, head: VersionId, start: u64) {
+    pub fn give_back(&mut self, head: VersionId, start: u64) {
         let Some(busy) = self.busy.get_mut(&head) else { return };
         let granted = busy.release(start);
         if busy.is_empty() {

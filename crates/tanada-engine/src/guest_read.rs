@@ -53,6 +53,8 @@ pub struct GuestRead {
     left: usize,
     /// Indices of blocks that did not verify.
     wrong: Vec<usize>,
+    /// It continues a stream of reads.
+    is_stream: bool,
 }
 
 impl GuestRead {
@@ -115,9 +117,34 @@ impl GuestRead {
 
     /// The answer's content; everything is there and verified.
     fn segments(&self) -> Vec<Segment> {
+        self.pieces(0, (self.offset % BLOCK) as usize, self.length as usize)
+    }
+
+    /// The content of `count` mapped blocks from the one with number `from` on.
+    pub fn content(&self, from: usize, count: usize) -> Vec<Buf> {
+        let only_data = |piece| match piece {
+            Segment::Data(buf) => Some(buf),
+            Segment::Zeros(_) => None,
+        };
+        self.pieces(from, 0, count * BLOCK_BYTES).into_iter().filter_map(only_data).collect()
+    }
+
+    pub fn blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Device reads that it took.
+    pub fn runs(&self) -> usize {
+        self.runs.len()
+    }
+
+    pub fn pointer(&self, index: usize) -> Pointer {
+        self.blocks[index].pointer
+    }
+
+    /// `left` bytes from byte `skip` of the block with number `index` on.
+    fn pieces(&self, mut index: usize, mut skip: usize, mut left: usize) -> Vec<Segment> {
         let mut list = Vec::with_capacity(1);
-        let (mut skip, mut left) = ((self.offset % BLOCK) as usize, self.length as usize);
-        let mut index = 0;
         while left > 0 {
             let Block { pointer, run, at } = &self.blocks[index];
             let content = self.runs.get(*run as usize).and_then(Option::as_ref).filter(|_| !pointer.is_null());
@@ -200,23 +227,38 @@ impl State {
         let mut read = self.reads.spare.pop().unwrap_or_default();
         (read.request, read.export, read.version, read.round) = (request, export, version, round);
         (read.offset, read.length) = (offset, u64::from(length));
-        let (mut at, end) = (read.first(), read.first() + read.count() as u64);
+        read.is_stream = self.is_stream(export, offset, read.length, read.count() as u64);
         let mut pointers = std::mem::take(&mut self.reads.pointers);
         pointers.clear();
-        while at < end {
-            let count = (FANOUT - slot_of(at, 0)).min((end - at) as usize);
-            if self.look_up(version, at, count, &mut pointers).is_err() {
-                break;
-            }
-            at += count as u64;
-        }
+        let found = self.look_up_cached(version, read.first(), read.count() as u64, &mut pointers);
         read.set_pointers(&pointers);
         self.reads.pointers = pointers;
-        if at == end {
+        if found == read.count() as u64 {
             self.fetch_read(read);
         } else {
             self.jobs.push_back(Job::Read(read));
         }
+    }
+
+    /// The pointers of the places from `place` on, as far as they can be told without reading; at most `count`. Returns
+    /// how many.
+    pub fn look_up_cached(&mut self, id: VersionId, place: u64, count: u64, out: &mut Vec<Pointer>) -> u64 {
+        let mut done = 0;
+        while done < count {
+            let at = place + done;
+            let in_leaf = (FANOUT - slot_of(at, 0)).min((count - done) as usize);
+            if self.look_up(id, at, in_leaf, out).is_err() {
+                break;
+            }
+            done += in_leaf as u64;
+        }
+        done
+    }
+
+    fn is_stream(&mut self, export: u32, offset: u64, length: u64, blocks: u64) -> bool {
+        let (stream_bytes, read_blocks) = (self.config.relayout_stream_bytes, self.config.relayout_read_blocks);
+        let Some(export) = self.exports.get_mut(&export) else { return false };
+        export.stream.note(offset, length) >= stream_bytes && blocks >= read_blocks
     }
 
     /// Reads what the pointers of `read` say.
@@ -246,6 +288,9 @@ impl State {
     fn end_read(&mut self, id: ReadId) {
         let Some(read) = self.reads.remove(id) else { return };
         if read.wrong.is_empty() {
+            if read.is_stream {
+                self.relayout(&read);
+            }
             let data = Reply::Data(read.segments());
             self.answer_read(read, Ok(data));
         } else {

@@ -6,7 +6,7 @@
 //!   syncs       journal, syncs (J6, J9)               space   reserve, holes passed down
 //!   releases    dropped blocks on their way back (B1-B3)
 //!   exec        tasks: straight code over events       read    look-up, reading again, read-modify-write, extents, holes
-//!   guest_read  guests' reads, without a task (B3, W4)
+//!   guest_read  guests' reads, without a task (B3, W4)  relayout scattered blocks brought together (V12)
 //!   open        recovery (J1-J4, J8)                   control volumes and generations (W6)
 //!   checkpoint  merge, catalog, superblock (J8, B1-B4) stat    figures
 //!   walker      deletion in the background (V6, V7)    ahead  map nodes read ahead for these two
@@ -41,6 +41,7 @@ mod model;
 mod open;
 mod pair;
 mod read;
+mod relayout;
 mod releases;
 mod scrub;
 mod space;

@@ -18,13 +18,20 @@ pub struct BusyBlocks {
 impl BusyBlocks {
     /// Takes the range for `ticket` now, or queues it; true where it is taken. The range must not be empty.
     pub fn acquire(&mut self, range: Range<u64>, ticket: Ticket) -> bool {
-        let blocked = self.is_held(&range) || self.waiting.iter().any(|(other, _)| overlap(other, &range));
-        if blocked {
+        let taken = self.acquire_now(range.clone(), ticket);
+        if !taken {
             self.waiting.push_back((range, ticket));
-        } else {
+        }
+        taken
+    }
+
+    /// Takes the range for `ticket` if nobody holds a part of it or waits for one; true where it is taken.
+    pub fn acquire_now(&mut self, range: Range<u64>, ticket: Ticket) -> bool {
+        let is_free = !self.is_held(&range) && !self.waiting.iter().any(|(other, _)| overlap(other, &range));
+        if is_free {
             self.held.insert(range.start, (range.end, ticket));
         }
-        !blocked
+        is_free
     }
 
     /// Gives back what `ticket` holds from `start` on; returns the tickets that hold their blocks now.
@@ -75,5 +82,7 @@ mod tests {
         assert_eq!(busy.release(3), [4]);
         assert_eq!(busy.release(4), []);
         assert!(busy.is_empty());
+        assert!(busy.acquire_now(0..4, 5) && !busy.acquire_now(3..9, 6));
+        assert_eq!(busy.release(0), [], "who did not get it at once does not wait");
     }
 }

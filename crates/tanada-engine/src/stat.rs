@@ -144,6 +144,7 @@ impl State {
             journal_size: self.journal.blocks() * BLOCK,
             delta_entries: cost.entries,
             blocks_per_write_x100: (self.data_blocks * 100).checked_div(self.data_writes).unwrap_or(0),
+            moved: self.relayout.moved_blocks * BLOCK,
             failed: match &self.phase {
                 Phase::ReadOnly(message) => Some(message.clone()),
                 _ => None,

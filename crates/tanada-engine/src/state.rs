@@ -30,6 +30,7 @@ use crate::guest_read::{GuestRead, GuestReads, ReadId};
 use crate::journal::Journal;
 use crate::locks::BusyBlocks;
 use crate::pair::Pairs;
+use crate::relayout::{Move, Relayout};
 use crate::releases::Releases;
 use crate::scrub::Scrub;
 use crate::space::Preparing;
@@ -57,6 +58,8 @@ pub enum Phase {
 pub enum Pending {
     Task(Filler<DiskResult>),
     Data(DataWrite),
+    /// Blocks being brought together.
+    Move(Move),
     /// A run of a guest's read: `count` blocks from number `from` of those it wants.
     Read {
         read: ReadId,
@@ -186,6 +189,7 @@ pub struct State {
 
     pub releases: Releases,
     pub reads: GuestReads,
+    pub relayout: Relayout,
     /// When a guest last changed something.
     pub last_change: u64,
     /// A hole punch is in flight.
@@ -253,6 +257,7 @@ impl State {
             data_blocks: 0,
             releases: Releases::default(),
             reads: GuestReads::default(),
+            relayout: Relayout::default(),
             last_change: now,
             punching: false,
             preparing: None,
@@ -301,6 +306,7 @@ impl State {
             None => tracing::error!(io = io.0, "the end of an operation that was never started"),
             Some(Pending::Task(filler)) => filler.fill(result),
             Some(Pending::Data(write)) => self.data_written(write, result),
+            Some(Pending::Move(moving)) => self.moved(moving, result),
             Some(Pending::Read { read, from, count }) => self.run_read(read, from, count, result),
             Some(Pending::Journal { first }) => self.journal_written(first, result),
             Some(Pending::Sync { covers }) => self.synced(covers, result),

@@ -24,6 +24,11 @@ pub fn settings(seed: u64, trace: bool) -> Settings {
     config.reserve_bytes = 1 << 20;
     config.walk_blocks = *rng.pick(&[5, 40, 1000]);
     config.prepare_segments = [0, 1, 3][seed as usize % 3];
+    // Of its own, so that the other settings of a seed stay what they were.
+    let mut layout = Rng::new(seed.wrapping_mul(37) ^ 0x1a70);
+    config.relayout_bytes_per_second = *layout.pick(&[0, 10 << 20, 10 << 30]);
+    config.relayout_stream_bytes = *layout.pick(&[0, 8 << 10]);
+    config.relayout_read_blocks = 2;
     let faults = match faulty {
         true => Faults { read: rng.below(6), write: rng.below(10), sync: rng.below(8) },
         false => Faults::default(),

@@ -189,6 +189,25 @@ impl Shell {
         moved
     }
 
+    /// Device operations in flight.
+    pub fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
+    pub fn queued_ops(&self) -> impl Iterator<Item = &DiskOp> {
+        self.queue.iter().map(|(_, op)| op)
+    }
+
+    /// Takes an operation out of those in flight, until [`Shell::let_go`].
+    pub fn hold(&mut self, which: impl Fn(&DiskOp) -> bool) -> Option<(IoId, DiskOp)> {
+        let at = self.queue.iter().position(|(_, op)| which(op))?;
+        self.queue.remove(at)
+    }
+
+    pub fn let_go(&mut self, held: (IoId, DiskOp)) {
+        self.queue.push_back(held);
+    }
+
     pub fn submit(&mut self, request: Request) -> u64 {
         let id = self.next;
         self.next += 1;
