@@ -145,7 +145,7 @@ pub(crate) fn keeper(args: Vec<OsString>) -> anyhow::Result<KeeperOptions> {
             "--daemonize" => options.daemonize = true,
             "--ready-fd" => options.ready_fd = Some(words.number("--ready-fd")?),
             other => bail!(
-                "unknown argument '{other}'; blockd-keeper takes --store, --runtime-dir, --memory, --state-dir, \
+                "unknown argument '{other}'; blockd-keeper takes --store, --runtime-dir, --memory, --relayout, --state-dir, \
                  --scrub-every, --scrub-rate, --socket-uid, --socket-gid and --daemonize"
             ),
         }
