@@ -203,7 +203,9 @@ impl State {
     /// False where the move came too late; no record names its blocks then (B1).
     fn record_move(&mut self, moving: &Move) -> bool {
         let own_after = self.versions.parent_cut(moving.head);
+        // Beside a pair nothing may be recorded; moves can be given up at any time, so this one does not wait.
         let is_due = self.phase == Phase::Serving
+            && !self.pairs.is_busy()
             && self.is_live_head(moving.head)
             && moving.old.iter().all(|pointer| pointer.birth() > own_after)
             && self.stands(moving.head, moving.place, &moving.old);
