@@ -48,6 +48,9 @@ const PARTS_MAX: usize = 64;
 /// A merge is stretched over at most this long, in microseconds.
 const PACED_MICROS_MAX: u64 = 20_000_000;
 
+/// A checkpoint that finds no room on the medium tries again after so many microseconds.
+const FULL_MEDIUM_MICROS: u64 = 1_000_000;
+
 /// How often a failing write of a checkpoint is tried before the store gives up (J10).
 const TRIES: usize = 3;
 
@@ -303,19 +306,47 @@ impl Handle {
         }
     }
 
+    /// Writes what a checkpoint needs. A medium without room is waited for: guests' writes fail or wait meanwhile, and
+    /// nothing is lost. Anything else is tried a few times.
     async fn write_stubbornly(&self, op: DiskOp, tries: usize) -> Result<(), Failure> {
-        let mut errno = 0;
-        for _ in 0..tries {
-            match self.disk(op.clone()).await {
+        let mut failed = 0;
+        loop {
+            let errno = match self.disk(op.clone()).await {
                 Ok(_) => return Ok(()),
-                Err(error) => errno = error.errno,
+                Err(error) => error.errno,
+            };
+            if errno == ENOSPC {
+                let again_at = self.with(State::held_by_full_medium)?;
+                self.wait_until(again_at).await;
+                continue;
+            }
+            failed += 1;
+            if failed >= tries {
+                return Err(State::data_failure(errno, "writing the map"));
             }
         }
-        Err(State::data_failure(errno, "writing the map"))
     }
 }
 
 impl State {
+    /// The running checkpoint finds no room on the medium: who waits for it is told, and it goes on trying. When to try
+    /// again.
+    fn held_by_full_medium(&mut self) -> Result<u64, Failure> {
+        self.check_writable()?;
+        self.medium_is_full();
+        let failure = Failure::new(
+            ENOSPC,
+            format!(
+                "the medium below the store has no room for checkpoint {}; it is tried again",
+                self.journal.checkpoint + 1
+            ),
+        );
+        for (_, filler) in std::mem::take(&mut self.checkpoint.waiters) {
+            filler.fill(Err(failure.clone()));
+        }
+        Ok(self.now + FULL_MEDIUM_MICROS)
+    }
+
     /// Starts a checkpoint where one is due and none runs.
     pub fn start_checkpoint(&mut self) {
         if self.checkpoint.running || self.pairs.is_busy() || self.phase != crate::state::Phase::Serving {

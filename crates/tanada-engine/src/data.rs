@@ -11,7 +11,7 @@ use tanada_format::{LEVELS, Record, crc32c};
 use crate::alloc::Stream;
 use crate::api::Alert;
 use crate::delta::DeltaCost;
-use crate::failure::{EIO, Failure};
+use crate::failure::{EIO, ENOSPC, Failure};
 use crate::guest::OpId;
 use crate::journal::Journal;
 use crate::state::{BLOCK, State};
@@ -108,7 +108,7 @@ impl State {
         }
     }
 
-    fn warn_full(&mut self) {
+    pub fn warn_full(&mut self) {
         if !self.warned_full {
             self.warned_full = true;
             self.alert(Alert::Full);
@@ -308,7 +308,9 @@ impl State {
     pub fn record_write(&mut self, write: DataWrite, result: DiskResult) {
         self.settle_promises(&write);
         for run in write.runs {
-            if let Err(error) = result {
+            if matches!(&result, Err(error) if error.errno == ENOSPC) {
+                self.refused_by_full_medium(run);
+            } else if let Err(error) = result {
                 // The blocks stay busy until a restart: the device may still write them (J10).
                 self.part_failed(run.op, State::data_failure(error.errno, "writing data"));
             } else if self.is_read_only() {
@@ -317,6 +319,20 @@ impl State {
                 self.record_run(run);
             }
         }
+    }
+
+    /// A file below without room has written nothing and will write nothing: the blocks may go back at once (B1).
+    fn refused_by_full_medium(&mut self, run: Run) {
+        self.medium_is_full();
+        let blocks = run.block..run.block + run.crcs.len() as u64;
+        blocks.for_each(|block| self.alloc.release(block));
+        let volume = self.versions.get(run.head).map(|version| version.uuid).unwrap_or_default();
+        let message = format!(
+            "no room for {} bytes at offset {} of volume {volume}: the file system or pool below the store is full",
+            run.crcs.len() as u64 * BLOCK,
+            run.place * BLOCK
+        );
+        self.part_failed(run.op, Failure::new(ENOSPC, message));
     }
 
     fn record_run(&mut self, run: Run) {

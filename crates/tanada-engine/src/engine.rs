@@ -142,6 +142,7 @@ impl State {
             .chain(self.punch_at())
             .chain(self.next_timer())
             .chain(self.admission_at())
+            .chain(self.medium_retry_at())
             .min()
     }
 }

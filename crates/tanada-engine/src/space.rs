@@ -30,6 +30,9 @@ pub struct Preparing {
     in_flight: bool,
 }
 
+/// Nothing tells when a full file system has room again: guests are let on after so long without a refusal.
+const MEDIUM_RETRY_MICROS: u64 = 10_000_000;
+
 impl State {
     /// True where space is not handed back: all of it was written when the store was made.
     pub fn keeps_space(&self) -> bool {
@@ -112,6 +115,17 @@ impl State {
         (self.config.memory_bytes * 3 / 16).max(MIB / 4)
     }
 
+    /// What is below the store (a sparse file's file system, a thin pool) has refused a write for want of room.
+    pub fn medium_is_full(&mut self) {
+        self.medium_full_at = Some(self.now);
+        self.warn_full();
+    }
+
+    /// When guests may try again on a medium that was full.
+    pub fn medium_retry_at(&self) -> Option<u64> {
+        self.medium_full_at.map(|at| at + MEDIUM_RETRY_MICROS)
+    }
+
     /// Warns when the store becomes 80 % full, and says so when there is room again.
     pub fn watch_space(&mut self) {
         let (free, total) = (self.alloc.free(), self.alloc.geometry().allocatable_blocks());
@@ -120,8 +134,10 @@ impl State {
             let physical = self.alloc.geometry().store_bytes();
             self.alert(Alert::NearlyFull { free: free * BLOCK, physical });
         }
-        if self.warned_full && free > self.reserve() + total / 50 {
+        let is_tried = self.medium_full_at.is_none_or(|at| self.now >= at + MEDIUM_RETRY_MICROS);
+        if self.warned_full && is_tried && free > self.reserve() + total / 50 {
             self.warned_full = false;
+            self.medium_full_at = None;
             self.alert(Alert::RoomAgain { free: free * BLOCK });
         }
         self.warned_nearly_full = if self.warned_nearly_full { free < total / 4 } else { nearly_full };

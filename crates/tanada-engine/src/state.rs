@@ -216,6 +216,8 @@ pub struct State {
     pub ghosts_counted_at: Option<u64>,
     pub warned_nearly_full: bool,
     pub warned_full: bool,
+    /// When the medium last refused a write for want of room.
+    pub medium_full_at: Option<u64>,
     next_hidden: u64,
 }
 
@@ -276,6 +278,7 @@ impl State {
             ghosts_counted_at: None,
             warned_nearly_full: false,
             warned_full: false,
+            medium_full_at: None,
             next_hidden: 0,
             config,
         }
