@@ -17,6 +17,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("/usr/bin/nbdkit", "nbdkit"),
     ("/usr/bin/nbdinfo", "libnbd-bin"),
     ("/usr/bin/nbdcopy", "libnbd-bin"),
+    ("/usr/bin/nbdfuse", "libnbd-bin"),
     ("/usr/bin/zstd", "zstd"),
     ("/bin/cpio", "cpio"),
     ("/sbin/modinfo", "kmod"),

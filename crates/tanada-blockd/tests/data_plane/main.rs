@@ -3,6 +3,8 @@
 
 mod control;
 mod death;
+mod failing;
+mod medium;
 mod scrub;
 mod space;
 mod support;

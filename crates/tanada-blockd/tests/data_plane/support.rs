@@ -27,12 +27,24 @@ pub fn program() -> Process {
 /// A running keeper. Ends it, and waits for its end, when dropped.
 pub struct Plane {
     dir: TempDir,
+    store: PathBuf,
 }
 
 impl Plane {
     /// Makes a store of `bytes` and serves it.
     pub fn start(bytes: u64) -> Plane {
-        let plane = Plane { dir: TempDir::new().unwrap() };
+        let dir = TempDir::new().unwrap();
+        let store = dir.path().join("store");
+        Plane::serve(dir, store, bytes)
+    }
+
+    /// The same on a file that is there.
+    pub fn over(store: PathBuf, bytes: u64) -> Plane {
+        Plane::serve(TempDir::new().unwrap(), store, bytes)
+    }
+
+    fn serve(dir: TempDir, store: PathBuf, bytes: u64) -> Plane {
+        let plane = Plane { dir, store };
         let size = bytes.to_string();
         let store = plane.store();
         let store = store.to_str().unwrap();
@@ -54,7 +66,7 @@ impl Plane {
     }
 
     pub fn store(&self) -> PathBuf {
-        self.dir.path().join("store")
+        self.store.clone()
     }
 
     pub fn runtime_dir(&self) -> PathBuf {
