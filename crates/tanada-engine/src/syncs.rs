@@ -12,7 +12,8 @@
 //! When the block being filled goes to the device, where it can be kept first: when it is full; when somebody waits
 //! until it is durable (a flush waits for what was acknowledged on its volume, kept or written); by the rule of 64 MiB
 //! or 1 s (J3); for want of a place to keep it; and at once while flushes are frequent, so that the next one finds it
-//! written.
+//! written. (The sync itself is not begun before it is asked for: tried with writes that a flush follows each time, it
+//! kept the client from its answer, and write + flush fell from 1.06 to 0.92 times raw.)
 
 use tanada_disk::{DiskOp, DiskResult};
 use tanada_format::{Geometry, Record};
@@ -48,23 +49,12 @@ pub struct Syncs {
     /// Groups of records since the last flush, and between the two before.
     since_flush: u32,
     flush_interval: u32,
-    /// Flushes in a row that came after a single group of records.
-    lonely_flushes: u32,
 }
-
-/// So many flushes in a row, each after a single write, and the next write's is expected.
-const LONELY_FLUSHES: u32 = 4;
 
 impl Syncs {
     /// True where flushes come after every `interval` records or fewer.
     pub fn expects_flush(&self, interval: u32) -> bool {
         self.eager > 0 && self.flush_interval <= interval && self.since_flush < interval
-    }
-
-    /// True where a flush came after every single group of records lately, and one is there: the sync may as well begin
-    /// while its client is still being answered. It covers what that flush will ask for (J9).
-    fn is_flush_due(&self) -> bool {
-        self.eager > 0 && self.lonely_flushes >= LONELY_FLUSHES && self.since_flush == 1
     }
 }
 
@@ -217,8 +207,7 @@ impl State {
             || self.syncs.acknowledge.iter().any(|(seq, _)| *seq <= written);
         // What is on its way to the journal comes along, unless there is much else.
         let due = self.sync_is_due() && (written > self.journal.durable() || !self.journal.is_writing());
-        let expected = self.syncs.is_flush_due() && written > self.journal.durable() && self.data_in_flight == 0;
-        if !asked && !due && !expected {
+        if !asked && !due {
             return;
         }
         self.syncs.running = true;
@@ -271,7 +260,6 @@ impl State {
     pub fn expect_flushes(&mut self) {
         self.syncs.eager = EAGER_RECORDS;
         self.syncs.flush_interval = std::mem::take(&mut self.syncs.since_flush);
-        self.syncs.lonely_flushes = if self.syncs.flush_interval == 1 { self.syncs.lonely_flushes + 1 } else { 0 };
     }
 
     /// Answers `op` when journal blocks up to `seq` are durable.
