@@ -56,6 +56,12 @@ impl Catalog {
         self.tables.insert(place, bytes);
     }
 
+    /// The places of all of it: a save may leave any of them.
+    pub fn blocks(&self) -> impl Iterator<Item = u64> + '_ {
+        let pointers = self.nodes.values().flat_map(|node| &node.pointers).chain([&self.root]);
+        pointers.filter(|pointer| !pointer.is_null()).map(|pointer| pointer.block())
+    }
+
     /// Blocks a save may need besides what is freed: everything once.
     pub fn reserve_blocks(&self, regions: u64) -> u64 {
         self.blocks + regions.div_ceil(REGIONS_PER_BLOCK) + u64::from(LEVELS) * 2 + 8
@@ -87,7 +93,7 @@ impl Catalog {
         let mut saved = Saved { root: Pointer::NULL, writes: Vec::new(), freed: Vec::new() };
         let mut placed: BTreeMap<(u8, u64), u64> = BTreeMap::new();
         loop {
-            dirty.extend(allocator.dirty_regions().map(|region| region_place(region).0));
+            dirty.extend(allocator.changed_regions().map(|region| region_place(region).0));
             let before = placed.len();
             for place in &dirty {
                 self.place_path(*place, &mut placed, &mut saved.freed, allocator)?;

@@ -15,10 +15,11 @@ use std::rc::Rc;
 
 use tanada_disk::{Buf, BufMut, DiskOp, DiskResult};
 use tanada_format::geometry::SUPERBLOCK_AT;
-use tanada_format::{BLOCK_BYTES, Node, Pointer, Superblock, TREE_BLOCKS, crc32c};
+use tanada_format::{BLOCK_BYTES, Geometry, Node, Pointer, Superblock, TREE_BLOCKS, crc32c};
 
 use crate::ahead::Ahead;
-use crate::alloc::Stream;
+use crate::alloc::{PageWrite, Stream};
+use crate::blocks::Blocks;
 use crate::cut::{Cut, Item, cut, finish};
 use crate::delta::{DeltaCost, drop_some};
 use crate::exec::Slot;
@@ -59,6 +60,8 @@ struct MergeIo<'a> {
     handle: &'a Handle,
     ahead: Ahead,
     pace: Pace,
+    /// A store that grows meanwhile has the same places.
+    geometry: Geometry,
     work: RefCell<Work>,
 }
 
@@ -71,10 +74,14 @@ struct Pace {
     nodes: u64,
 }
 
+impl Pace {
+    const NONE: Pace = Pace { began: 0, span: 0, nodes: 0 };
+}
+
 #[derive(Default)]
 struct Work {
-    adopted: Vec<u64>,
-    freed: Vec<u64>,
+    adopted: Blocks,
+    freed: Blocks,
     batch: Vec<(u64, [u8; BLOCK_BYTES])>,
     in_flight: VecDeque<(DiskOp, Slot<DiskResult>)>,
     /// New nodes that the device does not have yet: a child may be merged over its parent's new tree.
@@ -107,6 +114,7 @@ impl MergeStore for MergeIo<'_> {
         self.pace().await;
         let bytes = node.encode();
         let crc = crc32c(&bytes);
+        self.handle.map_room(1).await;
         let block = self.handle.with(|state| state.alloc.allocate(Stream::Map, 1));
         let Some((block, _)) = block else {
             return Err(Failure::new(ENOSPC, "no block is free for a map node: the reserve was too small"));
@@ -119,7 +127,7 @@ impl MergeStore for MergeIo<'_> {
         let full = {
             let mut work = self.work.borrow_mut();
             work.written += 1;
-            work.adopted.push(block);
+            work.adopted.push(&self.geometry, block);
             work.unwritten.insert(block, (crc, Rc::clone(node)));
             work.batch.push((block, bytes));
             work.batch.len() >= BATCH_NODES
@@ -131,17 +139,23 @@ impl MergeStore for MergeIo<'_> {
     }
 
     fn adopt(&self, block: u64) {
-        self.work.borrow_mut().adopted.push(block);
+        self.work.borrow_mut().adopted.push(&self.geometry, block);
     }
 
     fn free(&self, block: u64) {
-        self.work.borrow_mut().freed.push(block);
+        self.work.borrow_mut().freed.push(&self.geometry, block);
     }
 }
 
 impl MergeIo<'_> {
     fn new(handle: &Handle, pace: Pace) -> MergeIo<'_> {
-        MergeIo { handle, ahead: Ahead::new(handle), pace, work: RefCell::default() }
+        let geometry = handle.with(|state| state.alloc.geometry());
+        MergeIo { handle, ahead: Ahead::new(handle), pace, geometry, work: RefCell::default() }
+    }
+
+    async fn write_pages(&self, pages: Vec<PageWrite>) -> Result<(), Failure> {
+        self.work.borrow_mut().batch.extend(pages.into_iter().map(|page| (page.block, page.bytes)));
+        self.finish_all().await
     }
 
     /// Waits where the merge is ahead of its time.
@@ -268,24 +282,20 @@ impl Handle {
             state.figures.checkpoint_reads += reads;
             state.figures.checkpoint_writes += work.written;
         });
-        for chunk in work.adopted.chunks(BLOCKS_PER_TURN) {
-            self.with(|state| chunk.iter().for_each(|block| state.alloc.adopt(*block)));
-            self.next_turn().await;
-        }
-        let mut garbage = cut.walked.clone();
-        garbage.extend(work.freed);
-        for chunk in garbage.chunks(BLOCKS_PER_TURN) {
-            self.with(|state| chunk.iter().for_each(|block| state.alloc.disown(*block)));
-            self.next_turn().await;
-        }
-        garbage.extend_from_slice(&cut.dropped);
+        let mut garbage = work.freed;
+        self.add_slowly(&mut garbage, &cut.walked).await;
+        self.map_room(self.with(|state| state.catalog_reserve())).await;
+        let pages = MergeIo::new(self, Pace::NONE);
+        self.save_bitmaps(&work.adopted, &garbage, async |writes| pages.write_pages(writes).await).await?;
+        self.add_slowly(&mut garbage, &cut.dropped).await;
         let (superblock, writes, freed) = self.with(|state| state.put_together(&cut, number, journal_seq, &merged))?;
-        garbage.extend(freed);
-        let io = MergeIo::new(self, Pace { began: 0, span: 0, nodes: 0 });
+        self.add_slowly(&mut garbage, &freed).await;
+        let io = MergeIo::new(self, Pace::NONE);
         for (block, bytes) in &writes {
             io.work.borrow_mut().batch.push((*block, **bytes));
         }
         io.finish_all().await?;
+        self.with(|state| state.alloc.pages_written());
         self.with(State::barrier).await?;
         let bytes = Buf::copy_from(&superblock.encode());
         for at in SUPERBLOCK_AT[superblock.slot()] {
@@ -296,6 +306,15 @@ impl Handle {
         self.with(|state| state.end_checkpoint(&cut, &merged, superblock, journal_seq, garbage));
         self.drop_slowly(cut).await;
         Ok(())
+    }
+
+    /// Adds to `blocks`, a bounded number per turn.
+    async fn add_slowly(&self, blocks: &mut Blocks, more: &[u64]) {
+        let geometry = self.with(|state| state.alloc.geometry());
+        for chunk in more.chunks(BLOCKS_PER_TURN) {
+            chunk.iter().for_each(|block| blocks.push(&geometry, *block));
+            self.give_way().await;
+        }
     }
 
     /// Lets go of what was merged, a bounded number of nodes per turn.
@@ -435,7 +454,7 @@ impl State {
         merged: &[Merged],
         superblock: Superblock,
         journal_seq: u64,
-        garbage: Vec<u64>,
+        garbage: Blocks,
     ) {
         finish(&mut self.versions, cut, merged);
         self.journal.trim(superblock.checkpoint, journal_seq);

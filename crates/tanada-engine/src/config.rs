@@ -13,6 +13,8 @@ pub struct EngineConfig {
     pub device_can_grow: bool,
     /// Memory budget in bytes: delta, node cache, bitmap pages, buffers.
     pub memory_bytes: u64,
+    /// Bitmap pages kept in memory, with twice 4 KiB each; more only while a checkpoint or a write needs them.
+    pub bitmap_pages_max: u64,
     /// Source of hidden volumes' ids and of the incarnation's salt. Take it from the system's random source;
     /// the same seed and the same events give the same actions.
     pub seed: u64,
@@ -53,6 +55,7 @@ impl EngineConfig {
             device_bytes,
             device_can_grow: false,
             memory_bytes: 256 * MIB,
+            bitmap_pages_max: 24 * MIB / 8300,
             seed: 0,
             checkpoint_entries: 700_000,
             checkpoint_journal_percent: 45,

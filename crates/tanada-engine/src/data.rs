@@ -137,7 +137,7 @@ impl State {
             return Admission::Yes; // giving up space draws on the reserve
         }
         if self.alloc.free() >= self.reserve() + blocks + nodes_for(blocks) {
-            return Admission::Yes;
+            return if self.has_data_at_hand(blocks) { Admission::Yes } else { Admission::Wait };
         }
         self.wait_for_space()
     }

@@ -54,6 +54,7 @@ impl Engine {
         self.handle.with(|state| {
             state.more_releases = state.release_some();
             state.place_pending();
+            state.line_up_data();
             state.settle();
             state.start_checkpoint();
         });
@@ -86,6 +87,7 @@ impl Engine {
             Job::Extents { request, request_body } => self.executor.spawn(handle.guest_extents(request, request_body)),
             Job::Control { request, control } => self.executor.spawn(handle.control(request, control)),
             Job::Checkpoint => self.executor.spawn(handle.checkpoint()),
+            Job::LoadPages { pages } => self.executor.spawn(handle.load_for_data(pages)),
             Job::Walk => self.executor.spawn(handle.walk()),
             Job::CountGhosts => self.executor.spawn(handle.count_ghosts()),
             Job::Scrub { run } => self.executor.spawn(handle.scrub(run)),

@@ -19,6 +19,8 @@
 mod ahead;
 mod alloc;
 pub mod api;
+mod bitmaps;
+mod blocks;
 mod cache;
 mod catalog;
 mod checkpoint;
@@ -41,6 +43,7 @@ mod model;
 mod open;
 mod pair;
 mod read;
+mod region;
 mod relayout;
 mod releases;
 mod scrub;

@@ -14,8 +14,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tanada_disk::{Buf, DiskOp};
-use tanada_format::catalog::{REGION_TABLE_PLACE, RegionEntry, region_place};
+use tanada_disk::{Buf, BufMut, DiskOp};
+use tanada_format::catalog::{REGION_ENTRY_BYTES, REGION_TABLE_PLACE, REGIONS_PER_BLOCK, RegionEntry, region_place};
 use tanada_format::geometry::{JOURNAL_KEPT_BLOCKS, SUPERBLOCK_AT};
 use tanada_format::version::VERSION_BYTES;
 use tanada_format::{
@@ -33,6 +33,9 @@ use crate::versions::Versions;
 
 /// Journal blocks read at once: 1 MiB.
 const RING_READ_BLOCKS: u64 = 256;
+
+/// Bitmap pages read at once.
+const PAGES_AT_ONCE: usize = 64;
 
 /// Data runs verified at once.
 const VERIFY_AT_ONCE: usize = 64;
@@ -87,6 +90,7 @@ impl Handle {
             let blocks = geometry.journal_blocks();
             state.journal = Journal::new(store, incarnation, checkpoint, blocks, start, next_seq);
         });
+        self.mark_named(self.with(|state| state.named_by(&chain))?).await?;
         let records_replayed = self.with(|state| state.replay(&chain))?;
         let kept_blocks = self.settle_kept(&chain, images).await?;
         self.fix_verdict(&superblock, verdict).await?;
@@ -204,18 +208,30 @@ impl Handle {
         Ok(())
     }
 
+    /// Reads the bitmap pages of a block of the region table, many at a time: how many blocks of each segment are free.
     async fn read_pages(&self, place: u64, table: &[u8], geometry: &Geometry) -> Result<(), Failure> {
-        let first = (place - REGION_TABLE_PLACE) * tanada_format::catalog::REGIONS_PER_BLOCK;
-        let end = (first + tanada_format::catalog::REGIONS_PER_BLOCK).min(geometry.region_count());
+        let first = (place - REGION_TABLE_PLACE) * REGIONS_PER_BLOCK;
+        let end = (first + REGIONS_PER_BLOCK).min(geometry.region_count());
+        let mut entries = Vec::new();
         for region in first..end {
             let at = region_place(region).1;
-            let entry = RegionEntry::decode(&table[at..at + tanada_format::catalog::REGION_ENTRY_BYTES]);
-            let entry = entry.map_err(damaged)?;
-            let RegionEntry::Page { copy, crc, used } = entry else { continue };
-            let bytes = self.read_blocks(geometry.page_block(region, copy), BLOCK_BYTES as u32).await;
-            let bytes = bytes.map_err(|error| State::data_failure(error.errno, "reading a bitmap page"))?;
-            let page = BitmapPage::decode(&bytes, crc, used, geometry.region_blocks(region)).map_err(damaged)?;
-            self.with(|state| state.alloc.load(region, entry, page));
+            let entry = RegionEntry::decode(&table[at..at + REGION_ENTRY_BYTES]).map_err(damaged)?;
+            if let RegionEntry::Page { copy, crc, used } = entry {
+                entries.push((region, entry, copy, crc, used));
+            }
+        }
+        for batch in entries.chunks(PAGES_AT_ONCE) {
+            let read = |copy: u64, region: u64| {
+                let at = geometry.page_block(region, copy) * BLOCK;
+                self.with(|state| state.task_io(DiskOp::Read { at, length: BLOCK_BYTES as u32 }))
+            };
+            let reads: Vec<_> = batch.iter().map(|(region, _, copy, ..)| read(*copy, *region)).collect();
+            for ((region, entry, _, crc, used), slot) in batch.iter().zip(reads) {
+                let bytes = slot.await.map_err(|error| State::data_failure(error.errno, "reading a bitmap page"))?;
+                let bytes = bytes.unwrap_or_else(|| BufMut::zeroed(0).freeze());
+                let page = BitmapPage::decode(&bytes, *crc, *used, geometry.region_blocks(*region)).map_err(damaged)?;
+                self.with(|state| state.alloc.load(*region, *entry, page));
+            }
         }
         Ok(())
     }
@@ -395,7 +411,7 @@ impl State {
     fn adopt_superblock(&mut self, superblock: &Superblock) -> Result<(), Failure> {
         self.store = superblock.store;
         self.superblock = Some(superblock.clone());
-        self.alloc = Allocator::new(superblock.geometry);
+        self.alloc = Allocator::new(superblock.geometry, self.config.bitmap_pages_max as usize);
         self.catalog.set_root(superblock.catalog);
         self.versions = Versions::new(superblock.epoch, superblock.next_version);
         self.checkpoint.slots = superblock.version_slots;
@@ -421,29 +437,31 @@ impl State {
         Ok(())
     }
 
-    /// Applies the prefix. What it names is busy from now on.
+    /// Blocks that the prefix names; the store has its last size from now on.
+    fn named_by(&mut self, chain: &Chain) -> Result<Vec<u64>, Failure> {
+        let mut named = Vec::new();
+        for record in chain.blocks.iter().flat_map(|block| &block.records) {
+            match record {
+                Record::Map { block, crcs, .. } => named.extend(*block..*block + crcs.len() as u64),
+                Record::Grow { .. } => self.apply(record).map_err(|message| Failure::new(EIO, message))?,
+                _ => {}
+            }
+        }
+        Ok(named)
+    }
+
+    /// Applies the prefix. What it names is marked already.
     fn replay(&mut self, chain: &Chain) -> Result<u64, Failure> {
         let mut replayed = 0;
         for block in &chain.blocks {
-            for record in &block.records {
-                self.replay_one(record).map_err(|message| {
+            // Its growth is applied already, all at once.
+            for record in block.records.iter().filter(|record| !matches!(record, Record::Grow { .. })) {
+                self.apply(record).map_err(|message| {
                     Failure::new(EIO, format!("journal block {} contradicts the store: {message}", block.header.seq))
                 })?;
                 replayed += u64::from(!matches!(record, Record::Recovered { .. }));
             }
         }
         Ok(replayed)
-    }
-
-    fn replay_one(&mut self, record: &Record) -> Result<(), String> {
-        if let Record::Map { block, crcs, .. } = record {
-            for block in *block..*block + crcs.len() as u64 {
-                if self.alloc.is_busy(block) {
-                    return Err(format!("block {block} is named by a record and in use already"));
-                }
-                self.alloc.mark_busy(block);
-            }
-        }
-        self.apply(record)
     }
 }

@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use crate::blocks::Blocks;
 use crate::checkpoint::BLOCKS_PER_TURN;
 use crate::state::{Handle, State};
 
@@ -18,7 +19,7 @@ pub struct Releases {
     readers: BTreeMap<u64, u64>,
     round: u64,
     /// Blocks to release when all readers of this round or an earlier one are gone.
-    queue: VecDeque<(u64, Vec<u64>)>,
+    queue: VecDeque<(u64, Blocks)>,
     blocks: u64,
 }
 
@@ -39,8 +40,8 @@ impl Releases {
     }
 
     /// Lets `blocks` go when all readers that began before now are gone. The checkpoint that dropped them is durable.
-    pub fn later(&mut self, blocks: Vec<u64>) {
-        self.blocks += blocks.len() as u64;
+    pub fn later(&mut self, blocks: Blocks) {
+        self.blocks += blocks.len();
         self.queue.push_back((self.round, blocks));
         self.round += 1;
     }
@@ -66,13 +67,15 @@ impl State {
         let mut budget = BLOCKS_PER_TURN;
         while budget > 0 && self.releases.is_ready() {
             let Some((_, blocks)) = self.releases.queue.front_mut() else { break };
-            let now = blocks.split_off(blocks.len().saturating_sub(budget));
+            let taken = blocks.take(budget);
             if blocks.is_empty() {
                 self.releases.queue.pop_front();
             }
-            budget -= now.len().min(budget);
-            self.releases.blocks -= now.len() as u64;
-            now.into_iter().for_each(|block| self.alloc.release(block));
+            let Some((region, bits)) = taken else { continue };
+            budget -= bits.len();
+            self.releases.blocks -= bits.len() as u64;
+            let start = self.alloc.geometry().region_start(region);
+            bits.into_iter().for_each(|bit| self.alloc.release(start + u64::from(bit)));
         }
         self.releases.is_ready()
     }

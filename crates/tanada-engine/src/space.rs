@@ -105,9 +105,13 @@ impl State {
     /// Free blocks that only checkpoints and deletions may take (store notes section 6).
     pub fn reserve(&self) -> u64 {
         let cost = self.versions.cost.nodes + self.checkpoint.frozen_cost.nodes + self.promised_nodes;
-        let regions = self.alloc.geometry().region_count();
         let fixed = (self.config.reserve_bytes / BLOCK).min(self.alloc.geometry().allocatable_blocks() / 16);
-        cost + 2 * self.catalog.reserve_blocks(regions) + fixed
+        cost + 2 * self.catalog_reserve() + fixed
+    }
+
+    /// Blocks that saving the catalog may need.
+    pub fn catalog_reserve(&self) -> u64 {
+        self.catalog.reserve_blocks(self.alloc.geometry().region_count())
     }
 
     /// Bytes of memory for one era's delta.

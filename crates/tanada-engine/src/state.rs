@@ -16,7 +16,7 @@ use tanada_disk::{Buf, DiskError, DiskOp, DiskResult};
 use tanada_format::{BLOCK_BYTES, Geometry, Superblock};
 use uuid::Uuid;
 
-use crate::alloc::Allocator;
+use crate::alloc::{Allocator, PageRead};
 use crate::api::{Action, Alert, IoId, Reply, Request, RequestId};
 use crate::cache::NodeCache;
 use crate::catalog::Catalog;
@@ -105,6 +105,9 @@ pub enum Job {
         control: crate::api::Control,
     },
     Checkpoint,
+    LoadPages {
+        pages: Vec<PageRead>,
+    },
     Walk,
     CountGhosts,
     Scrub {
@@ -192,6 +195,8 @@ pub struct State {
     pub relayout: Relayout,
     /// When a guest last changed something.
     pub last_change: u64,
+    /// Bitmap pages for guests' writes are being read.
+    pub loading_pages: bool,
     /// A hole punch is in flight.
     pub punching: bool,
     pub preparing: Option<Preparing>,
@@ -238,7 +243,7 @@ impl State {
             superblock: None,
             store: Uuid::nil(),
             versions: Versions::default(),
-            alloc: Allocator::new(geometry),
+            alloc: Allocator::new(geometry, 1),
             catalog: Catalog::default(),
             journal: Journal::new(Uuid::nil(), 0, 0, 64, 1, 1),
             cache,
@@ -261,6 +266,7 @@ impl State {
             reads: GuestReads::default(),
             relayout: Relayout::default(),
             last_change: now,
+            loading_pages: false,
             punching: false,
             preparing: None,
             admit_at: 0,
@@ -403,6 +409,13 @@ impl Handle {
         match self.disk(DiskOp::Read { at: block * BLOCK, length }).await? {
             Some(buf) if buf.len() == length as usize => Ok(buf),
             _ => Err(DiskError::EIO),
+        }
+    }
+
+    /// Gives way to guests, unless somebody waits for this.
+    pub async fn give_way(&self) {
+        if !self.with(|state| state.checkpoint.urgent) {
+            self.next_turn().await;
         }
     }
 

@@ -25,6 +25,7 @@ mod rng;
 mod rot;
 mod run;
 mod scripts;
+pub mod synth;
 mod traffic;
 mod verify;
 mod world;

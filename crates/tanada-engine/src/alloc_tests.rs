@@ -1,0 +1,83 @@
+use super::{Allocator, Stream};
+use tanada_format::Geometry;
+use tanada_format::geometry::SEGMENT_BLOCKS;
+
+fn small() -> Allocator {
+    Allocator::new(Geometry::new(5 * SEGMENT_BLOCKS, 64).expect("valid"), 100)
+}
+
+#[test]
+fn every_block_is_handed_out_once_and_pages_never() {
+    let mut allocator = small();
+    let total = allocator.free();
+    let mut seen = std::collections::BTreeSet::new();
+    while let Some((block, count)) = allocator.allocate(Stream::Data, 100) {
+        for block in block..block + count {
+            assert!(allocator.geometry().is_allocatable(block));
+            assert!(seen.insert(block));
+        }
+    }
+    assert_eq!((seen.len() as u64, allocator.free()), (total, 0));
+    for block in &seen {
+        allocator.release(*block);
+    }
+    assert_eq!(allocator.free(), total);
+}
+
+#[test]
+fn holes_are_found_again() {
+    let mut allocator = small();
+    while allocator.allocate(Stream::Map, 1024).is_some() {}
+    let start = allocator.geometry().regions_start();
+    for block in [start + 7, start + 8, start + 2000] {
+        allocator.release(block);
+    }
+    let mut found = vec![allocator.allocate(Stream::Data, 9), allocator.allocate(Stream::Data, 9)];
+    found.sort();
+    assert_eq!(found, [Some((start + 7, 2)), Some((start + 2000, 1))]);
+    assert_eq!(allocator.allocate(Stream::Data, 1), None);
+}
+
+#[test]
+fn idle_segments_are_handed_back_but_a_few() {
+    let mut allocator = Allocator::new(Geometry::new(66 * SEGMENT_BLOCKS, 64).expect("valid"), 100);
+    let mut blocks = Vec::new();
+    while let Some((block, count)) = allocator.allocate(Stream::Data, 1024) {
+        blocks.extend(block..block + count);
+    }
+    assert_eq!(allocator.take_idle_segment(), None);
+    blocks.into_iter().for_each(|block| allocator.release(block));
+    let mut handed_back = 0;
+    while let Some((block, count)) = allocator.take_idle_segment() {
+        handed_back += 1;
+        assert!(allocator.is_busy(block), "not to be allocated while it is punched (B2)");
+        (block..block + count).for_each(|block| allocator.release(block));
+    }
+    assert_eq!(handed_back, 64 - 64 / 20);
+}
+
+#[test]
+fn segments_are_written_ahead_but_a_few() {
+    let mut allocator = Allocator::new(Geometry::new(66 * SEGMENT_BLOCKS, 64).expect("valid"), 100);
+    let mut prepared = Vec::new();
+    while let Some((block, count)) = allocator.take_cold_segment(2) {
+        assert!(allocator.is_busy(block), "not to be allocated while zeros are written over it");
+        (block..block + count).for_each(|block| allocator.release(block));
+        prepared.push(block);
+    }
+    assert_eq!(prepared.len(), 2);
+    let (first, _) = allocator.allocate(Stream::Data, 1).expect("free");
+    assert!(prepared.contains(&first), "what is written goes first");
+    assert!(allocator.take_cold_segment(2).is_some(), "one was opened, another takes its place");
+    allocator.mark_all_warm();
+    assert_eq!(allocator.take_cold_segment(2), None);
+}
+
+#[test]
+#[should_panic(expected = "while the checkpoint refers to it")]
+fn releasing_a_used_block_is_a_bug() {
+    let mut allocator = small();
+    let (block, _) = allocator.allocate(Stream::Data, 1).expect("room");
+    allocator.adopt(block);
+    allocator.release(block);
+}
