@@ -276,9 +276,10 @@ impl Allocator {
             let Some(region) = self.loaded.pop_front() else { return };
             let segments = region * REGION_SEGMENTS..(region + 1) * REGION_SEGMENTS;
             let in_line = |segment: &usize| segments.contains(&(*segment as u64));
-            let needed = self.lines.iter().any(|line| {
-                line.open.is_some_and(|(segment, _)| in_line(&segment)) || line.next.iter().any(|next| in_line(next))
-            });
+            let needed = self
+                .lines
+                .iter()
+                .any(|line| line.open.is_some_and(|(segment, _)| in_line(&segment)) || line.next.iter().any(in_line));
             let unsaved = self.dirty.contains(&region) || self.writing.contains(&region);
             let keep = needed || unsaved || self.held.contains(&region);
             if keep || !self.regions[region as usize].cool() {

@@ -454,11 +454,16 @@ impl State {
     fn replay(&mut self, chain: &Chain) -> Result<u64, Failure> {
         let mut replayed = 0;
         for block in &chain.blocks {
-            // Its growth is applied already, all at once.
-            for record in block.records.iter().filter(|record| !matches!(record, Record::Grow { .. })) {
-                self.apply(record).map_err(|message| {
-                    Failure::new(EIO, format!("journal block {} contradicts the store: {message}", block.header.seq))
-                })?;
+            for record in &block.records {
+                // Its growth is applied already, all at once.
+                if !matches!(record, Record::Grow { .. }) {
+                    self.apply(record).map_err(|message| {
+                        Failure::new(
+                            EIO,
+                            format!("journal block {} contradicts the store: {message}", block.header.seq),
+                        )
+                    })?;
+                }
                 replayed += u64::from(!matches!(record, Record::Recovered { .. }));
             }
         }

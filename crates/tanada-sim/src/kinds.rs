@@ -19,6 +19,7 @@ pub fn settings(seed: u64, trace: bool) -> Settings {
     config.checkpoint_entries = *rng.pick(&[40, 200, 1000, 5000]);
     config.checkpoint_micros = *rng.pick(&[5_000, 100_000, 60_000_000]);
     config.paced_nodes_min = 10;
+    config.bitmap_pages_max = seed % 3;
     config.sync_bytes = *rng.pick(&[64 << 10, 1 << 20, 64 << 20]);
     config.sync_micros = *rng.pick(&[1_000, 50_000, 1_000_000]);
     config.reserve_bytes = 1 << 20;
