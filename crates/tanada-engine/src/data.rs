@@ -324,12 +324,12 @@ impl State {
     /// A file below without room has written nothing and will write nothing: the blocks may go back at once (B1).
     fn refused_by_full_medium(&mut self, run: Run) {
         self.medium_is_full();
-        let blocks = run.block..run.block + run.crcs.len() as u64;
-        blocks.for_each(|block| self.alloc.release(block));
+        let count = run.crcs.len() as u64;
+        (run.block..run.block + count).for_each(|block| self.alloc.release(block));
         let volume = self.versions.get(run.head).map(|version| version.uuid).unwrap_or_default();
         let message = format!(
             "no room for {} bytes at offset {} of volume {volume}: the file system or pool below the store is full",
-            run.crcs.len() as u64 * BLOCK,
+            count * BLOCK,
             run.place * BLOCK
         );
         self.part_failed(run.op, Failure::new(ENOSPC, message));

@@ -126,6 +126,9 @@ impl Device {
     }
 }
 
+/// An operation in flight; with how many writes it covers, if it is a sync.
+pub type Held = (IoId, DiskOp, usize);
+
 pub struct Shell {
     pub engine: Engine,
     pub device: Device,
@@ -135,8 +138,7 @@ pub struct Shell {
     pub replies: BTreeMap<u64, Result<Reply, Failure>>,
     pub opened: Option<Result<OpenReport, Failure>>,
     pub alerts: Vec<Alert>,
-    /// With how many writes a sync covers.
-    queue: VecDeque<(IoId, DiskOp, usize)>,
+    queue: VecDeque<Held>,
     /// Shuffles the order in which operations end.
     pub random: Option<Random>,
 }
@@ -242,16 +244,16 @@ impl Shell {
     }
 
     pub fn queued_ops(&self) -> impl Iterator<Item = &DiskOp> {
-        self.queue.iter().map(|(_, op)| op)
+        self.queue.iter().map(|(_, op, _)| op)
     }
 
     /// Takes an operation out of those in flight, until [`Shell::let_go`].
-    pub fn hold(&mut self, which: impl Fn(&DiskOp) -> bool) -> Option<(IoId, DiskOp)> {
-        let at = self.queue.iter().position(|(_, op)| which(op))?;
+    pub fn hold(&mut self, which: impl Fn(&DiskOp) -> bool) -> Option<Held> {
+        let at = self.queue.iter().position(|(_, op, _)| which(op))?;
         self.queue.remove(at)
     }
 
-    pub fn let_go(&mut self, held: (IoId, DiskOp)) {
+    pub fn let_go(&mut self, held: Held) {
         self.queue.push_back(held);
     }
 
