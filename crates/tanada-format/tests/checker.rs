@@ -157,7 +157,9 @@ fn records_that_contradict_the_store_are_damage() {
         let members = (50..).zip(heads).map(|(uuid, head)| Member { head: *head, uuid: Uuid::from_u128(uuid) });
         Record::Snapshot { first_id: 9, ended, hidden: false, members: members.collect() }
     };
-    let cases: [(&[Record], &str); 8] = [
+    let beyond = Record::Map { head: 1, place: 256, block: 4096, crcs: vec![crc32c(&[0; BLOCK_BYTES])] };
+    let cases: [(&[Record], &str); 9] = [
+        (&[create(1, 1), beyond], "is mapped up to"),
         (&[Record::Unmap { head: 1, place: 0, blocks: 1 }], "no live head"),
         (&[create(1, 1), create(1, 2)], "exists already"),
         (&[create(1, 1), create(2, 1)], "of the name"),

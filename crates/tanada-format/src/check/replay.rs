@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::{Findings, JournalScan};
 use crate::geometry::Geometry;
+use crate::node::BLOCK_BYTES;
 use crate::record::{Member, Record};
 use crate::superblock::Superblock;
 use crate::version::{Version, VersionKind, VersionState};
@@ -18,6 +19,8 @@ struct Entry {
     kind: VersionKind,
     is_live: bool,
     uuid: Uuid,
+    /// Bytes.
+    size: u64,
 }
 
 struct Replay {
@@ -42,7 +45,9 @@ pub(super) fn check_records(
     };
     for version in versions {
         let is_live = version.state == VersionState::Live;
-        replay.versions.insert(version.id, Entry { kind: version.kind, is_live, uuid: version.uuid });
+        replay
+            .versions
+            .insert(version.id, Entry { kind: version.kind, is_live, uuid: version.uuid, size: version.size });
         if is_live {
             replay.names.insert(version.uuid);
         }
@@ -63,11 +68,11 @@ impl Replay {
         entry.copied().ok_or_else(|| format!("version {id} is no live {}", format!("{kind:?}").to_lowercase()))
     }
 
-    fn add(&mut self, id: u64, kind: VersionKind, uuid: Uuid) -> Result<(), String> {
+    fn add(&mut self, id: u64, kind: VersionKind, uuid: Uuid, size: u64) -> Result<(), String> {
         if !self.names.insert(uuid) {
             return Err(format!("there is a version of the name {uuid} already"));
         }
-        match self.versions.insert(id, Entry { kind, is_live: true, uuid }) {
+        match self.versions.insert(id, Entry { kind, is_live: true, uuid, size }) {
             Some(_) => Err(format!("version {id} exists already")),
             None => Ok(()),
         }
@@ -83,20 +88,31 @@ impl Replay {
 
     fn apply(&mut self, record: &Record) -> Result<(), String> {
         match record {
-            Record::Map { head, .. } | Record::Unmap { head, .. } | Record::Resize { head, .. } => {
-                self.live(*head, VersionKind::Head).map(drop)
+            Record::Map { head, place, crcs, .. } => {
+                let size = self.live(*head, VersionKind::Head)?.size;
+                let end = (place + crcs.len() as u64) * BLOCK_BYTES as u64;
+                if end > size {
+                    return Err(format!("head {head} of {size} bytes is mapped up to {end}"));
+                }
+                Ok(())
+            }
+            Record::Unmap { head, .. } => self.live(*head, VersionKind::Head).map(drop),
+            Record::Resize { head, size } => {
+                let entry = self.live(*head, VersionKind::Head)?;
+                self.versions.insert(*head, Entry { size: *size, ..entry });
+                Ok(())
             }
             Record::Snapshot { first_id, ended, members, .. } => self.snapshot(*first_id, *ended, members),
-            Record::Create { head, uuid, .. } => self.add(*head, VersionKind::Head, *uuid),
+            Record::Create { head, uuid, size } => self.add(*head, VersionKind::Head, *uuid, *size),
             Record::Clone { head, generation, uuid } => {
-                self.live(*generation, VersionKind::Generation)?;
-                self.add(*head, VersionKind::Head, *uuid)
+                let size = self.live(*generation, VersionKind::Generation)?.size;
+                self.add(*head, VersionKind::Head, *uuid, size)
             }
             Record::Revert { head, generation, old_head } => {
                 let old = self.live(*old_head, VersionKind::Head)?;
                 self.destroy(*old_head)?;
-                self.live(*generation, VersionKind::Generation)?;
-                self.add(*head, VersionKind::Head, old.uuid)
+                let size = self.live(*generation, VersionKind::Generation)?.size;
+                self.add(*head, VersionKind::Head, old.uuid, size)
             }
             Record::Destroy { version } => self.destroy(*version),
             Record::Grow { store_blocks } => self.grow(*store_blocks),
@@ -111,11 +127,11 @@ impl Replay {
         self.epoch += 1;
         let mut heads = BTreeSet::new();
         for (id, member) in (first_id..).zip(members) {
-            self.live(member.head, VersionKind::Head)?;
+            let size = self.live(member.head, VersionKind::Head)?.size;
             if !heads.insert(member.head) {
                 return Err(format!("head {} is cut twice by one record", member.head));
             }
-            self.add(id, VersionKind::Generation, member.uuid)?;
+            self.add(id, VersionKind::Generation, member.uuid, size)?;
         }
         Ok(())
     }
