@@ -15,8 +15,8 @@ use std::fmt;
 use tanada_disk::{Buf, DiskOp};
 use uuid::Uuid;
 
-use crate::kept::KeptBlock;
-use crate::scrub::{ScrubDamage, ScrubMark, ScrubStatus};
+use crate::background::scrub::{ScrubDamage, ScrubMark, ScrubStatus};
+use crate::journal::kept::KeptBlock;
 
 /// Names a request; chosen by the shell, echoed in the reply, never interpreted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

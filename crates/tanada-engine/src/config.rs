@@ -2,7 +2,7 @@
 
 use tanada_units::MIB;
 
-use crate::kept::KeptMemory;
+use crate::journal::kept::KeptMemory;
 
 /// Sizes and triggers. [`EngineConfig::new`] gives the values meant for production; tests shrink them.
 #[derive(Debug, Clone)]

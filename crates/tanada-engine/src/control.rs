@@ -9,13 +9,13 @@ use tanada_format::{Member, Record, VersionKind};
 use uuid::Uuid;
 
 use crate::api::{Control, ExportId, ExtentKind, Reply, Request, RequestId, VolumeInfo};
-use crate::exec::slot;
+use crate::background::relayout::Stream;
 use crate::failure::{EBUSY, EEXIST, EINVAL, ENOENT, ENOSPC, EROFS, Failure};
 use crate::guest::Export;
-use crate::read::ExtentList;
-use crate::relayout::Stream;
+use crate::guest::lookup::ExtentList;
+use crate::map::tree::diff::diff;
 use crate::state::{BLOCK, Handle, State};
-use crate::tree::diff::diff;
+use crate::tasks::exec::slot;
 use crate::versions::{Version, VersionId};
 
 type Answer = Result<Reply, Failure>;

@@ -7,8 +7,8 @@ use tanada_disk::DiskResult;
 
 use crate::api::{Action, IoId, Request, RequestId};
 use crate::config::EngineConfig;
-use crate::exec::Executor;
 use crate::state::{Handle, Job, Phase, State};
+use crate::tasks::exec::Executor;
 
 /// One store. It lives in the thread that drives it: its tasks share its state without locks.
 pub struct Engine {

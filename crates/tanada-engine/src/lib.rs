@@ -1,68 +1,112 @@
-//! The store's engine: a synchronous state machine, event in, actions out.
+//! The store's engine: a synchronous state machine, event in, actions out. This page is the whole design in ten
+//! minutes.
+//!
+//! # What it keeps
+//! A store holds *volumes*, which guests write, and *generations*, which nobody writes any more. Each is a tree of
+//! map nodes with 256 pointers, five levels high, however small it is. A pointer tells a block of the device, that
+//! block's checksum, and its *birth*: the epoch in which it came to be there.
 //!
 //! ```text
-//!   engine      the face: turns                       guest   requests that change blocks, flushes (W1, J6, J9)
-//!   state       all state; device ops, failures       data    admission, placement, merging, recording (J1)
-//!   syncs       journal, syncs (J6, J9)               space   reserve, holes passed down
-//!   releases    dropped blocks on their way back (B1-B3)
-//!   exec        tasks: straight code over events       read    look-up, reading again, read-modify-write, extents, holes
-//!   guest_read  guests' reads, without a task (B3, W4)  relayout scattered blocks brought together (V12)
-//!   open        recovery (J1-J4, J8)                   control volumes and generations (W6)
-//!   checkpoint  merge, catalog, superblock (J8, B1-B4) stat    figures
-//!   walker      deletion in the background (V6, V7)    ahead  map nodes read ahead for these two
-//!   scrub       verifying everything in the background; timers: moments that tasks wait for
-//!   --- without I/O ---
-//!   delta, versions, cut, tree/{merge,walk,diff,count}, alloc, catalog, journal, kept, locks, cache
+//!   volume ──▶ root ──▶ node ──▶ node ──▶ node ──▶ leaf ──▶ 4 KiB of data
+//!            level 4                              level 0     (a leaf maps 1 MiB)
 //! ```
-//! Rule names (J1, V2, B3 ...) are those of `docs/store-rules.md`.
+//! Nothing in use is written over. A write goes to a free block, and a checkpoint writes the nodes above it anew. So
+//! an old root goes on meaning what it meant, and that is all a generation is. Snapshot, clone and revert are one
+//! small record each; no tree is read or copied.
+//!
+//! There is one epoch for the whole store, and a snapshot of a group of volumes ends it. S(v) is the epoch that ended
+//! when v was taken. What a version maps with a birth after S(parent) is not its parent's. This comparison, made
+//! while walking a tree beside its child's, tells what a deletion may free and what a backup must copy. There are no
+//! reference counts; a deletion costs what differs ([`versions`], [`map::tree`]).
+//!
+//! # A write's way
+//! ```text
+//!   submit ─▶ busy blocks ─▶ admission ─▶ allocate ─▶ data write ─▶ record ─────▶ out of the process ─▶ answer
+//!             (W1)           space, delta,             device        applied to    (J6)
+//!                            journal room                            the delta (J1, V1)
+//! ```
+//! Writes never read the map. What changed since the last checkpoint is in the *delta*, a sparse trie shared by
+//! reference count: a snapshot clones its root ([`map::delta`]). All that arrives in one turn is placed together, so
+//! that writes of many guests become few device writes ([`guest::data`]). The record says "these places are in those
+//! blocks, with these checksums". It is appended when the data has arrived ([`journal::pair`] tells the one exception
+//! and why it is safe). The answer is given when the record is where the death of this process cannot reach it: in
+//! memory that outlives it, or on the device ([`journal`]). A flush waits until the record is on the device and then
+//! for one sync, shared by all who wait ([`journal::syncs`]).
+//!
+//! # A read's way
+//! Delta, frozen delta (while a checkpoint runs), tree: three steps, with no generation or a thousand. Leaves come
+//! from a cache within the memory budget ([`map::cache`]). What was read is verified against the pointer's checksum.
+//! A mismatch is looked up again, read again, and then an error that names volume and offset ([`guest::read`], W4).
+//!
+//! # The checkpoint
+//! The journal is a ring. Now and then the delta is frozen (the *cut*) and merged into the trees, leaf by leaf, while
+//! guests go on into a new delta. Then catalog and bitmaps, a sync, the superblock into the older of two slots,
+//! another sync. Only then the journal's start moves, and the blocks that fell out wait for their last readers before
+//! they are free ([`versions::cut`], [`map::tree::merge`], [`background::checkpoint`], [`space::releases`]). Until
+//! the second sync the former checkpoint stands, with everything it needs.
+//!
+//! # After a crash
+//! Newest superblock, catalog, and the journal's records in order up to the first whose data is not there: the store
+//! is as it was at one instant, which contains everything flushed; and everything acknowledged, where only the
+//! process died. Recovery fills the delta and reads no leaf ([`open`]).
+//!
+//! # Deletion
+//! A version that dies is walked beside its only child, in order of place, with a cursor that is saved together with
+//! what was freed. A version with several children waits as a *ghost* until one is left ([`background::walker`],
+//! V4-V8).
+//!
+//! # What runs it
+//! ```text
+//!   the shell ── submit, complete, turn ──▶ engine ──▶ state ──▶ Action::{Disk, Keep, Reply, ...} ──▶ the shell
+//! ```
+//! No socket, no file, no clock, no thread: the same calls give the same actions, and a run of the simulation can be
+//! told by its seed. Guests' requests are state machines. Work of many steps (opening, checkpoint, walks, control
+//! operations, cold reads) is straight code in tasks over the same events ([`tasks::exec`]); a task never keeps the
+//! state borrowed across an await, so between two awaits it is as alone as an event.
+//!
+//! # The rooms
+//! | room | what is there |
+//! |---|---|
+//! | [`api`], [`engine`], [`config`] | the face |
+//! | [`state`], [`tasks`] | all state and how it meets the device; the executor |
+//! | [`guest`] | reads, writes, discards, flushes; busy blocks; re-layout (W rules) |
+//! | [`journal`] | the ring, what outlives the process, syncs (J rules) |
+//! | [`map`] | delta, node cache, trees and the pure functions over them, catalog |
+//! | [`versions`] | the version tree, and the cut that a checkpoint keeps (V rules) |
+//! | [`space`] | allocator, bitmap pages, releases, reserve, written space ahead (B rules) |
+//! | [`background`] | checkpoint, deletion walk, scrub, reading ahead for them |
+//! | [`open`], [`control`], [`stat`] | recovery; volumes and generations; figures |
+//!
+//! Names like J1 or V2 are rules of `docs/store-rules.md`: each is one sentence that must hold, and what breaks
+//! without it. The bytes on the device are in `docs/format.md`.
 
-mod ahead;
-mod alloc;
+#![allow(rustdoc::private_intra_doc_links, reason = "the page is for those who read the source")]
+
 pub mod api;
-mod bitmaps;
-mod blocks;
-mod cache;
-mod catalog;
-mod checkpoint;
+mod background;
 mod config;
 mod control;
-mod cut;
-mod data;
-mod delta;
 mod engine;
-mod exec;
 mod failure;
 mod guest;
-mod guest_read;
-mod holes;
 mod journal;
-mod kept;
-mod locks;
+mod map;
 #[cfg(test)]
 mod model;
 mod open;
-mod pair;
-mod read;
-mod region;
-mod relayout;
-mod releases;
-mod scrub;
 mod space;
 mod stat;
 mod state;
-mod syncs;
+mod tasks;
 #[cfg(test)]
 mod testing;
-mod timers;
-mod tree;
 mod versions;
-mod walker;
 
 pub use api::{
     Action, Alert, Control, ExportId, Extent, ExtentKind, Failure, IoId, OpenReport, Reply, Request, RequestId,
     Segment, StoreStat, VolumeInfo, VolumeKind, VolumeState, VolumeUsage,
 };
+pub use background::scrub::{DAMAGE_MAX, DamagedPart, ScrubDamage, ScrubMark, ScrubState, ScrubStatus};
 pub use config::EngineConfig;
 pub use engine::Engine;
-pub use kept::{COPIES as KEPT_COPIES, KeptBlock, KeptMemory, KeptPlaces};
-pub use scrub::{DAMAGE_MAX, DamagedPart, ScrubDamage, ScrubMark, ScrubState, ScrubStatus};
+pub use journal::kept::{COPIES as KEPT_COPIES, KeptBlock, KeptMemory, KeptPlaces};

@@ -11,13 +11,13 @@ use std::task::{Context, Poll, Waker};
 use tanada_format::{Member, Node, Pointer, ROOT_LEVEL, Record, TREE_BLOCKS, Version, VersionKind, VersionState};
 use uuid::Uuid;
 
-use crate::cut::{Cut, Item, cut, finish};
-use crate::delta::Lookup;
 use crate::failure::{EBUSY, Failure};
+use crate::map::delta::Lookup;
+use crate::map::tree::merge::{Base, MergeStore, Merged, Part, merge};
+use crate::map::tree::walk::{WalkStore, walk};
+use crate::map::tree::{NodeSource, diff::diff};
 use crate::testing::Random;
-use crate::tree::merge::{Base, MergeStore, Merged, Part, merge};
-use crate::tree::walk::{WalkStore, walk};
-use crate::tree::{NodeSource, diff::diff};
+use crate::versions::cut::{Cut, Item, cut, finish};
 use crate::versions::{VersionId, Versions};
 
 /// 27 places, three slots on each of three levels: borders of leaves and of inner nodes among them.
@@ -258,7 +258,7 @@ impl World {
         }
     }
 
-    /// Some nodes of a walk, as [`crate::walker`] chooses and runs it.
+    /// Some nodes of a walk, as [`crate::background::walker`] chooses and runs it.
     fn walk_a_little(&mut self) {
         if self.running.is_some() {
             return;
@@ -306,7 +306,7 @@ impl World {
         self.check_used();
     }
 
-    /// As [`crate::checkpoint`] merges: what builds upon one another together, in chunks.
+    /// As [`crate::background::checkpoint`] merges: what builds upon one another together, in chunks.
     fn merge(&mut self, made: &Cut) -> Vec<Merged> {
         let mut merged: Vec<Merged> = Vec::new();
         for range in made.chunks(1 + self.random.below(4) as usize) {

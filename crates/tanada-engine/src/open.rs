@@ -23,11 +23,11 @@ use tanada_format::{
     Record, Superblock, Version, crc32c,
 };
 
-use crate::alloc::Allocator;
 use crate::api::{Action, OpenReport};
 use crate::failure::{EINVAL, EIO, Failure};
 use crate::journal::Journal;
-use crate::kept;
+use crate::journal::kept;
+use crate::space::alloc::Allocator;
 use crate::state::{BLOCK, Handle, Phase, State};
 use crate::versions::Versions;
 

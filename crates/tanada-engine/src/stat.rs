@@ -5,8 +5,8 @@ use uuid::Uuid;
 
 use crate::api::{Reply, StoreStat, VolumeInfo, VolumeKind, VolumeState, VolumeUsage};
 use crate::failure::{ENOENT, Failure};
+use crate::map::tree::count;
 use crate::state::{BLOCK, Handle, Job, Phase, State};
-use crate::tree::count;
 use crate::versions::{Version, VersionId};
 
 impl Handle {

@@ -1,6 +1,6 @@
 //! All state of an open store, and how it meets the device.
 //!
-//! Events change it at once; tasks ([`crate::exec`]) reach it through a [`Handle`], in closures that end before the next
+//! Events change it at once; tasks ([`crate::tasks::exec`]) reach it through a [`Handle`], in closures that end before the next
 //! await. What waits for what:
 //! ```text
 //!   guest write: busy blocks -> admission (space, delta, journal) -> data write -> record -> journal write -> answer
@@ -16,26 +16,26 @@ use tanada_disk::{Buf, DiskError, DiskOp, DiskResult};
 use tanada_format::{BLOCK_BYTES, Geometry, Superblock};
 use uuid::Uuid;
 
-use crate::alloc::{Allocator, PageRead};
 use crate::api::{Action, Alert, IoId, Reply, Request, RequestId};
-use crate::cache::NodeCache;
-use crate::catalog::Catalog;
+use crate::background::relayout::{Move, Relayout};
+use crate::background::scrub::Scrub;
 use crate::config::EngineConfig;
-use crate::data::{DataWrite, Piece};
-use crate::delta::DeltaCost;
-use crate::exec::{Filler, Slot, slot};
 use crate::failure::{EIO, EROFS, Failure};
+use crate::guest::busy::BusyBlocks;
+use crate::guest::data::{DataWrite, Piece};
+use crate::guest::read::{GuestRead, GuestReads, ReadId};
 use crate::guest::{Export, GuestOp, OpId};
-use crate::guest_read::{GuestRead, GuestReads, ReadId};
 use crate::journal::Journal;
-use crate::locks::BusyBlocks;
-use crate::pair::Pairs;
-use crate::relayout::{Move, Relayout};
-use crate::releases::Releases;
-use crate::scrub::Scrub;
+use crate::journal::pair::Pairs;
+use crate::journal::syncs::Syncs;
+use crate::map::cache::NodeCache;
+use crate::map::catalog::Catalog;
+use crate::map::delta::DeltaCost;
 use crate::space::Preparing;
-use crate::syncs::Syncs;
-use crate::timers::Timers;
+use crate::space::alloc::{Allocator, PageRead};
+use crate::space::releases::Releases;
+use crate::tasks::exec::{Filler, Slot, slot};
+use crate::tasks::timers::Timers;
 use crate::versions::{VersionId, Versions};
 
 pub const BLOCK: u64 = BLOCK_BYTES as u64;

@@ -31,7 +31,7 @@ use uuid::Uuid;
 
 use crate::api::Alert;
 use crate::failure::{EBUSY, EINVAL, Failure};
-use crate::releases::Reading;
+use crate::space::releases::Reading;
 use crate::state::{BLOCK, Handle, Job, State};
 use crate::versions::VersionId;
 

@@ -22,7 +22,7 @@ use tanada_disk::DiskResult;
 use tanada_format::Record;
 use tanada_format::journal::RECORDS_BYTES;
 
-use crate::data::DataWrite;
+use crate::guest::data::DataWrite;
 use crate::state::{Pending, State};
 
 /// Records between two flushes, at most, for writes to be paired: with more, a journal block for each of them costs more

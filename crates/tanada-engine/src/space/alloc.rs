@@ -13,7 +13,7 @@
 //! Blocks come from one open segment per stream, front to back, all its holes. The next segment is the emptiest warm
 //! one while that is at least half free, then one never used: a sparse file does not grow before it must.
 //!
-//! Pages are in memory within a budget ([`crate::region`]); how many blocks of each segment are free always is. The
+//! Pages are in memory within a budget ([`crate::space::region`]); how many blocks of each segment are free always is. The
 //! segments to come are lined up ahead, so that their pages are there when they are opened:
 //! ```text
 //!   line_up -> pages to load -> (device) -> install -> allocate
@@ -25,7 +25,7 @@ use tanada_format::catalog::RegionEntry;
 use tanada_format::geometry::{PAGE_COPIES, REGION_SEGMENTS, SEGMENT_BLOCKS};
 use tanada_format::{BitmapPage, Geometry};
 
-use crate::region::{Bits, Region};
+use crate::space::region::{Bits, Region};
 
 /// What a block is wanted for: data and map nodes come from different segments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,14 +6,20 @@
 //!          last part recorded: busy blocks given back -> journal kept or written (J6) -> [FUA: sync] -> answer
 //! ```
 
+pub mod busy;
+pub mod data;
+pub mod holes;
+pub mod lookup;
+pub mod read;
+
 use tanada_disk::Buf;
 use tanada_format::VersionKind;
 use uuid::Uuid;
 
 use crate::api::{ExportId, Reply, Request, RequestId};
-use crate::data::{Piece, PieceKind};
+use crate::background::relayout::Stream;
 use crate::failure::{EBADF, EINVAL, EIO, ENOSPC, EROFS, Failure};
-use crate::relayout::Stream;
+use crate::guest::data::{Piece, PieceKind};
 use crate::state::{BLOCK, Job, Patch, Phase, State};
 use crate::versions::VersionId;
 

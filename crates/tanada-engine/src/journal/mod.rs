@@ -17,6 +17,10 @@
 //!   when somebody waits for it. A block's place in the memory is free again when the device has it; where all places
 //!   are taken, way (a) it is until one is free.
 
+pub mod kept;
+pub mod pair;
+pub mod syncs;
+
 use std::collections::BTreeMap;
 
 use tanada_disk::{Buf, BufMut, DiskOp};
@@ -25,7 +29,7 @@ use tanada_format::journal::RECORDS_BYTES;
 use tanada_format::{BLOCK_BYTES, Geometry, JournalBuilder, JournalHeader, Record};
 use uuid::Uuid;
 
-use crate::kept::KeptBlock;
+use crate::journal::kept::KeptBlock;
 
 pub struct Journal {
     pub store: Uuid,
@@ -48,7 +52,7 @@ pub struct Journal {
     kept: u64,
     /// So many records of the block being filled are there, too.
     kept_records: usize,
-    /// A block whose data is still under way; nothing is appended behind it (see [`crate::pair`]).
+    /// A block whose data is still under way; nothing is appended behind it (see [`crate::journal::pair`]).
     alone: Option<u64>,
     /// The last block of which a record may have been acknowledged for being kept.
     acknowledged: u64,

@@ -5,6 +5,12 @@
 //! own journal. So a few segments ahead of the allocator are filled with zeros in quiet moments, and whole segments are
 //! handed back late, when nobody writes. A store that was made with all of its space (`KEEP_SPACE`) needs neither.
 
+pub mod alloc;
+pub mod bitmaps;
+pub mod blocks;
+pub mod region;
+pub mod releases;
+
 use tanada_disk::{BufMut, DiskOp, DiskResult};
 use tanada_format::superblock::KEEP_SPACE;
 use tanada_units::MIB;

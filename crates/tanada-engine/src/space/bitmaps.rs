@@ -6,10 +6,10 @@ use std::collections::BTreeSet;
 use tanada_disk::DiskOp;
 use tanada_format::{BLOCK_BYTES, BitmapPage};
 
-use crate::alloc::{PageRead, PageWrite, Stream};
-use crate::blocks::Blocks;
-use crate::checkpoint::BLOCKS_PER_TURN;
+use crate::background::checkpoint::BLOCKS_PER_TURN;
 use crate::failure::{EIO, Failure};
+use crate::space::alloc::{PageRead, PageWrite, Stream};
+use crate::space::blocks::Blocks;
 use crate::state::{BLOCK, Handle, Job, State};
 
 /// Pages read at once.

@@ -1,5 +1,5 @@
 //! What reading is made of: looking up (delta, frozen delta, tree: the same three steps with 0 or 1,000 generations),
-//! reading again what does not verify, read-modify-write, extents. Guests' reads are in [`crate::guest_read`].
+//! reading again what does not verify, read-modify-write, extents. Guests' reads are in [`crate::guest::read`].
 
 use std::rc::Rc;
 
@@ -10,12 +10,12 @@ use tanada_format::{BLOCK_BYTES, FANOUT, Node, Pointer, ROOT_LEVEL, crc32c};
 use uuid::Uuid;
 
 use crate::api::{Alert, Extent, ExtentKind};
-use crate::data::zero_block;
-use crate::delta::Lookup;
 use crate::failure::{EIO, Failure};
 use crate::guest::OpId;
+use crate::guest::data::zero_block;
+use crate::map::delta::Lookup;
+use crate::map::tree::NodeSource;
 use crate::state::{BLOCK, Handle, Patch, State};
-use crate::tree::NodeSource;
 use crate::versions::VersionId;
 
 /// Why a look-up cannot end now.
@@ -71,7 +71,7 @@ fn absent_mark() -> Pointer {
 }
 
 /// The leaf above `place`, as far as the cache goes; `Ok(None)` where nothing is mapped.
-fn leaf_of(cache: &mut crate::cache::NodeCache, tree: Pointer, place: u64) -> Result<Option<Rc<Node>>, Missing> {
+fn leaf_of(cache: &mut crate::map::cache::NodeCache, tree: Pointer, place: u64) -> Result<Option<Rc<Node>>, Missing> {
     let mut pointer = tree;
     for level in (1..=ROOT_LEVEL).rev() {
         if pointer.is_null() {

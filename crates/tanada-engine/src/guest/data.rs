@@ -8,12 +8,12 @@ use tanada_format::node::span_blocks;
 use tanada_format::record::MAP_BLOCKS_MAX;
 use tanada_format::{LEVELS, Record, crc32c};
 
-use crate::alloc::Stream;
 use crate::api::Alert;
-use crate::delta::DeltaCost;
 use crate::failure::{EIO, ENOSPC, Failure};
 use crate::guest::OpId;
 use crate::journal::Journal;
+use crate::map::delta::DeltaCost;
+use crate::space::alloc::Stream;
 use crate::state::{BLOCK, State};
 use crate::versions::VersionId;
 
@@ -48,7 +48,7 @@ pub struct DataWrite {
     pub runs: Vec<Run>,
     promised_journal: u64,
     promised_nodes: u64,
-    /// Its records are in the journal already ([`crate::pair`]).
+    /// Its records are in the journal already ([`crate::journal::pair`]).
     pub is_paired: bool,
 }
 

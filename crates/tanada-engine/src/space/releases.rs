@@ -9,8 +9,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::blocks::Blocks;
-use crate::checkpoint::BLOCKS_PER_TURN;
+use crate::background::checkpoint::BLOCKS_PER_TURN;
+use crate::space::blocks::Blocks;
 use crate::state::{Handle, State};
 
 #[derive(Default)]

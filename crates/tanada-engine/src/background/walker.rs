@@ -7,12 +7,12 @@ use std::rc::Rc;
 
 use tanada_format::{Node, Pointer};
 
-use crate::ahead::Ahead;
 use crate::api::{Alert, Reply};
+use crate::background::ahead::Ahead;
 use crate::failure::{EBUSY, EIO, Failure};
+use crate::map::tree::NodeSource;
+use crate::map::tree::walk::{WalkStore, walk};
 use crate::state::{BLOCK, Handle, Phase, State};
-use crate::tree::NodeSource;
-use crate::tree::walk::{WalkStore, walk};
 use crate::versions::VersionId;
 
 /// Nodes read between two turns.

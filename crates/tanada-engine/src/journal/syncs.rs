@@ -19,10 +19,10 @@ use tanada_disk::{DiskOp, DiskResult};
 use tanada_format::{Geometry, Record};
 
 use crate::api::Action;
-use crate::exec::{Filler, Slot, slot};
 use crate::failure::Failure;
 use crate::guest::OpId;
 use crate::state::{Pending, Phase, State, read_only};
+use crate::tasks::exec::{Filler, Slot, slot};
 use crate::versions::{Contradiction, VersionId};
 
 /// Who waits for a sync.

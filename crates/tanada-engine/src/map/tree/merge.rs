@@ -17,8 +17,8 @@ use tanada_format::node::span_blocks;
 use tanada_format::{FANOUT, Node, Pointer, ROOT_LEVEL};
 
 use super::{NodeSource, node_or_empty};
-use crate::delta::{Delta, DeltaNode, InnerEntry, Slots};
 use crate::failure::Failure;
+use crate::map::delta::{Delta, DeltaNode, InnerEntry, Slots};
 
 /// What a merge does to the store.
 pub trait MergeStore: NodeSource {

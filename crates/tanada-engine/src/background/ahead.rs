@@ -9,10 +9,10 @@ use std::rc::Rc;
 use tanada_disk::{Buf, DiskOp, DiskResult};
 use tanada_format::{BLOCK_BYTES, Node, Pointer};
 
-use crate::exec::Slot;
 use crate::failure::Failure;
+use crate::map::tree::NodeSource;
 use crate::state::{BLOCK, Handle};
-use crate::tree::NodeSource;
+use crate::tasks::exec::Slot;
 
 /// Reads in flight at once: enough to keep a disk busy beside guests, few enough that these do not queue behind them.
 const READS_IN_FLIGHT_MAX: usize = 8;

@@ -10,8 +10,8 @@ use std::ops::Range;
 
 use tanada_format::{Pointer, TREE_BLOCKS, VersionState};
 
-use crate::delta::{Delta, DeltaCost};
-use crate::tree::merge::{Base, MergeRules, Merged};
+use crate::map::delta::{Delta, DeltaCost};
+use crate::map::tree::merge::{Base, MergeRules, Merged};
 use crate::versions::{VersionId, Versions};
 
 /// One tree to make.

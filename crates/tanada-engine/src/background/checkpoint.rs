@@ -17,16 +17,16 @@ use tanada_disk::{Buf, BufMut, DiskOp, DiskResult};
 use tanada_format::geometry::SUPERBLOCK_AT;
 use tanada_format::{BLOCK_BYTES, Geometry, Node, Pointer, Superblock, TREE_BLOCKS, crc32c};
 
-use crate::ahead::Ahead;
-use crate::alloc::{PageWrite, Stream};
-use crate::blocks::Blocks;
-use crate::cut::{Cut, Item, cut, finish};
-use crate::delta::{DeltaCost, drop_some};
-use crate::exec::Slot;
+use crate::background::ahead::Ahead;
 use crate::failure::{ENOSPC, Failure};
+use crate::map::delta::{DeltaCost, drop_some};
+use crate::map::tree::NodeSource;
+use crate::map::tree::merge::{Base, MergeStore, Merged, Part, merge};
+use crate::space::alloc::{PageWrite, Stream};
+use crate::space::blocks::Blocks;
 use crate::state::{BLOCK, Handle, Job, State};
-use crate::tree::NodeSource;
-use crate::tree::merge::{Base, MergeStore, Merged, Part, merge};
+use crate::tasks::exec::Slot;
+use crate::versions::cut::{Cut, Item, cut, finish};
 
 /// Map nodes in one device write: 256 KiB.
 const BATCH_NODES: usize = 64;

@@ -5,8 +5,8 @@ use tanada_format::node::{slot_of, span_blocks};
 use tanada_format::{Pointer, ROOT_LEVEL};
 
 use crate::failure::{EIO, Failure};
+use crate::map::tree::NodeSource;
 use crate::state::Handle;
-use crate::tree::NodeSource;
 use crate::versions::VersionId;
 
 impl Handle {

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tanada_format::catalog::{REGION_TABLE_PLACE, REGIONS_PER_BLOCK, region_place, version_place};
 use tanada_format::{BLOCK_BYTES, LEVELS, Node, Pointer, ROOT_LEVEL, Version, crc32c};
 
-use crate::alloc::{Allocator, Stream};
+use crate::space::alloc::{Allocator, Stream};
 
 type Block = [u8; BLOCK_BYTES];
 

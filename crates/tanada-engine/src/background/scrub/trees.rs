@@ -7,9 +7,9 @@ use tanada_format::node::{slot_of, span_blocks};
 use tanada_format::{FANOUT, Node, Pointer, ROOT_LEVEL, VersionState, crc32c};
 
 use super::{DamagedPart, ScrubDamage, Scrubber, Stopped};
-use crate::releases::Reading;
+use crate::map::tree::NodeSource;
+use crate::space::releases::Reading;
 use crate::state::{BLOCK, State};
-use crate::tree::NodeSource;
 use crate::versions::VersionId;
 
 /// A stretch is what one node of this level maps: 256 MiB.

@@ -20,10 +20,10 @@ use tanada_disk::{DiskOp, DiskResult};
 use tanada_format::record::MAP_BLOCKS_MAX;
 use tanada_format::{Pointer, Record};
 
-use crate::alloc;
-use crate::data::nodes_for;
-use crate::guest_read::GuestRead;
+use crate::guest::data::nodes_for;
+use crate::guest::read::GuestRead;
 use crate::journal::Journal;
+use crate::space::alloc;
 use crate::state::{BLOCK, Pending, Phase, State};
 use crate::versions::VersionId;
 

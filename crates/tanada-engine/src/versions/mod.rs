@@ -7,15 +7,17 @@
 //!   destroy:         dying with at most one child, ghost with several (V7, V8)
 //! ```
 //! Each change here is one journal record, applied in the same way when it happens and when it is replayed. Whatever
-//! needs to read or free is left to the next cut ([`crate::cut`]) and to the deletion walk.
+//! needs to read or free is left to the next cut ([`crate::versions::cut`]) and to the deletion walk.
+
+pub mod cut;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use tanada_format::{Member, Pointer, TREE_BLOCKS, VersionKind, VersionState};
 use uuid::Uuid;
 
-use crate::delta::{Change, Delta, DeltaCost};
-use crate::tree::count::Exclusive;
+use crate::map::delta::{Change, Delta, DeltaCost};
+use crate::map::tree::count::Exclusive;
 
 /// Id of a version; never reused, 0 is none.
 pub type VersionId = u64;
