@@ -16,6 +16,17 @@ pub fn target_dir() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
+/// The program under test: what `TANADA_BIN` names, or built for the purpose (`dev`: without optimisation).
+pub fn tanada(dev: bool) -> Result<PathBuf> {
+    if let Some(given) = std::env::var_os("TANADA_BIN") {
+        return Ok(given.into());
+    }
+    println!("building");
+    let profile = if dev { "dev" } else { "release" };
+    run("cargo", &["build", "--quiet", "--profile", profile, "--package", "tanada"])?;
+    Ok(target_dir().join(if dev { "debug/tanada" } else { "release/tanada" }))
+}
+
 /// Runs a program to its end with its output shown; an error where it fails.
 pub fn run<S: AsRef<OsStr>>(program: &str, args: &[S]) -> Result<()> {
     let status = command(program, args).status().with_context(|| format!("starting {program}"))?;

@@ -32,11 +32,10 @@ pub struct World {
 }
 
 impl World {
-    /// Builds the programs (`dev`: without optimisation) and starts the daemon in a new directory.
+    /// Builds the programs (`dev`: without optimisation; or takes what `TANADA_BIN` names) and starts the daemon in a new
+    /// directory.
     pub fn start(dev: bool, kernel: &Path) -> Result<World> {
-        println!("building");
-        let profile = if dev { "dev" } else { "release" };
-        sh::run("cargo", &["build", "--quiet", "--profile", profile, "--package", "tanada"])?;
+        let binary = sh::tanada(dev)?;
         catch_interrupts();
         let dir = tempfile::Builder::new()
             .prefix(SCRATCH_PREFIX)
@@ -45,7 +44,6 @@ impl World {
             .keep();
         // The unprivileged user that QEMU runs as has to pass through.
         fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-        let binary = sh::target_dir().join(if dev { "debug/tanada" } else { "release/tanada" });
         let xe = dir.join("xe");
         std::os::unix::fs::symlink(&binary, &xe).context("linking xe")?;
         let mut world = World {

@@ -23,7 +23,7 @@ mod plane;
 mod random;
 mod writer;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -101,10 +101,7 @@ pub fn run(options: Options) -> Result<()> {
     if options.guest {
         return guest::run(options);
     }
-    let binary = match std::env::var_os("TANADA_BIN") {
-        Some(given) => given.into(),
-        None => built(options.dev)?,
-    };
+    let binary = sh::tanada(options.dev)?;
     let dir = tempfile::Builder::new().prefix("tanada-kills-").tempdir().context("a scratch directory")?;
     println!("kills: {} of them, seed {}, in {}", options.count, options.seed, dir.path().display());
     let outcome = all_kills(&binary, dir.path(), options);
@@ -112,13 +109,6 @@ pub fn run(options: Options) -> Result<()> {
         println!("kept for a look: {}", dir.keep().display());
     }
     outcome
-}
-
-/// The program, built for the purpose.
-fn built(dev: bool) -> Result<PathBuf> {
-    let profile = if dev { "dev" } else { "release" };
-    sh::run("cargo", &["build", "--quiet", "--profile", profile, "--package", "tanada"])?;
-    Ok(sh::target_dir().join(if dev { "debug/tanada" } else { "release/tanada" }))
 }
 
 fn all_kills(binary: &Path, dir: &Path, options: Options) -> Result<()> {
