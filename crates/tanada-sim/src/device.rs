@@ -82,6 +82,8 @@ pub struct SimDevice {
     pub lie: Lie,
     /// So many of a hundred operations take up to so many events.
     pub slow: (u64, u64),
+    /// The next sync is one of them.
+    pub slow_sync: bool,
     pub counts: DeviceCounts,
 }
 
@@ -99,6 +101,7 @@ impl SimDevice {
             sync_failed: false,
             lie: Lie::None,
             slow: (3, 1500),
+            slow_sync: false,
             counts: DeviceCounts::default(),
         }
     }
@@ -136,13 +139,18 @@ impl SimDevice {
         self.durable.insert(block, Rc::new(bytes));
     }
 
+    pub fn is_punching(&self) -> bool {
+        self.in_flight.iter().any(|operation| matches!(operation.op, DiskOp::Punch { .. }))
+    }
+
     pub fn in_flight(&self) -> usize {
         self.in_flight.len()
     }
 
     /// Takes an operation. `events` is the count of events so far.
     pub fn issue(&mut self, io: IoId, op: DiskOp, events: u64, rng: &mut Rng) {
-        let slow_until = if rng.chance(self.slow.0) { events + rng.within(50, self.slow.1) } else { 0 };
+        let slow = matches!(op, DiskOp::Sync) && std::mem::take(&mut self.slow_sync);
+        let slow_until = if slow || rng.chance(self.slow.0) { events + rng.within(50, self.slow.1) } else { 0 };
         let mut early_read = None;
         match &op {
             DiskOp::Read { at, length } if rng.chance(30) => early_read = Some(self.gather(*at, *length)),

@@ -15,7 +15,7 @@ const B: u64 = BLOCK as u64;
 const GHOST_MICROS: u64 = 61_000_000;
 
 impl World {
-    fn store_stat(&mut self) -> Result<StoreStat, Stop> {
+    pub fn store_stat(&mut self) -> Result<StoreStat, Stop> {
         let (_, reply) = self.must(Request::Control(Control::StoreStat), false)?;
         match reply {
             Reply::Store(stat) => Ok(*stat),

@@ -11,7 +11,14 @@ pub fn settings(seed: u64, trace: bool) -> Settings {
     let mut rng = Rng::new(seed.wrapping_mul(31) ^ 0x5e77);
     // Independent of each other, so that they meet.
     let (tight, faulty, hunted) = (rng.chance(35), rng.chance(15), rng.chance(40));
-    let segments = *rng.pick(if tight { &[3, 3, 4, 5] } else { &[20, 24, 40, 70] });
+    let brimming = tight && rng.chance(60);
+    let segments = *rng.pick(if brimming {
+        &[3]
+    } else if tight {
+        &[3, 4, 5]
+    } else {
+        &[20, 24, 40, 70]
+    });
     let mut config = EngineConfig::new(segments << 22);
     config.device_can_grow = true;
     // At the lower end the node cache holds a few paths only, and every walk reads.
@@ -46,6 +53,7 @@ pub fn settings(seed: u64, trace: bool) -> Settings {
         slow_percent: *rng.pick(&[0, 3, 3, 12]),
         slow_events: *rng.pick(&[100, 1500]),
         hunted,
+        brimming,
         trace,
         kept_places: *rng.pick(&[None, Some(2), Some(5), Some(64)]),
     }

@@ -14,6 +14,7 @@ mod content;
 mod counters;
 mod device;
 mod figures;
+mod floods;
 mod history;
 mod image;
 mod kept;

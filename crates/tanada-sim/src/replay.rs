@@ -37,8 +37,13 @@ pub fn replay(seed: u64, events: std::ops::Range<u64>) -> Replayed {
 
 fn replay_event(seed: u64, event: u64, replayed: &mut Replayed) -> Result<(), String> {
     let text = |stop: Stop| format!("{stop:?}");
-    let mut settings =
-        Settings { faults: Faults::default(), may_be_full: false, device_bytes: 24 << 20, ..settings(seed, false) };
+    let mut settings = Settings {
+        faults: Faults::default(),
+        may_be_full: false,
+        brimming: false,
+        device_bytes: 24 << 20,
+        ..settings(seed, false)
+    };
     settings.config.prepare_segments = 0; // a segment of zeros in flight has more subsets than can be tried
     let mut world = World::new(settings, seed).map_err(text)?;
     world.crash_at = event;

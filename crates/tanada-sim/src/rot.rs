@@ -43,8 +43,13 @@ pub fn rot(seed: u64, flips: u64) -> Result<Rotted, String> {
 }
 
 fn rot_run(seed: u64, flips: u64) -> Result<Rotted, Stop> {
-    let settings =
-        Settings { faults: Faults::default(), may_be_full: false, device_bytes: 80 << 20, ..settings(seed, false) };
+    let settings = Settings {
+        faults: Faults::default(),
+        may_be_full: false,
+        brimming: false,
+        device_bytes: 80 << 20,
+        ..settings(seed, false)
+    };
     let mut world = World::new(settings, seed)?;
     world.open_store()?;
     world.crash_at = world.events + 2_000;

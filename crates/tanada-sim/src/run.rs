@@ -101,6 +101,9 @@ fn text(stop: Stop) -> String {
 fn episodes(world: &mut World) -> Result<(), Stop> {
     let episodes = world.rng.within(2, 7);
     world.open_store()?;
+    if world.settings.brimming {
+        world.fill()?;
+    }
     for _ in 0..episodes {
         let length = *world.rng.pick(&[30, 300, 1500, 6000]);
         world.crash_at = world.events + world.rng.within(1, length);
@@ -183,7 +186,7 @@ impl World {
     }
 
     /// No guest waits for anything any more.
-    fn wait_for_guests(&mut self) -> Result<(), Stop> {
+    pub fn wait_for_guests(&mut self) -> Result<(), Stop> {
         while !self.pending.is_empty() {
             self.pump()?;
         }
@@ -250,6 +253,7 @@ impl World {
             59..=61 => self.difference(),
             62..=63 => self.changed_since(),
             64..=66 => self.idle(),
+            67 => self.flood(),
             _ => {
                 self.traffic();
                 self.pump()

@@ -82,6 +82,10 @@ impl World {
             8 => (1 << 24) + 100,
             _ => 65_536 + self.rng.within(0, 5000),
         };
+        self.create_sized(size)
+    }
+
+    pub fn create_sized(&mut self, size: u64) -> Result<(), Stop> {
         let id = self.new_id();
         if self.control(Limbo::Create { id, size }, Control::CreateVolume { id, size })?.is_some() {
             let family = self.model.number();

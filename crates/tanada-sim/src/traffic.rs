@@ -56,7 +56,7 @@ impl World {
         }
     }
 
-    fn outstanding(&mut self, id: Uuid) -> u64 {
+    pub fn outstanding(&mut self, id: Uuid) -> u64 {
         if let Some(volume) = self.model.volumes.get_mut(&id) {
             volume.outstanding += 1;
         }
@@ -82,8 +82,12 @@ impl World {
     }
 
     fn guest_write(&mut self, id: Uuid, size: u64) {
-        let Some(export) = self.export_of(id) else { return };
         let (offset, length) = self.range(size, 60);
+        self.write_at(id, offset, length);
+    }
+
+    pub fn write_at(&mut self, id: Uuid, offset: u64, length: u64) {
+        let Some(export) = self.export_of(id) else { return };
         let submitted = self.outstanding(id);
         let op = self.model.new_op(submitted);
         let bytes = if self.rng.chance(6) { vec![0; length as usize] } else { pattern(op as u64 + 1, length as usize) };

@@ -47,6 +47,8 @@ pub struct Settings {
     pub slow_events: u64,
     /// Crashes are likelier where they hurt: around superblocks and in the middle of control operations.
     pub hunted: bool,
+    /// The store is nearly full from the start.
+    pub brimming: bool,
     pub trace: bool,
     /// Journal blocks that fit into memory that outlives the process, if there is any.
     pub kept_places: Option<u64>,
@@ -299,6 +301,7 @@ impl World {
                     && *at < JOURNAL_START * BLOCK as u64
                 {
                     self.hunt(25, 300);
+                    self.device.slow_sync = self.settings.hunted && self.rng.chance(30);
                 }
                 self.device.issue(io, op, self.events, &mut self.rng);
                 Ok(())

@@ -1,0 +1,81 @@
+//! Much at once: a store filled to the brim, and a volume that floods the store and ebbs away, so that blocks are used
+//! again at once, and whole segments go down to the medium and come back.
+
+use tanada_engine::Request;
+use tanada_units::Uuid;
+
+use crate::content::BLOCK;
+use crate::world::{Pending, Stop, World};
+
+const B: u64 = BLOCK as u64;
+
+/// Blocks in one write of a flood.
+const AT_ONCE: u64 = 128;
+
+impl World {
+    /// A volume of which so much is written that few blocks are left to everybody else.
+    pub fn fill(&mut self) -> Result<(), Stop> {
+        self.create_sized(1000 * B)?;
+        let Some(id) = self.some_volume() else { return Ok(()) };
+        let left = self.rng.within(60, 250) * B;
+        for block in (0..1000).step_by(32) {
+            let free = self.store_stat()?.free;
+            if free < left + 33 * B {
+                break;
+            }
+            self.flood_range(id, block, 32)?;
+        }
+        self.wait_for_guests()
+    }
+
+    /// A flood, its ebb, and another flood while the medium still takes the space back.
+    pub fn flood(&mut self) -> Result<(), Stop> {
+        let room = self.store_stat()?.free / B;
+        if room < 8000 {
+            return Ok(());
+        }
+        let wide = |world: &World, id: &Uuid| {
+            world.model.volumes.get(id).is_some_and(|volume| volume.export.is_some() && volume.size >= 3000 * B)
+        };
+        let ids: Vec<Uuid> = self.model.volumes.keys().copied().collect();
+        let Some(id) = ids.into_iter().find(|id| wide(self, id)) else {
+            return if (self.model.volumes.len() as u64) < self.settings.volumes_max {
+                self.create_sized(3000 * B)
+            } else {
+                Ok(())
+            };
+        };
+        self.flood_blocks(id)?;
+        if let Some(export) = self.export_of(id) {
+            let (submitted, length) = (self.outstanding(id), 3000 * B);
+            let op = self.model.new_op(submitted);
+            self.model.zero(id, op, 0, length, true);
+            let request = Request::Discard { export, offset: 0, length, fua: false };
+            self.submit(Pending::Change { volume: id, op, fua: false }, request);
+        }
+        self.wait_for_guests()?;
+        self.settle()?;
+        for _ in 0..400 {
+            if self.device.is_punching() {
+                break;
+            }
+            self.pump()?;
+        }
+        self.flood_blocks(id)
+    }
+
+    fn flood_blocks(&mut self, id: Uuid) -> Result<(), Stop> {
+        for block in (0..3000 - AT_ONCE).step_by(AT_ONCE as usize) {
+            self.flood_range(id, block, AT_ONCE)?;
+        }
+        self.wait_for_guests()
+    }
+
+    fn flood_range(&mut self, id: Uuid, block: u64, count: u64) -> Result<(), Stop> {
+        while self.pending.len() as u64 >= self.settings.outstanding_max {
+            self.pump()?;
+        }
+        self.write_at(id, block * B, count * B);
+        Ok(())
+    }
+}
