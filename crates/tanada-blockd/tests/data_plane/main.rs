@@ -4,6 +4,7 @@
 mod control;
 mod death;
 mod failing;
+mod limits;
 mod medium;
 mod scrub;
 mod space;
