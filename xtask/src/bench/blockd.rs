@@ -37,6 +37,8 @@ pub struct Blockd {
     run: PathBuf,
     pid: u32,
     keeper: Option<Server>,
+    /// More for the keeper's command line.
+    arguments: Vec<String>,
     next: u64,
     _files: [Guard; 2],
 }
@@ -45,11 +47,12 @@ impl Blockd {
     /// Formats a store of `bytes` in the new folder `dir` and serves it.
     pub fn create(dir: PathBuf, bytes: u64, space: Space) -> Result<Blockd> {
         Ok(Blockd::create_with(dir, |store| {
-            match space {
-                Space::Written => write_zeros(store, bytes)?,
-                Space::Sparse => File::create(store)?.set_len(bytes)?,
+            let (path, size) = (store.to_string_lossy(), bytes.to_string());
+            let mut arguments = vec!["store", "format", &path, "--size", &size];
+            if space == Space::Written {
+                // Zeros everywhere, and what is freed stays written: no holes are punched.
+                arguments.push("--preallocate");
             }
-            let arguments = ["store", "format", &store.to_string_lossy(), "--size", &bytes.to_string()];
             process::output(&binary(), &arguments).map(drop)
         })?
         .0)
@@ -62,15 +65,23 @@ impl Blockd {
         make(&dir.join("store"))?;
         let run = runtime_dir(&dir)?;
         let run_removed = Guard::new(Act::Remove(run.clone()));
-        let mut blockd = Blockd { dir, run, pid: 0, keeper: None, next: 0, _files: [store_removed, run_removed] };
+        let mut blockd = Blockd { dir, run, pid: 0, keeper: None, arguments: Vec::new(), next: 0, _files: [store_removed, run_removed] };
         let took = blockd.start()?;
         Ok((blockd, took))
+    }
+
+    /// Ends keeper and blockd in order and starts them again with these arguments besides the usual ones. Attachments stay.
+    pub fn restart_with(&mut self, arguments: &[&str]) -> Result<()> {
+        self.keeper = None;
+        self.arguments = arguments.iter().map(ToString::to_string).collect();
+        self.start().map(drop)
     }
 
     /// Starts the keeper; returns how long it took until blockd greeted.
     fn start(&mut self) -> Result<Duration> {
         let mut command = Command::new(binary());
         command.arg("blockd-keeper").arg("--store").arg(self.dir.join("store")).arg("--runtime-dir").arg(&self.run);
+        command.args(&self.arguments);
         let begun = Instant::now();
         self.keeper = Some(Server::start(command, &self.run.join("log"))?);
         self.pid = self.greeting().with_context(|| format!("blockd's log: {}", self.log_end()))?;

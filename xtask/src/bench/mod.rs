@@ -77,6 +77,9 @@ pub fn run(options: &Options) -> Result<()> {
     }
     setup::packages()?;
     sh::run("cargo", &["build", "--quiet", "--release", "--package", "tanada"])?;
+    if rows::mapped::SCENARIO.rows.iter().any(|id| options.wants(id, rows::mapped::SCENARIO.name)) {
+        sh::run("cargo", &["build", "--quiet", "--release", "--package", "tanada-sim"])?;
+    }
     undo::watch_signals();
     let (dir, _removed) = scratch(&options.path)?;
     let how = json!({
@@ -123,6 +126,7 @@ fn play(bench: &mut Bench, scenario: &'static Scenario) {
 }
 
 fn finish(bench: &Bench) -> Result<()> {
+    undo::stop_if_ending();
     bench.report.print();
     if let Some(path) = &bench.options.json {
         std::fs::write(path, bench.report.json()?).with_context(|| format!("writing {}", path.display()))?;

@@ -69,31 +69,42 @@ impl Writer {
         Ok(Writer { stream, bytes, random: Random::new(seed), sent: vec![now; depth], out: Vec::new(), next: 0 })
     }
 
-    /// So many writes, all answered when it returns.
+    /// So many writes (at least as many as fit in flight), all answered when it returns.
     pub fn overwrite(&mut self, count: u64) -> Result<()> {
-        let mut left = count;
-        self.keep_busy(&mut |_| {
-            left = left.saturating_sub(1);
-            left > 0
-        })
-        .map(drop)
+        self.overwrite_seen(count, &mut |_| {})
+    }
+
+    /// The same; `seen` is told the offset of each.
+    pub fn overwrite_seen(&mut self, count: u64, seen: &mut dyn FnMut(u64)) -> Result<()> {
+        // What is in flight already when the last answer but these comes need not be followed by anything.
+        let mut left = count.saturating_sub(self.sent.len() as u64);
+        self.keep_busy(
+            &mut |_| {
+                let more = left > 0;
+                left = left.saturating_sub(1);
+                more
+            },
+            seen,
+        )
     }
 
     /// Writes until `stop` is set; every write with its times.
     pub fn write_until(&mut self, stop: &AtomicBool) -> Result<Vec<Timed>> {
         let mut all = Vec::with_capacity(1 << 20);
-        self.keep_busy(&mut |timed| {
+        let mut more = |timed| {
             all.push(timed);
             !stop.load(Ordering::Relaxed)
-        })?;
+        };
+        self.keep_busy(&mut more, &mut |_| {})?;
         Ok(all)
     }
 
-    /// Keeps all writes in flight until `more` says no, then waits for the rest. `more` sees every answer.
-    fn keep_busy(&mut self, more: &mut dyn FnMut(Timed) -> bool) -> Result<()> {
+    /// Keeps all writes in flight until `more` says no, then waits for the rest. `more` sees every answer, `seen` the offset
+    /// of every request.
+    fn keep_busy(&mut self, more: &mut dyn FnMut(Timed) -> bool, seen: &mut dyn FnMut(u64)) -> Result<()> {
         let depth = self.sent.len();
         for cookie in 0..depth {
-            self.prepare(cookie);
+            seen(self.prepare(cookie));
         }
         self.send()?;
         let (mut in_flight, mut goes_on) = (depth, true);
@@ -102,7 +113,7 @@ impl Writer {
             in_flight -= 1;
             goes_on &= more(Timed { sent: self.sent[cookie], answered: Instant::now() });
             if goes_on {
-                self.prepare(cookie);
+                seen(self.prepare(cookie));
                 in_flight += 1;
             }
             // What the server answered together is followed by requests sent together.
@@ -113,7 +124,8 @@ impl Writer {
         Ok(())
     }
 
-    fn prepare(&mut self, cookie: usize) {
+    /// Puts one more write behind those to send; its offset.
+    fn prepare(&mut self, cookie: usize) -> u64 {
         self.next += 1;
         self.sent[cookie] = Instant::now();
         let offset = self.random.below(self.bytes / BLOCK) * BLOCK;
@@ -122,6 +134,7 @@ impl Writer {
         self.out.resize(start + BLOCK as usize, 0x5a);
         // No two blocks are alike, and none is zero.
         self.out[start..start + 8].copy_from_slice(&self.next.to_le_bytes());
+        offset
     }
 
     fn request(&mut self, command: u16, cookie: u64, offset: u64, length: u32) {

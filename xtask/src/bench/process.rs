@@ -86,12 +86,28 @@ pub fn cpu_seconds(pid: u32) -> Option<f64> {
     Some((user + system) / ticks.max(1) as f64)
 }
 
-/// Memory that a process holds now and held at most, in bytes.
-pub fn memory(pid: u32) -> Option<(u64, u64)> {
+/// Memory of a process, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Memory {
+    /// Held at most so far: the program itself and shared memory included.
+    pub most: u64,
+    /// Its own, now: neither files nor shared.
+    pub anonymous: u64,
+}
+
+pub fn memory(pid: u32) -> Option<Memory> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let field = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-        line.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kib| kib * 1024)
-    };
-    Some((field("VmRSS")?, field("VmHWM")?))
+    let kib = |name: &str| number(&text, name).map(|kib| kib * 1024);
+    Some(Memory { most: kib("VmHWM:")?, anonymous: kib("RssAnon:")? })
+}
+
+/// Bytes that a process has had read from and written to devices so far.
+pub fn device_bytes(pid: u32) -> Option<(u64, u64)> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/io")).ok()?;
+    Some((number(&text, "read_bytes:")?, number(&text, "write_bytes:")?))
+}
+
+/// The number behind a name at the start of a line.
+fn number(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()
 }

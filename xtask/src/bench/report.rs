@@ -9,6 +9,10 @@ use super::chart::Curve;
 use super::machine::Machine;
 use super::stats::{least, median, most};
 use super::targets::{Of, TARGETS, Target};
+use super::undo;
+
+/// Error messages of other programs can be long.
+const NOTE_CHARS_MAX: usize = 400;
 
 /// What one row gave, or why it gave nothing.
 #[derive(Debug, Default)]
@@ -90,9 +94,13 @@ impl Report {
         self.peers.push(row);
     }
 
-    /// Anything that the reader of the figures has to know.
+    /// Anything that the reader of the figures has to know; of longer texts the beginning.
     pub fn note(&mut self, text: impl Into<String>) {
-        let text = text.into();
+        undo::stop_if_ending();
+        let mut text = text.into().replace('\n', " ");
+        if let Some((end, _)) = text.char_indices().nth(NOTE_CHARS_MAX) {
+            text.replace_range(end.., "...");
+        }
         eprintln!("bench: {text}");
         self.notes.push(text);
     }

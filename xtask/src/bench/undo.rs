@@ -8,6 +8,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// A process that does not heed SIGTERM for so long is killed.
@@ -21,6 +22,16 @@ pub enum Act {
     DetachLoop(String),
     /// A file or a folder with all that is in it.
     Remove(PathBuf),
+}
+
+/// Set once a signal has come.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// Does not return where a signal is ending the program: what fails then is no news.
+pub fn stop_if_ending() {
+    while ENDING.load(Ordering::Acquire) {
+        std::thread::park();
+    }
 }
 
 static LEFT: Mutex<(u64, BTreeMap<u64, Act>)> = Mutex::new((0, BTreeMap::new()));
@@ -72,6 +83,7 @@ pub fn watch_signals() {
         let mut signal = 0;
         // SAFETY: both point to live values of ours.
         unsafe { libc::sigwait(&set, &mut signal) };
+        ENDING.store(true, Ordering::Release);
         eprintln!("bench: ended by signal {signal}; cleaning up");
         loop {
             let newest = LEFT.lock().unwrap_or_else(std::sync::PoisonError::into_inner).1.pop_last();

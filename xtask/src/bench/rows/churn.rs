@@ -30,22 +30,22 @@ pub const SCENARIO: Scenario = Scenario {
         "churn-randread-p99",
     ],
     play,
-    full_gib: 18,
-    quick_gib: 8,
+    full_gib: 21,
+    quick_gib: 6,
     quick_seconds: 80,
 };
 
 const BUSY: &str = "tanada, a generation a second";
 const QUIET: &str = "tanada, quiet";
 /// Generations kept at a time.
-const KEPT: usize = 5;
+const KEPT: usize = 3;
 const PERIOD: Duration = Duration::from_secs(1);
 
 fn play(bench: &mut Bench) -> Result<()> {
-    let bytes = bench.size(4 * GIB, GIB);
+    let bytes = bench.size(2 * GIB, GIB / 2);
     let dir = bench.dir.clone();
-    // Five generations may hold five times what is written in a second, and deletions have to keep up.
-    let mut store = Blockd::create(dir.join("churn"), bytes * 7 / 2, Space::Written)?;
+    // Written through within a second, each generation holds as much as the volume, and so does one that is being deleted.
+    let mut store = Blockd::create(dir.join("churn"), bytes * 10, Space::Written)?;
     let volume = store.volume("churn", bytes)?;
     let mut peers = vec![Peer::tanada(BUSY, &store, "churn"), Peer::tanada(QUIET, &store, "churn")];
     for _ in 0..2 {

@@ -4,10 +4,12 @@ mod aged;
 mod chains;
 mod churn;
 mod curves;
+mod deletion;
 mod fragmented;
 mod fresh;
 mod kept;
 mod large;
+pub mod mapped;
 mod pause;
 mod plain;
 mod snapshots;
@@ -39,4 +41,6 @@ pub const SCENARIOS: &[Scenario] = &[
     chains::SCENARIO,
     pause::SCENARIO,
     snapshots::SCENARIO,
+    deletion::SCENARIO,
+    mapped::SCENARIO,
 ];
