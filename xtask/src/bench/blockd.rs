@@ -65,7 +65,15 @@ impl Blockd {
         make(&dir.join("store"))?;
         let run = runtime_dir(&dir)?;
         let run_removed = Guard::new(Act::Remove(run.clone()));
-        let mut blockd = Blockd { dir, run, pid: 0, keeper: None, arguments: Vec::new(), next: 0, _files: [store_removed, run_removed] };
+        let mut blockd = Blockd {
+            dir,
+            run,
+            pid: 0,
+            keeper: None,
+            arguments: Vec::new(),
+            next: 0,
+            _files: [store_removed, run_removed],
+        };
         let took = blockd.start()?;
         Ok((blockd, took))
     }
