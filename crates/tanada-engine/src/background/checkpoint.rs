@@ -46,8 +46,8 @@ pub const BLOCKS_PER_TURN: usize = 10_000;
 /// Versions merged side by side at most: a node of each on every level is held.
 const PARTS_MAX: usize = 64;
 
-/// A merge is stretched over at most this long, in microseconds.
-const PACED_MICROS_MAX: u64 = 20_000_000;
+/// A merge is stretched over at most so many microseconds for each node: slower helps nobody.
+const PACED_MICROS_PER_NODE: u64 = 50;
 
 /// A checkpoint that finds no room on the medium tries again after so many microseconds.
 const FULL_MEDIUM_MICROS: u64 = 1_000_000;
@@ -410,7 +410,7 @@ impl State {
         self.checkpoint.cut_at = self.now;
         // A small merge disturbs nobody.
         let nodes = if cut.cost.nodes >= self.config.paced_nodes_min { cut.cost.nodes } else { 0 };
-        let pace = Pace { began: self.now, span: (era / 2).min(PACED_MICROS_MAX), nodes };
+        let pace = Pace { began: self.now, span: (era / 2).min(nodes * PACED_MICROS_PER_NODE), nodes };
         (cut, self.journal.checkpoint + 1, self.journal.next_seq(), pace)
     }
 

@@ -18,6 +18,9 @@ use crate::versions::VersionId;
 /// Nodes read between two turns.
 const NODES_PER_TURN: usize = 32;
 
+/// Where guests write, a checkpoint is made for the sake of deletion after this many microseconds.
+const DELETION_MICROS: u64 = 1_000_000;
+
 struct WalkIo {
     handle: Handle,
     ahead: Ahead,
@@ -107,7 +110,13 @@ impl State {
     fn end_walk(&mut self, id: VersionId, cuts: u64, result: Result<(), Failure>) -> bool {
         self.walking = None;
         match result {
-            Ok(()) => true,
+            Ok(()) => {
+                // The next of its family goes on from the checkpoint that takes this one out (V7).
+                let others = self.versions.dying().any(|version| version.id != id);
+                let seldom = self.ops.is_empty() || self.now >= self.checkpoint.last_at + DELETION_MICROS;
+                self.checkpoint.wanted |= others && seldom;
+                true
+            }
             Err(failure) if failure.errno == EBUSY => {
                 if self.checkpoint.cuts == cuts {
                     self.checkpoint.wanted = true; // its bound is reached
@@ -131,6 +140,9 @@ impl State {
 
     /// Answers those who wait until nothing is pending, or sees to it that it ends.
     pub fn settle(&mut self) {
+        if !self.settle_waiters.is_empty() && self.checkpoint.running {
+            self.checkpoint.urgent = true;
+        }
         if self.settle_waiters.is_empty() || self.checkpoint.running || self.walking.is_some() {
             return;
         }
