@@ -92,6 +92,7 @@ fn run(options: &Options) -> Result<bool, String> {
     Ok(missed.is_empty())
 }
 
+/// The table of `docs/mistakes.md`.
 fn table(mistakes: &[&Mistake]) -> String {
     let mut text = String::from("| mistake | rule | what is wrong | caught by |\n|---|---|---|---|\n");
     for mistake in mistakes {
@@ -99,4 +100,17 @@ fn table(mistakes: &[&Mistake]) -> String {
         text += &format!("| {name} | {rule} | {what} | {} |\n", catcher.name());
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Mistake, load, root, table};
+
+    #[test]
+    fn the_page_lists_them_all() {
+        let all = load(&root().join("crates/tanada-sim/mistakes")).unwrap_or_else(|message| panic!("{message}"));
+        let page = std::fs::read_to_string(root().join("docs/mistakes.md")).expect("docs/mistakes.md");
+        let table = table(&all.iter().collect::<Vec<&Mistake>>());
+        assert!(page.ends_with(&table), "put the table of `cargo xtask mistakes --list` into docs/mistakes.md");
+    }
 }
