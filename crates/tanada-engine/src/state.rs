@@ -144,14 +144,6 @@ pub struct CheckpointState {
     pub slots: u64,
 }
 
-/// Map nodes read from the device and written, since the store was opened.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Figures {
-    pub checkpoint_reads: u64,
-    pub checkpoint_writes: u64,
-    pub walk_reads: u64,
-}
-
 pub struct State {
     pub config: EngineConfig,
     pub now: u64,
@@ -213,7 +205,6 @@ pub struct State {
     pub settle_waiters: Vec<RequestId>,
     /// Control operations that wait for room in the journal.
     pub room_waiters: Vec<Filler<()>>,
-    pub figures: Figures,
     pub scrub: Scrub,
     /// Requests of guests so far, reads among them.
     pub guest_requests: u64,
@@ -277,7 +268,6 @@ impl State {
             walk_failed: std::collections::BTreeSet::new(),
             settle_waiters: Vec::new(),
             room_waiters: Vec::new(),
-            figures: Figures::default(),
             scrub: Scrub::default(),
             guest_requests: 0,
             ghost_held: 0,

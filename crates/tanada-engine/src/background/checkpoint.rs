@@ -278,10 +278,7 @@ impl Handle {
         let merged = merge_all(&io, &cut).await?;
         io.finish_all().await?;
         let (reads, work) = (io.ahead.reads(), io.work.into_inner());
-        self.with(|state| {
-            state.figures.checkpoint_reads += reads;
-            state.figures.checkpoint_writes += work.written;
-        });
+        tracing::debug!(checkpoint = number, reads, writes = work.written, "map nodes of a merge");
         let mut garbage = work.freed;
         self.add_slowly(&mut garbage, &cut.walked).await;
         self.map_room(self.with(|state| state.catalog_reserve())).await;

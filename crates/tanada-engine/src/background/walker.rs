@@ -81,10 +81,8 @@ impl Handle {
             let reading = self.reading();
             let result = walk(&io, dying, child, parent_cut, cursor).await;
             drop(reading);
-            let go_on = self.with(|state| {
-                state.figures.walk_reads += io.ahead.reads();
-                state.end_walk(version, cuts, result)
-            });
+            tracing::debug!(version, reads = io.ahead.reads(), "map nodes of a walk");
+            let go_on = self.with(|state| state.end_walk(version, cuts, result));
             if !go_on {
                 break;
             }
