@@ -200,7 +200,12 @@ impl Shell {
         self.now = self.micros();
         let mut completions = Vec::new();
         self.ring.reap(&mut completions).context("take completions")?;
-        for completion in completions {
+        let mut completions = completions.into_iter();
+        while let Some(completion) = completions.next() {
+            // The next one's data comes into the cache while this one's is verified.
+            if let Some(Completion::Disk { result: Ok(Some(buf)), .. }) = completions.as_slice().first() {
+                buf.prefetch();
+            }
             self.completed(completion)?;
         }
         self.pass_deadlines()?;
