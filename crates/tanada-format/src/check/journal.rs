@@ -59,7 +59,7 @@ pub fn scan(source: &dyn ReadAt, superblock: &Superblock, findings: &mut Finding
             }
         }
     }
-    look_past_the_end(source, superblock, &scan, incarnation, findings)?;
+    look_past_the_end(source, superblock, &mut scan, incarnation, findings)?;
     if scan.newest_checkpoint > superblock.checkpoint {
         findings.add(format!(
             "the journal knows checkpoint {}, the best superblock is {}: the newest superblock is damaged (J8)",
@@ -110,17 +110,17 @@ impl JournalScan {
 fn look_past_the_end(
     source: &dyn ReadAt,
     superblock: &Superblock,
-    scan: &JournalScan,
+    scan: &mut JournalScan,
     incarnation: u64,
     findings: &mut Findings,
 ) -> Result<(), String> {
     let mut durable = scan.durable_seq;
     for seq in scan.end_seq..superblock.journal_seq + superblock.geometry.journal_blocks() {
         let bytes = source.read_block(superblock.geometry.journal_block(seq))?;
-        if let Ok(header) = JournalHeader::decode(&bytes, superblock.store)
-            && header.seq == seq
-            && header.incarnation >= incarnation
-        {
+        let Ok(header) = JournalHeader::decode(&bytes, superblock.store) else { continue };
+        // Whether it counts or not: whoever wrote it knew of that checkpoint.
+        scan.newest_checkpoint = scan.newest_checkpoint.max(header.checkpoint);
+        if header.seq == seq && header.incarnation >= incarnation {
             durable = durable.max(header.durable_seq);
         }
     }
