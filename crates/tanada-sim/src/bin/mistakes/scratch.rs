@@ -54,7 +54,9 @@ impl Scratch {
     pub fn make(root: &Path, dir: &Path, sources: &[Source], edits: Vec<Edit>) -> Result<Scratch, String> {
         let tree = dir.join("tree");
         for name in CRATES {
-            copy(&root.join("crates").join(name), &tree.join("crates").join(name))?;
+            let (from, to) = (root.join("crates").join(name), tree.join("crates").join(name));
+            copy(&from, &to)?;
+            remove_gone(&from, &to)?;
         }
         for file in ["Cargo.lock", "Cargo.toml"] {
             let text = fs::read_to_string(root.join(file)).map_err(|error| format!("{file}: {error}"))?;
@@ -122,6 +124,22 @@ fn write(path: &Path, text: &str) -> Result<(), String> {
     let folder = path.parent().unwrap_or(path);
     fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// Removes from `to` what `from` does not have any more: files that moved since the last copy.
+fn remove_gone(from: &Path, to: &Path) -> Result<(), String> {
+    for entry in fs::read_dir(to).map_err(|error| format!("{}: {error}", to.display()))? {
+        let path = entry.map_err(|error| format!("{}: {error}", to.display()))?.path();
+        let origin = from.join(path.file_name().unwrap_or_default());
+        let removed = match (origin.exists(), path.is_dir()) {
+            (true, true) => remove_gone(&origin, &path),
+            (true, false) => Ok(()),
+            (false, true) => fs::remove_dir_all(&path).map_err(|error| format!("{}: {error}", path.display())),
+            (false, false) => fs::remove_file(&path).map_err(|error| format!("{}: {error}", path.display())),
+        };
+        removed?;
+    }
+    Ok(())
 }
 
 fn copy(from: &Path, to: &Path) -> Result<(), String> {
