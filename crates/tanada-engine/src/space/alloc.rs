@@ -66,6 +66,9 @@ impl Line {
     }
 }
 
+/// Segments before the first cold one that are looked at for such as are written and free.
+const AHEAD_LOOKED_AT: usize = 1024;
+
 pub struct Allocator {
     geometry: Geometry,
     regions: Vec<Region>,
@@ -519,13 +522,20 @@ impl Allocator {
         }
         let in_line = |segment: &usize| self.lines.iter().any(|line| line.holds(*segment));
         let is_free = |segment: &usize| self.segment_free[*segment] == self.segment_size(*segment);
-        let ready = (0..self.segment_free.len())
-            .filter(|segment| self.warm[*segment] && is_free(segment) && !in_line(segment))
-            .count();
         let cold = (self.first_cold..self.segment_free.len())
             .find(|segment| !self.warm[*segment] && is_free(segment) && !in_line(segment));
-        self.ahead = Some(if cold.is_some() { ready } else { usize::MAX });
-        let segment = cold.filter(|_| ready < ahead)?;
+        let Some(segment) = cold else {
+            self.ahead = Some(usize::MAX);
+            return None;
+        };
+        // They lie before the first that was never written; of a large store not all is looked at.
+        let ready = (segment.saturating_sub(AHEAD_LOOKED_AT)..segment)
+            .filter(|segment| self.warm[*segment] && is_free(segment) && !in_line(segment))
+            .count();
+        self.ahead = Some(ready);
+        if ready >= ahead {
+            return None;
+        }
         self.ahead = None;
         let count = u64::from(self.segment_size(segment));
         let end = self.geometry.regions_start() + (segment as u64 + 1) * SEGMENT_BLOCKS;
