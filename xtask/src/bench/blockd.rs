@@ -197,8 +197,10 @@ fn runtime_dir(dir: &Path) -> Result<PathBuf> {
     Ok(run.keep())
 }
 
+/// The program that is measured: `TANADA_BIN` names another one than the release build.
 pub fn binary() -> String {
-    sh::target_dir().join("release/tanada").to_string_lossy().into_owned()
+    let built = || sh::target_dir().join("release/tanada").into_os_string();
+    std::env::var_os("TANADA_BIN").unwrap_or_else(built).to_string_lossy().into_owned()
 }
 
 /// A new file of `bytes` zeros that are written, not holes.

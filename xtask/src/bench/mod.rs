@@ -76,8 +76,11 @@ pub fn run(options: &Options) -> Result<()> {
         return Ok(());
     }
     setup::packages()?;
-    sh::run("cargo", &["build", "--quiet", "--release", "--package", "tanada"])?;
-    if rows::mapped::SCENARIO.rows.iter().any(|id| options.wants(id, rows::mapped::SCENARIO.name)) {
+    let is_ours = std::env::var_os("TANADA_BIN").is_none();
+    if is_ours {
+        sh::run("cargo", &["build", "--quiet", "--release", "--package", "tanada"])?;
+    }
+    if is_ours && rows::mapped::SCENARIO.rows.iter().any(|id| options.wants(id, rows::mapped::SCENARIO.name)) {
         sh::run("cargo", &["build", "--quiet", "--release", "--package", "tanada-sim"])?;
     }
     undo::watch_signals();

@@ -168,6 +168,13 @@ impl QemuNbd {
         self.start()
     }
 
+    /// Deletes the newest one.
+    pub fn drop_internal_snapshot(&mut self) -> Result<()> {
+        self.server = None;
+        qemu_img(&["snapshot", "-d", &format!("g{}", self.taken), &self.image.to_string_lossy()])?;
+        self.start()
+    }
+
     /// An empty overlay over the image, which is served from now on. The server is away meanwhile.
     pub fn overlay(&mut self) -> Result<()> {
         self.taken += 1;
@@ -187,6 +194,12 @@ impl QemuNbd {
         let copy = self.image.with_file_name(format!("copy{}", self.taken));
         let (image, copy) = (self.image.to_string_lossy().into_owned(), copy.to_string_lossy().into_owned());
         process::output("cp", &["--reflink=always", &image, &copy]).map(drop)
+    }
+
+    /// Removes the newest copy.
+    pub fn drop_reflink(&mut self) -> Result<()> {
+        let copy = self.image.with_file_name(format!("copy{}", self.taken));
+        std::fs::remove_file(&copy).with_context(|| format!("removing {}", copy.display()))
     }
 }
 

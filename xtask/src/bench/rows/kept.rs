@@ -25,7 +25,7 @@ pub const SCENARIO: Scenario = Scenario {
         "kept-randread-p99",
     ],
     play,
-    full_gib: 32,
+    full_gib: 20,
     quick_gib: 14,
     quick_seconds: 75,
 };
@@ -35,10 +35,10 @@ const NONE: &str = "tanada, 0 generations";
 const GENERATIONS: u64 = 1000;
 
 fn play(bench: &mut Bench) -> Result<()> {
-    let bytes = bench.size(4 * GIB, GIB);
+    let bytes = bench.size(2 * GIB, GIB);
     let overwrites = bench.size(1000, 250);
     let dir = bench.dir.clone();
-    let mut kept = Blockd::create(dir.join("kept"), bench.size(20 * GIB, 6 * GIB), Space::Written)?;
+    let mut kept = Blockd::create(dir.join("kept"), bench.size(14 * GIB, 6 * GIB), Space::Written)?;
     let mut none = Blockd::create(dir.join("none"), bytes * 5 / 2, Space::Written)?;
     let volume = kept.volume("kept", bytes)?;
     none.volume("none", bytes)?;

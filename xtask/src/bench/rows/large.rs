@@ -15,7 +15,7 @@ pub const SCENARIO: Scenario = Scenario {
     what: "random writing on a 100 GiB volume, sparse file, map larger than its cache",
     rows: &["randwrite-100g"],
     play,
-    full_gib: 36,
+    full_gib: 22,
     quick_gib: 14,
     quick_seconds: 60,
 };

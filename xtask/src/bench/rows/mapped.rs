@@ -8,14 +8,12 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use crate::bench::blockd::Blockd;
+use super::Scenario;
+use crate::bench::blockd::{self, Blockd};
 use crate::bench::fio::{self, RANDREAD, RANDWRITE};
 use crate::bench::process;
 use crate::bench::stats::median;
 use crate::bench::{Bench, GIB};
-use crate::sh;
-
-use super::Scenario;
 
 pub const SCENARIO: Scenario = Scenario {
     name: "mapped",
@@ -30,9 +28,6 @@ pub const SCENARIO: Scenario = Scenario {
 const VOLUME_GIB: u64 = 1024;
 const STORE_GIB: u64 = 1200;
 const MIB: f64 = 1048576.0;
-
-/// The program that makes such stores; built with the bench.
-pub const MAKER: &str = "release/tanada-synth";
 
 fn play(bench: &mut Bench) -> Result<()> {
     let (mut store, first) = Blockd::create_with(bench.dir.join("mapped"), make)?;
@@ -62,7 +57,8 @@ fn play(bench: &mut Bench) -> Result<()> {
 }
 
 fn make(store: &Path) -> Result<()> {
-    let maker = sh::target_dir().join(MAKER);
+    // Built with the bench, beside the program that is measured.
+    let maker = Path::new(&blockd::binary()).with_file_name("tanada-synth");
     if !maker.exists() {
         bail!("there is no {}, which makes the store", maker.display());
     }

@@ -26,7 +26,7 @@ pub const SCENARIO: Scenario = Scenario {
         "cpu-randread",
     ],
     play,
-    full_gib: 32,
+    full_gib: 20,
     quick_gib: 14,
     quick_seconds: 150,
 };
