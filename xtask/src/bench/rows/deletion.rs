@@ -2,7 +2,8 @@
 //!
 //! The kernel's count of bytes that blockd had read from and written to the device while an otherwise idle store deleted one
 //! generation, in blocks of 4 KiB: an upper bound, since the journal, bitmaps, catalog and superblocks of the checkpoints
-//! are in it. A leaf (1 MiB of the volume) differs where it was written to between the generation and its successor.
+//! are in it. A leaf (1 MiB of the volume) differs where it was written to both before the generation (since its predecessor)
+//! and after it (until its successor): only there does it hold a block that nobody else has.
 
 use std::collections::BTreeSet;
 
@@ -40,40 +41,44 @@ fn play(bench: &mut Bench) -> Result<()> {
     let mut control = store.control()?;
     let mut writer = Writer::connect(&store.nbd_socket(), "deletion", 32, 1)?;
     let mut generations = Vec::new();
-    // How many leaves differ between each generation and the next.
-    let mut differ = Vec::new();
+    // Leaves written to between each generation and the next.
+    let mut after: Vec<BTreeSet<u64>> = Vec::new();
     for _ in 0..GENERATIONS {
         generations.push(store.snapshot(&mut control, &volume)?);
-        differ.push(overwrite(&mut writer)?);
+        after.push(overwrite(&mut writer)?);
     }
     // The last one is shared with a clone that goes its own way.
     let last = GENERATIONS - 1;
     let clone = store.new_id();
     control.call("clone", json!({"source": generations[last], "volume": clone}))?;
     control.call("attach", json!({"token": "clone", "target": clone, "writable": true}))?;
-    let differs_in_clone = overwrite(&mut Writer::connect(&store.nbd_socket(), "clone", 32, 2)?)?;
+    let in_clone = overwrite(&mut Writer::connect(&store.nbd_socket(), "clone", 32, 2)?)?;
     control.call("detach", json!({"token": "clone"}))?;
     control.call("checkpoint", Value::Null)?;
     control.call("settle", Value::Null)?;
 
+    // The oldest has no predecessor: every leaf is older than nothing.
+    let oldest = after[0].len();
+    let middle = after[1].intersection(&after[2]).count();
+    let shared = after[last - 1].intersection(&after[last]).count() + in_clone.len();
     let cost = Cost { pid: store.pid() };
-    cost.measure(bench, "delete-oldest", differ[0], || destroy(&mut control, &generations[0]))?;
-    cost.measure(bench, "delete-middle", differ[2], || destroy(&mut control, &generations[2]))?;
+    cost.measure(bench, "delete-oldest", oldest, || destroy(&mut control, &generations[0]))?;
+    cost.measure(bench, "delete-middle", middle, || destroy(&mut control, &generations[2]))?;
     // Its blocks are the clone's, too, until that goes as well: both are one deletion.
-    cost.measure(bench, "delete-shared", differ[last] + differs_in_clone, || {
+    cost.measure(bench, "delete-shared", shared, || {
         destroy(&mut control, &generations[last])?;
         destroy(&mut control, &clone)
     })
 }
 
-/// Overwrites at random; how many leaves that touched.
-fn overwrite(writer: &mut Writer) -> Result<u64> {
+/// Overwrites at random; the leaves that this touched.
+fn overwrite(writer: &mut Writer) -> Result<BTreeSet<u64>> {
     let mut leaves = BTreeSet::new();
     let mut seen = |offset| {
         leaves.insert(offset / LEAF);
     };
     writer.overwrite_seen(OVERWRITES, &mut seen)?;
-    Ok(leaves.len() as u64)
+    Ok(leaves)
 }
 
 /// Returns when nothing of it is left to do.
@@ -91,7 +96,7 @@ impl Cost {
         &self,
         bench: &mut Bench,
         id: &'static str,
-        leaves: u64,
+        leaves: usize,
         delete: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
         let device = || process::device_bytes(self.pid).context("blockd's device I/O");
