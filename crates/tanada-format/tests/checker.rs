@@ -158,7 +158,8 @@ fn records_that_contradict_the_store_are_damage() {
         Record::Snapshot { first_id: 9, ended, hidden: false, members: members.collect() }
     };
     let beyond = Record::Map { head: 1, place: 256, block: 4096, crcs: vec![crc32c(&[0; BLOCK_BYTES])] };
-    let cases: [(&[Record], &str); 9] = [
+    let cases: [(&[Record], &str); 10] = [
+        (&[create(1, 1), Record::Resize { head: 1, size: 4096 }], "stays mapped"),
         (&[create(1, 1), beyond], "is mapped up to"),
         (&[Record::Unmap { head: 1, place: 0, blocks: 1 }], "no live head"),
         (&[create(1, 1), create(1, 2)], "exists already"),

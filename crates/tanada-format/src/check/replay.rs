@@ -53,8 +53,9 @@ pub(super) fn check_records(
         }
     }
     for block in &journal.blocks {
-        for record in &block.records {
-            if let Err(why) = replay.apply(record) {
+        let befores = std::iter::once(None).chain(block.records.iter().map(Some));
+        for (record, before) in block.records.iter().zip(befores) {
+            if let Err(why) = replay.apply(record, before) {
                 findings.add(format!("journal block {} contradicts the store: {why}", block.header.seq));
             }
         }
@@ -86,7 +87,8 @@ impl Replay {
         Ok(())
     }
 
-    fn apply(&mut self, record: &Record) -> Result<(), String> {
+    /// `before` is the record in front of it in its block.
+    fn apply(&mut self, record: &Record, before: Option<&Record>) -> Result<(), String> {
         match record {
             Record::Map { head, place, crcs, .. } => {
                 let size = self.live(*head, VersionKind::Head)?.size;
@@ -100,6 +102,9 @@ impl Replay {
             Record::Resize { head, size } => {
                 let entry = self.live(*head, VersionKind::Head)?;
                 self.versions.insert(*head, Entry { size: *size, ..entry });
+                if *size < entry.size && !unmaps(before, *head, *size, entry.size) {
+                    return Err(format!("head {head} shrinks to {size} bytes, and what is cut off stays mapped"));
+                }
                 Ok(())
             }
             Record::Snapshot { first_id, ended, members, .. } => self.snapshot(*first_id, *ended, members),
@@ -145,4 +150,11 @@ impl Replay {
         self.geometry = Geometry::new(store_blocks, old.journal_blocks()).map_err(|error| error.to_string())?;
         Ok(())
     }
+}
+
+/// True where the record unmaps the bytes from `size` to `old` of `head`.
+fn unmaps(record: Option<&Record>, head: u64, size: u64, old: u64) -> bool {
+    let block = BLOCK_BYTES as u64;
+    matches!(record, Some(Record::Unmap { head: of, place, blocks })
+        if *of == head && *place <= size / block && place + blocks >= old / block)
 }
