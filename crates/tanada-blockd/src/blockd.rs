@@ -64,7 +64,7 @@ fn serve(options: &BlockdOptions, ready: &mut Ready) -> anyhow::Result<()> {
     let state_dir = options.state_dir.as_ref().unwrap_or(&options.runtime_dir);
     let scrubs = Scrubs::new(state_dir, options.schedule).context("start a thread")?;
     let books = Books { saver, rows, scrubs };
-    let (mut shell, report) = Shell::open(store, config, kept_file, listeners.nbd, inbox, books)?;
+    let (mut shell, report) = Shell::open(store, config, kept_file, options.spin, listeners.nbd, inbox, books)?;
     tracing::info!(
         store = %report.store,
         incarnation = report.incarnation,

@@ -169,6 +169,7 @@ impl Keeper {
         if let Some(rate) = self.options.relayout_bytes_per_second {
             command.arg(format!("--relayout={rate}"));
         }
+        command.arg(format!("--spin={}", self.options.spin.as_micros()));
         let names = format!("{}:{}", listen::NBD, listen::CONTROL);
         command.env("LISTEN_FDS", "2").env("LISTEN_FDNAMES", names).env_remove("LISTEN_PID").stdin(Stdio::null());
         let fds = [self.nbd.as_raw_fd(), self.control.as_raw_fd()];

@@ -26,6 +26,8 @@ pub(crate) struct BlockdOptions {
     pub(crate) schedule: Schedule,
     /// Scattered data is brought together at this rate; 0 is never, `None` the engine's own default.
     pub(crate) relayout_bytes_per_second: Option<u64>,
+    /// Completions are looked for so long before blockd sleeps.
+    pub(crate) spin: Duration,
     /// Descriptor that is told "ready" or "error: ..." once.
     pub(crate) ready_fd: Option<i32>,
 }
@@ -39,6 +41,8 @@ pub(crate) struct KeeperOptions {
     pub(crate) schedule: Schedule,
     /// Passed on to blockd.
     pub(crate) relayout_bytes_per_second: Option<u64>,
+    /// Completions are looked for so long before blockd sleeps.
+    pub(crate) spin: Duration,
     /// Who else may connect to the NBD socket.
     pub(crate) socket_uid: Option<u32>,
     pub(crate) socket_gid: Option<u32>,
@@ -88,19 +92,21 @@ pub(crate) fn blockd(args: Vec<OsString>) -> anyhow::Result<BlockdOptions> {
     let mut words = Words::new(args);
     let (mut store, mut runtime_dir, mut memory_bytes, mut ready_fd) = (None, None, MEMORY_BYTES_DEFAULT, None);
     let (mut state_dir, mut schedule) = (None, NO_SCHEDULE);
-    let mut relayout_bytes_per_second = None;
+    let (mut relayout_bytes_per_second, mut spin) = (None, Duration::ZERO);
     while let Some(word) = words.next()? {
         match word.as_str() {
             "--store" => store = Some(words.path("--store")?),
             "--runtime-dir" => runtime_dir = Some(words.path("--runtime-dir")?),
             "--memory" => memory_bytes = words.size("--memory")?,
             "--relayout" => relayout_bytes_per_second = Some(words.size("--relayout")?),
+            "--spin" => spin = words.spin("--spin")?,
             "--ready-fd" => ready_fd = Some(words.number("--ready-fd")?),
             "--state-dir" => state_dir = Some(words.path("--state-dir")?),
             "--scrub-every" => schedule.every = Some(words.days("--scrub-every")?),
             "--scrub-rate" => schedule.rate = words.size("--scrub-rate")?,
             other => bail!(
-                "unknown argument '{other}'; blockd takes --store, --runtime-dir, --memory, --relayout, --state-dir, \
+                "unknown argument '{other}'; blockd takes --store, --runtime-dir, --memory, --relayout, --spin, \
+                 --state-dir, \
                  --scrub-every and --scrub-rate"
             ),
         }
@@ -112,6 +118,7 @@ pub(crate) fn blockd(args: Vec<OsString>) -> anyhow::Result<BlockdOptions> {
         state_dir,
         schedule,
         relayout_bytes_per_second,
+        spin,
         ready_fd,
     })
 }
@@ -126,6 +133,7 @@ pub(crate) fn keeper(args: Vec<OsString>) -> anyhow::Result<KeeperOptions> {
         state_dir: None,
         schedule: NO_SCHEDULE,
         relayout_bytes_per_second: None,
+        spin: Duration::ZERO,
         socket_uid: None,
         socket_gid: None,
         daemonize: false,
@@ -140,12 +148,14 @@ pub(crate) fn keeper(args: Vec<OsString>) -> anyhow::Result<KeeperOptions> {
             "--scrub-every" => options.schedule.every = Some(words.days("--scrub-every")?),
             "--scrub-rate" => options.schedule.rate = words.size("--scrub-rate")?,
             "--relayout" => options.relayout_bytes_per_second = Some(words.size("--relayout")?),
+            "--spin" => options.spin = words.spin("--spin")?,
             "--socket-uid" => options.socket_uid = Some(words.number("--socket-uid")?),
             "--socket-group" | "--socket-gid" => options.socket_gid = Some(words.number("--socket-gid")?),
             "--daemonize" => options.daemonize = true,
             "--ready-fd" => options.ready_fd = Some(words.number("--ready-fd")?),
             other => bail!(
-                "unknown argument '{other}'; blockd-keeper takes --store, --runtime-dir, --memory, --relayout, --state-dir, \
+                "unknown argument '{other}'; blockd-keeper takes --store, --runtime-dir, --memory, --relayout, --spin, \
+                 --state-dir, \
                  --scrub-every, --scrub-rate, --socket-uid, --socket-gid and --daemonize"
             ),
         }
@@ -296,6 +306,14 @@ impl Words {
         Ok(Duration::from_secs(u64::from(days) * 86_400))
     }
 
+    /// Microseconds, up to a thousand: who looks longer than a disk takes only burns the processor.
+    fn spin(&mut self, name: &str) -> anyhow::Result<Duration> {
+        match self.number(name)? {
+            micros @ 0..=1000 => Ok(Duration::from_micros(micros)),
+            other => bail!("{name} takes microseconds, 0 to 1000, not {other}"),
+        }
+    }
+
     fn number<T: std::str::FromStr>(&mut self, name: &str) -> anyhow::Result<T> {
         let text = self.text(name)?;
         text.parse().map_err(|_| anyhow!("'{text}' for {name} is no number in range"))
@@ -313,9 +331,10 @@ mod tests {
 
     #[test]
     fn arguments_are_read() {
-        let options = blockd(words("--store /s --runtime-dir=/r --memory 64M --relayout 0")).unwrap();
+        let options = blockd(words("--store /s --runtime-dir=/r --memory 64M --relayout 0 --spin 50")).unwrap();
         assert_eq!((options.store.to_str(), options.memory_bytes), (Some("/s"), 64 << 20));
-        assert_eq!(options.relayout_bytes_per_second, Some(0));
+        assert_eq!((options.relayout_bytes_per_second, options.spin.as_micros()), (Some(0), 50));
+        assert!(blockd(words("--store /s --runtime-dir /r --spin 5000")).unwrap_err().to_string().contains("1000"));
         let options = keeper(words("--store /s --runtime-dir /r --daemonize --socket-gid 7")).unwrap();
         assert!(options.daemonize && options.socket_gid == Some(7));
         assert!(format(words("/s --uuid 7")).is_err());

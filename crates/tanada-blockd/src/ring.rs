@@ -15,7 +15,7 @@
 
 use std::io;
 use std::os::fd::RawFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use io_uring::squeue::Entry;
 use io_uring::types::{Fd, FsyncFlags, SubmitArgs, Timespec};
@@ -31,6 +31,8 @@ const SUBMISSIONS_MAX: u32 = 1024;
 const COMPLETIONS_MAX: u32 = 8192;
 /// The kernel's limit of vectors in one call (UIO_MAXIOV).
 const VECTORS_MAX: usize = 1024;
+/// IORING_ENTER_GETEVENTS: run what has ended, so that its completions are seen.
+const ENTER_GETEVENTS: u32 = 1;
 
 /// A payload on its way from a socket into its final memory.
 pub(crate) struct Payload {
@@ -104,11 +106,16 @@ pub(crate) struct Ring {
     #[allow(clippy::vec_box)]
     flights: Slab<Box<Flight>>,
     ended: Vec<(u64, i32)>,
+    /// Store operations in flight.
+    at_store: usize,
+    /// Before sleeping, completions of the store are looked for so long.
+    spin: Duration,
 }
 
 impl Ring {
-    /// Must be called by the thread that uses the ring.
-    pub(crate) fn new() -> io::Result<Ring> {
+    /// Must be called by the thread that uses the ring. `spin`: how long to look for completions of the store before
+    /// sleeping; it saves wake-ups and costs processor time.
+    pub(crate) fn new(spin: Duration) -> io::Result<Ring> {
         let mut builder = IoUring::builder();
         builder.setup_cqsize(COMPLETIONS_MAX).setup_single_issuer().setup_defer_taskrun();
         let ring = builder.build(SUBMISSIONS_MAX).or_else(|error| {
@@ -116,7 +123,7 @@ impl Ring {
             tracing::info!(%error, "io_uring without deferred task work");
             IoUring::builder().setup_cqsize(COMPLETIONS_MAX).build(SUBMISSIONS_MAX)
         })?;
-        Ok(Ring { ring, flights: Slab::new(), ended: Vec::new() })
+        Ok(Ring { ring, flights: Slab::new(), ended: Vec::new(), at_store: 0, spin })
     }
 
     pub(crate) fn accept(&mut self, fd: RawFd) -> io::Result<()> {
@@ -190,6 +197,9 @@ impl Ring {
 
     /// Submits everything and waits until something has ended, at most `timeout`.
     pub(crate) fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        if self.at_store > 0 && !self.spin.is_zero() && self.look_busily()? {
+            return Ok(());
+        }
         let result = match timeout {
             None => self.ring.submit_and_wait(1),
             Some(timeout) => {
@@ -207,12 +217,33 @@ impl Ring {
         }
     }
 
+    /// Submits everything and looks for completions without sleeping; true where there is one.
+    fn look_busily(&mut self) -> io::Result<bool> {
+        let until = Instant::now() + self.spin;
+        loop {
+            let pending = self.ring.submission().len() as u32;
+            // SAFETY: no argument is passed; what is submitted was pushed under the invariants above.
+            let entered = unsafe { self.ring.submitter().enter::<libc::sigset_t>(pending, 0, ENTER_GETEVENTS, None) };
+            match entered.map_err(|error| error.raw_os_error()) {
+                Ok(_) | Err(Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
+                Err(errno) => return Err(io::Error::from_raw_os_error(errno.unwrap_or(libc::EIO))),
+            }
+            if !self.ring.completion().is_empty() {
+                return Ok(true);
+            }
+            if Instant::now() >= until {
+                return Ok(false);
+            }
+        }
+    }
+
     /// Takes everything that has ended since the last call.
     pub(crate) fn reap(&mut self, completions: &mut Vec<Completion>) -> io::Result<()> {
         let mut ended = std::mem::take(&mut self.ended);
         ended.extend(self.ring.completion().map(|entry| (entry.user_data(), entry.result())));
         for (number, result) in ended.drain(..) {
             let Some(flight) = self.flights.remove(number as u32) else { continue };
+            self.at_store -= usize::from(flight.is_at_store());
             if let Some(completion) = self.end(flight, result)? {
                 completions.push(completion);
             }
@@ -226,6 +257,7 @@ impl Ring {
     }
 
     fn start(&mut self, flight: Box<Flight>) -> io::Result<()> {
+        self.at_store += usize::from(flight.is_at_store());
         let number = self.flights.insert(flight);
         let Some(flight) = self.flights.get_mut(number) else { unreachable!() };
         let entry = flight.entry().user_data(u64::from(number));
@@ -301,6 +333,10 @@ impl Flight {
         // SAFETY: a message header of zeros is valid: null pointers with zero lengths.
         let header = unsafe { std::mem::zeroed() };
         Box::new(Flight { kind, fd, vectors: Vec::new(), at: 0, done: 0, left: 0, header })
+    }
+
+    fn is_at_store(&self) -> bool {
+        matches!(self.kind, Kind::Disk { .. })
     }
 
     /// True where a short count means that the rest is still to be transferred.

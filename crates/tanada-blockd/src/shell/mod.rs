@@ -124,6 +124,7 @@ impl Shell {
         store: StoreFile,
         config: EngineConfig,
         kept: Option<KeptFile>,
+        spin: Duration,
         listener: OwnedFd,
         inbox: Inbox,
         books: Books,
@@ -131,7 +132,7 @@ impl Shell {
         let clock = Instant::now();
         let mut shell = Shell {
             engine: Engine::open(config, 0),
-            ring: Ring::new().context("create an io_uring")?,
+            ring: Ring::new(spin).context("create an io_uring")?,
             pool: BufPool::new(CHUNK_BYTES, CHUNKS_MAX),
             store,
             kept,
