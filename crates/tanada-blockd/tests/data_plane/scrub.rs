@@ -98,6 +98,8 @@ fn a_scrub_goes_on_when_its_blockd_was_killed() {
         client.write(n * 20 * MIB, &mark(n)).unwrap();
     }
     let mut control = plane.control();
+    // What is still to come is known as of a checkpoint.
+    control.change(Command::Checkpoint);
     // So slow that it ends on no machine while this test runs.
     control.change(Command::ScrubStart { rate: 4096, anew: false });
     assert_eq!(control.errno(Command::ScrubStart { rate: 8192, anew: false }), libc::EBUSY);
