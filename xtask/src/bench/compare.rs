@@ -50,12 +50,13 @@ impl Runs {
 pub type Before<'a> = &'a mut dyn FnMut(&mut Peer) -> Result<()>;
 
 /// All rounds of one workload over the first `bytes` of each peer. A peer that fails loses that turn and is named in the
-/// notes. Past the scenario's time, rounds are left out, but never the first two.
+/// notes. Past the scenario's time, rounds are left out, but never the first two, and past that
+/// of a quick run never the first.
 pub fn rounds(bench: &mut Bench, workload: &Workload, peers: &mut [Peer], bytes: u64, before: Before<'_>) -> Runs {
     let mut runs =
         Runs { names: peers.iter().map(|peer| peer.name.clone()).collect(), figures: vec![Vec::new(); peers.len()] };
     for round in 0..bench.options.rounds {
-        if round >= 2 && bench.is_late() {
+        if (round >= 2 && bench.is_late()) || (round >= 1 && bench.is_over()) {
             bench.report.note(format!("{}: {round} rounds, then its time was over", workload.name));
             break;
         }
@@ -63,7 +64,7 @@ pub fn rounds(bench: &mut Bench, workload: &Workload, peers: &mut [Peer], bytes:
         bench.random.shuffle(&mut order);
         for at in order {
             let peer = &mut peers[at];
-            let seldom = peer.is_context && round >= 2;
+            let seldom = peer.is_context && round >= if bench.options.quick { 1 } else { 2 };
             let result = if seldom { None } else { Some(turn(bench, workload, peer, bytes, before)) };
             runs.figures[at].push(match result {
                 None => None,

@@ -52,7 +52,11 @@ pub struct Bench {
     pub report: Report,
     scenario: &'static str,
     deadline: Instant,
+    begun: Instant,
 }
+
+/// A quick run begins nothing new after this; the rest of its ten minutes is for what is under way.
+const QUICK: Duration = Duration::from_secs(540);
 
 impl Bench {
     pub fn wants(&self, id: &str) -> bool {
@@ -62,6 +66,11 @@ impl Bench {
     /// Past the time that the scenario was given.
     pub fn is_late(&self) -> bool {
         Instant::now() >= self.deadline
+    }
+
+    /// A quick run whose ten minutes are nearly over.
+    pub fn is_over(&self) -> bool {
+        self.options.quick && self.begun.elapsed() >= QUICK
     }
 
     /// A size that `--quick` makes smaller.
@@ -98,6 +107,7 @@ pub fn run(options: &Options) -> Result<()> {
         dir,
         scenario: "",
         deadline: Instant::now(),
+        begun: Instant::now(),
     };
     for scenario in SCENARIOS {
         play(&mut bench, scenario);
@@ -108,7 +118,11 @@ pub fn run(options: &Options) -> Result<()> {
 fn play(bench: &mut Bench, scenario: &'static Scenario) {
     bench.scenario = scenario.name;
     let wanted: Vec<&'static str> = scenario.rows.iter().copied().filter(|id| bench.wants(id)).collect();
-    if wanted.is_empty() {
+    if wanted.is_empty() || (bench.options.rows.is_empty() && bench.options.quick && !scenario.is_quick) {
+        return;
+    }
+    if bench.is_over() {
+        bench.report.missing(&wanted, "the ten minutes of a quick run were over");
         return;
     }
     let begun = Instant::now();

@@ -20,6 +20,7 @@ pub const SCENARIO: Scenario = Scenario {
     full_gib: 18,
     quick_gib: 14,
     quick_seconds: 40,
+    is_quick: false,
 };
 
 const INTERNAL: &str = "qcow2, 20 internal snapshots";

@@ -32,7 +32,8 @@ pub const SCENARIO: Scenario = Scenario {
     play,
     full_gib: 21,
     quick_gib: 6,
-    quick_seconds: 80,
+    quick_seconds: 55,
+    is_quick: true,
 };
 
 const BUSY: &str = "tanada, a generation a second";
@@ -53,7 +54,7 @@ fn play(bench: &mut Bench) -> Result<()> {
     }
     let options = bench.options.clone();
     // At least a few generations in each turn.
-    bench.options.seconds = options.seconds.max(4);
+    bench.options.seconds = options.seconds.max(3);
     bench.options.rounds = if options.quick { options.rounds.min(2) } else { options.rounds };
     for workload in ALL {
         let row = format!("churn-{}", workload.id);

@@ -29,7 +29,8 @@ pub const SCENARIO: Scenario = Scenario {
     play,
     full_gib: 25,
     quick_gib: 14,
-    quick_seconds: 60,
+    quick_seconds: 50,
+    is_quick: true,
 };
 
 const QCOW2: &str = "qcow2, internal snapshots";

@@ -17,7 +17,8 @@ pub const SCENARIO: Scenario = Scenario {
     play,
     full_gib: 16,
     quick_gib: 8,
-    quick_seconds: 90,
+    quick_seconds: 50,
+    is_quick: true,
 };
 
 /// The volume is read through at most so often until nothing moves any more.

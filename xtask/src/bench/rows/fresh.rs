@@ -18,6 +18,7 @@ pub const SCENARIO: Scenario = Scenario {
     full_gib: 16,
     quick_gib: 6,
     quick_seconds: 40,
+    is_quick: false,
 };
 
 fn play(bench: &mut Bench) -> Result<()> {

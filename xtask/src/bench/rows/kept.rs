@@ -27,7 +27,8 @@ pub const SCENARIO: Scenario = Scenario {
     play,
     full_gib: 20,
     quick_gib: 14,
-    quick_seconds: 75,
+    quick_seconds: 55,
+    is_quick: true,
 };
 
 const KEPT: &str = "tanada, 1,000 generations";

@@ -18,6 +18,7 @@ pub const SCENARIO: Scenario = Scenario {
     full_gib: 22,
     quick_gib: 14,
     quick_seconds: 60,
+    is_quick: true,
 };
 
 const BYTES: u64 = 100 * GIB;
@@ -39,8 +40,8 @@ fn play(bench: &mut Bench) -> Result<()> {
     fio::overwrite(&peers[0].place(), BYTES, WARM_UP * 4096)?;
     let before = store.stat()?["checkpoint"].as_u64();
     let options = bench.options.clone();
-    // Long enough for checkpoints to run in every round.
-    bench.options.seconds = options.seconds.max(8);
+    // Long enough for checkpoints to run meanwhile.
+    bench.options.seconds = options.seconds.max(if options.quick { 5 } else { 8 });
     bench.options.rounds = if options.quick { options.rounds.min(2) } else { options.rounds };
     let runs = compare::rounds(bench, &RANDWRITE, &mut peers, BYTES, &mut compare::nothing);
     bench.options = options;

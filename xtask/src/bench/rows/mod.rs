@@ -27,6 +27,8 @@ pub struct Scenario {
     pub full_gib: u64,
     pub quick_gib: u64,
     pub quick_seconds: u64,
+    /// Part of a quick run that names no rows.
+    pub is_quick: bool,
 }
 
 pub const SCENARIOS: &[Scenario] = &[

@@ -31,6 +31,7 @@ pub const SCENARIO: Scenario = Scenario {
     full_gib: 17,
     quick_gib: 9,
     quick_seconds: 45,
+    is_quick: true,
 };
 
 const DEPTH: usize = 32;
@@ -39,7 +40,7 @@ const GROUP_BYTES: u64 = GIB;
 const SPACING: Duration = Duration::from_millis(60);
 
 fn play(bench: &mut Bench) -> Result<()> {
-    let cuts = bench.size(300, 100);
+    let cuts = bench.size(300, 60);
     let mut store = Blockd::create(bench.dir.join("pause"), bench.size(16 * GIB, 8 * GIB), Space::Written)?;
     let mut last = None;
     for (id, volumes) in [("pause-1", 1), ("pause-4", 4), ("pause-16", 16)] {

@@ -20,6 +20,7 @@ pub const SCENARIO: Scenario = Scenario {
     full_gib: 6,
     quick_gib: 6,
     quick_seconds: 30,
+    is_quick: true,
 };
 
 const SIZES: [(&str, u64); 4] =
