@@ -26,6 +26,17 @@ const INPUT_SECONDS: u32 = 600;
 /// Inputs are scripts: longer ones only say more of the same.
 const INPUT_BYTES_MAX: u32 = 2048;
 
+/// Inputs that CI tries, the same ones each time for the same code: half a minute of each target or so.
+const SHORT_INPUTS: [(&str, u64); 2] = [("store", 5_000), ("nbd", 1_000_000)];
+
+/// How long a target runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Length {
+    Seconds(u64),
+    /// So many inputs, from a fixed seed.
+    Inputs(u64),
+}
+
 /// What the command line may ask for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
@@ -68,12 +79,13 @@ pub fn run(options: &Options) -> Result<()> {
     }
     install()?;
     for target in &options.targets {
-        if options.keep { keep(target)? } else { fuzz(target, options.seconds)? }
+        if options.keep { keep(target)? } else { fuzz(target, Length::Seconds(options.seconds))? }
     }
     Ok(())
 }
 
-/// What CI runs: the kept inputs with the stable toolchain and, where there is a nightly one, the fuzzer for a while.
+/// What CI runs: the kept inputs with the stable toolchain and, where there is a nightly one, a fixed run of the fuzzer,
+/// so that what it says depends on the code alone.
 pub fn short() -> Result<()> {
     let manifest = folder("Cargo.toml").to_string_lossy().into_owned();
     sh::run("cargo", &["test", "--quiet", "--manifest-path", &manifest])?;
@@ -81,7 +93,8 @@ pub fn short() -> Result<()> {
         println!("fuzz: kept inputs replayed; no nightly toolchain here, so nothing new was tried");
         return Ok(());
     }
-    run(&Options { seconds: 30, targets: TARGETS.map(str::to_owned).to_vec(), keep: false })
+    install()?;
+    SHORT_INPUTS.iter().try_for_each(|(target, inputs)| fuzz(target, Length::Inputs(*inputs)))
 }
 
 fn folder(name: &str) -> PathBuf {
@@ -105,19 +118,30 @@ fn succeeds(program: &str, args: &[&str]) -> bool {
     status.is_ok_and(|status| status.success())
 }
 
-fn fuzz(target: &str, seconds: u64) -> Result<()> {
-    println!("fuzz {target}: {seconds} seconds");
-    let folders = ["found", "corpus", "regressions"].map(|name| folder(name).join(target));
+fn fuzz(target: &str, length: Length) -> Result<()> {
+    println!("fuzz {target}: {length:?}");
+    let mut folders = ["found", "corpus", "regressions"].map(|name| folder(name).join(target));
+    if let Length::Inputs(_) = length {
+        // A fixed run begins with what the repository keeps.
+        folders[0] = folder("found").join(format!("{target}-fixed"));
+        if folders[0].exists() {
+            std::fs::remove_dir_all(&folders[0]).with_context(|| format!("clearing {}", folders[0].display()))?;
+        }
+    }
     for folder in &folders {
         std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
     }
-    let limits = [
-        format!("-max_total_time={seconds}"),
+    let end = match length {
+        Length::Seconds(seconds) => vec![format!("-max_total_time={seconds}")],
+        Length::Inputs(inputs) => vec![format!("-runs={inputs}"), "-seed=1".to_owned()],
+    };
+    let mut limits = vec![
         format!("-rss_limit_mb={MEMORY_MIB}"),
         format!("-timeout={INPUT_SECONDS}"),
         format!("-max_len={INPUT_BYTES_MAX}"),
         "-print_final_stats=1".to_owned(),
     ];
+    limits.extend(end);
     libfuzzer(target, &folders, &limits)
 }
 
