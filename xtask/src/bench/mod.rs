@@ -111,8 +111,11 @@ pub fn run(options: &Options) -> Result<()> {
     };
     for scenario in SCENARIOS {
         play(&mut bench, scenario);
+        // Whatever ends a long run early, what it measured so far is not lost.
+        save(&bench)?;
     }
-    finish(&bench)
+    bench.report.print();
+    Ok(())
 }
 
 fn play(bench: &mut Bench, scenario: &'static Scenario) {
@@ -142,9 +145,9 @@ fn play(bench: &mut Bench, scenario: &'static Scenario) {
     eprintln!("bench: {} took {} s", scenario.name, begun.elapsed().as_secs());
 }
 
-fn finish(bench: &Bench) -> Result<()> {
+/// Writes what was measured so far to where it was asked for.
+fn save(bench: &Bench) -> Result<()> {
     undo::stop_if_ending();
-    bench.report.print();
     if let Some(path) = &bench.options.json {
         std::fs::write(path, bench.report.json()?).with_context(|| format!("writing {}", path.display()))?;
     }
