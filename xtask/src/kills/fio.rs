@@ -18,28 +18,37 @@ struct Front {
 }
 
 impl Front {
-    fn start(plane: &Plane, token: &str, socket: &Path) -> Result<Front> {
+    /// `None` where the run was over before it listened.
+    fn start(plane: &Plane, token: &str, socket: &Path, shared: &Shared) -> Result<Option<Front>> {
+        let mut front = Front { daemon: Front::spawn(plane, token, socket)? };
+        let listens = super::plane::patiently("qemu-storage-daemon listens", || {
+            if shared.is_over() {
+                return Ok(false);
+            }
+            // It waits for a blockd that went away, but not while it connects for the first time.
+            if let Some(status) = front.daemon.try_wait()? {
+                front.daemon = Front::spawn(plane, token, socket)?;
+                bail!("qemu-storage-daemon ended with {status}");
+            }
+            std::os::unix::net::UnixStream::connect(socket).map(|_| true).context("connecting")
+        })?;
+        Ok(listens.then_some(front))
+    }
+
+    fn spawn(plane: &Plane, token: &str, socket: &Path) -> Result<Child> {
         let disk = format!(
             "driver=nbd,node-name=disk,server.type=unix,server.path={},export={token},reconnect-delay=300",
             plane.nbd_socket().display()
         );
         let log = std::fs::File::create(plane.dir.join("qemu.log")).context("creating QEMU's log")?;
-        let daemon = Command::new("qemu-storage-daemon")
+        Command::new("qemu-storage-daemon")
             .args(["--blockdev", &disk, "--nbd-server", &format!("addr.type=unix,addr.path={}", socket.display())])
             .args(["--export", "type=nbd,id=out,name=out,node-name=disk,writable=on"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
-            .context("starting qemu-storage-daemon")?;
-        let mut front = Front { daemon };
-        super::plane::patiently("qemu-storage-daemon listens", || {
-            if let Some(status) = front.daemon.try_wait()? {
-                bail!("qemu-storage-daemon ended with {status}");
-            }
-            std::os::unix::net::UnixStream::connect(socket).map(drop).context("connecting")
-        })?;
-        Ok(front)
+            .context("starting qemu-storage-daemon")
     }
 }
 
@@ -56,7 +65,7 @@ impl Drop for Front {
 /// Lets fio write and verify until the run is over; returns how often it came through.
 pub fn run(plane: &Plane, token: &str, shared: &Shared, seed: u64) -> Result<u64> {
     let socket = plane.dir.join("fio.sock");
-    let _front = Front::start(plane, token, &socket)?;
+    let Some(_front) = Front::start(plane, token, &socket, shared)? else { return Ok(0) };
     let mut rounds = 0;
     while !shared.is_over() {
         let output = Command::new("fio")
