@@ -5,6 +5,7 @@ mod demo;
 mod fuzz;
 mod guest;
 mod kills;
+mod random;
 mod setup;
 mod sh;
 mod test;

@@ -160,19 +160,7 @@ impl World {
     }
 
     fn replay(&mut self, record: Record) {
-        match &record {
-            Record::Map { head, place, block, crcs } => self.versions.map(*head, *place, *block, crcs),
-            Record::Unmap { head, place, blocks } => self.versions.unmap(*head, *place, *blocks),
-            Record::Snapshot { first_id, ended, hidden, members } => {
-                self.versions.snapshot(*first_id, *ended, *hidden, members)
-            }
-            Record::Create { head, size, uuid } => self.versions.create(*head, *size, *uuid),
-            Record::Clone { head, generation, uuid } => self.versions.clone_generation(*head, *generation, *uuid),
-            Record::Revert { head, generation, old_head } => self.versions.revert(*head, *generation, *old_head),
-            Record::Destroy { version } => self.versions.destroy(*version),
-            other => unreachable!("not made here: {other:?}"),
-        }
-        .expect("made from what is there");
+        self.versions.apply(&record).expect("made from what is there");
         self.durable.log.push(record.clone());
         self.since_cut.push(record);
     }

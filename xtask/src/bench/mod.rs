@@ -33,12 +33,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
+use crate::random::Random;
 use crate::{setup, sh};
 use machine::Machine;
 pub use options::Options;
 use report::Report;
 use rows::{SCENARIOS, Scenario};
-use stats::Random;
 use undo::{Act, Guard};
 
 const GIB: u64 = 1 << 30;

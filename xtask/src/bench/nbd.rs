@@ -9,17 +9,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::stats::Random;
+use tanada_nbd::plain;
+use tanada_nbd::proto::{CMD_DISC, CMD_WRITE, RequestHeader, SimpleReply};
+
+use crate::random::Random;
 
 const BLOCK: u64 = 4096;
-const REQUEST_MAGIC: u32 = 0x2560_9513;
-const REPLY_MAGIC: u32 = 0x6744_6698;
-const WRITE: u16 = 1;
-const DISCONNECT: u16 = 2;
-/// Both sides leave out the zeros behind the export's size.
-const NO_ZEROES: u32 = 2;
-const FIXED_NEWSTYLE: u32 = 1;
-const OPTION_EXPORT_NAME: u32 = 1;
 /// A server that answers nothing for so long has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -46,27 +41,13 @@ pub struct Timed {
 impl Writer {
     /// Connects; `depth` writes will be in flight.
     pub fn connect(socket: &Path, export: &str, depth: usize, seed: u64) -> Result<Writer> {
-        let stream = UnixStream::connect(socket).with_context(|| format!("connecting to {}", socket.display()))?;
+        let mut stream = UnixStream::connect(socket).with_context(|| format!("connecting to {}", socket.display()))?;
         stream.set_read_timeout(Some(PATIENCE))?;
-        let mut stream = BufReader::with_capacity(16 * depth.max(64), stream);
-        let mut greeting = [0; 18];
-        stream.read_exact(&mut greeting).context("NBD greeting")?;
-        if greeting[..16] != *b"NBDMAGICIHAVEOPT" {
-            bail!("{} speaks no NBD", socket.display());
-        }
-        let mut out = (FIXED_NEWSTYLE | NO_ZEROES).to_be_bytes().to_vec();
-        out.extend_from_slice(b"IHAVEOPT");
-        out.extend_from_slice(&OPTION_EXPORT_NAME.to_be_bytes());
-        out.extend_from_slice(&(export.len() as u32).to_be_bytes());
-        out.extend_from_slice(export.as_bytes());
-        stream.get_mut().write_all(&out)?;
-        let mut info = [0; 10];
-        stream.read_exact(&mut info).with_context(|| format!("the export '{export}' is refused"))?;
-        let mut size = [0; 8];
-        size.copy_from_slice(&info[..8]);
-        let bytes = u64::from_be_bytes(size);
+        let bytes = plain::enter(&mut stream, export).with_context(|| format!("entering the export '{export}'"))?;
+        // Nothing is read ahead before this: a server says no more until it is asked.
+        let stream = BufReader::with_capacity(16 * depth.max(64), stream);
         let now = Instant::now();
-        Ok(Writer { stream, bytes, random: Random::new(seed), sent: vec![now; depth], out: Vec::new(), next: 0 })
+        Ok(Writer { stream, bytes, random: Random(seed), sent: vec![now; depth], out: Vec::new(), next: 0 })
     }
 
     /// So many writes (at least as many as fit in flight), all answered when it returns.
@@ -129,7 +110,7 @@ impl Writer {
         self.next += 1;
         self.sent[cookie] = Instant::now();
         let offset = self.random.below(self.bytes / BLOCK) * BLOCK;
-        self.request(WRITE, cookie as u64, offset, BLOCK as u32);
+        self.request(CMD_WRITE, cookie as u64, offset, BLOCK as u32);
         let start = self.out.len();
         self.out.resize(start + BLOCK as usize, 0x5a);
         // No two blocks are alike, and none is zero.
@@ -138,12 +119,7 @@ impl Writer {
     }
 
     fn request(&mut self, command: u16, cookie: u64, offset: u64, length: u32) {
-        self.out.extend_from_slice(&REQUEST_MAGIC.to_be_bytes());
-        self.out.extend_from_slice(&0u16.to_be_bytes());
-        self.out.extend_from_slice(&command.to_be_bytes());
-        self.out.extend_from_slice(&cookie.to_be_bytes());
-        self.out.extend_from_slice(&offset.to_be_bytes());
-        self.out.extend_from_slice(&length.to_be_bytes());
+        self.out.extend_from_slice(&RequestHeader { flags: 0, command, cookie, offset, length }.encode());
     }
 
     fn send(&mut self) -> Result<()> {
@@ -158,14 +134,11 @@ impl Writer {
     fn answer(&mut self) -> Result<usize> {
         let mut reply = [0; 16];
         self.stream.read_exact(&mut reply).context("waiting for an NBD answer")?;
-        let word = |at: usize| u32::from_be_bytes([reply[at], reply[at + 1], reply[at + 2], reply[at + 3]]);
-        if word(0) != REPLY_MAGIC {
-            bail!("an NBD answer begins with {:#x}", word(0));
+        let SimpleReply { error, cookie } = SimpleReply::decode(&reply)?;
+        if error != 0 {
+            bail!("a write was refused with errno {error}");
         }
-        if word(4) != 0 {
-            bail!("a write was refused with errno {}", word(4));
-        }
-        let cookie = word(12) as usize;
+        let cookie = cookie as usize;
         if cookie >= self.sent.len() {
             bail!("an NBD answer to request {cookie}, which was never sent");
         }
@@ -176,7 +149,7 @@ impl Writer {
 impl Drop for Writer {
     fn drop(&mut self) {
         self.out.clear();
-        self.request(DISCONNECT, 0, 0, 0);
+        self.request(CMD_DISC, 0, 0, 0);
         // A server that is gone needs no goodbye.
         let _ = self.send();
     }

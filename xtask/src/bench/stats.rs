@@ -30,39 +30,10 @@ fn sorted(values: &[f64]) -> Vec<f64> {
     sorted
 }
 
-/// Random numbers that are good enough for offsets and orders (xorshift64*).
-#[derive(Debug, Clone)]
-pub struct Random(u64);
-
-impl Random {
-    /// Any seed; the same one gives the same numbers.
-    pub fn new(seed: u64) -> Random {
-        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    /// From the clock: each run goes another way.
-    pub fn from_clock() -> Random {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        Random::new(now.map_or(1, |since| since.as_nanos() as u64))
-    }
-
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11) % bound.max(1)
-    }
-
-    pub fn shuffle<T>(&mut self, values: &mut [T]) {
-        for last in (1..values.len()).rev() {
-            values.swap(last, self.below(last as u64 + 1) as usize);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Random, least, median, most, percentile};
+    use super::{least, median, most, percentile};
+    use crate::random::Random;
 
     #[test]
     fn the_middle_and_the_edges() {
@@ -75,7 +46,7 @@ mod tests {
     #[test]
     fn a_shuffle_loses_nothing() {
         let mut values: Vec<u64> = (0..100).collect();
-        Random::new(7).shuffle(&mut values);
+        Random(7).shuffle(&mut values);
         assert_ne!(values, (0..100).collect::<Vec<_>>());
         values.sort_unstable();
         assert_eq!(values, (0..100).collect::<Vec<_>>());

@@ -10,8 +10,8 @@ use uuid::Uuid;
 use super::model::{Interval, judge_group};
 use super::nbd::Nbd;
 use super::plane::{Commander, Plane, patiently};
-use super::random::Random;
 use super::writer::{Shared, Volume};
+use crate::random::Random;
 
 /// Generations kept at a time, over all volumes.
 const KEPT_MAX: usize = 18;

@@ -5,11 +5,11 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::Options;
-use super::random::Random;
 use crate::demo::machine::Machine;
 use crate::demo::world::World;
 use crate::demo::{kills, prepare};
 use crate::guest;
+use crate::random::Random;
 
 /// Deaths between two judgements of the guest's disks.
 const DEATHS_PER_ROUND: u64 = 5;

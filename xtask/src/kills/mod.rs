@@ -20,7 +20,6 @@ mod guest;
 mod model;
 mod nbd;
 mod plane;
-mod random;
 mod writer;
 
 use std::path::Path;
@@ -32,10 +31,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::{Signal, kill_process};
 
+use crate::random::Random;
 use crate::sh;
 use curator::{Curator, Deeds};
 use plane::{Commander, PATIENCE, Plane, end};
-use random::Random;
 use writer::{Shared, Volume, Writer};
 
 const MIB: u64 = 1 << 20;

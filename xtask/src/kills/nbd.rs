@@ -5,9 +5,8 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use tanada_nbd::proto::{
-    CMD_READ, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, OPT_EXPORT_NAME, OptionHeader, RequestHeader, SimpleReply,
-};
+use tanada_nbd::plain;
+use tanada_nbd::proto::{CMD_READ, RequestHeader, SimpleReply};
 
 use super::plane::PATIENCE;
 
@@ -25,15 +24,8 @@ impl Nbd {
         let mut stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        stream.read_exact(&mut [0; 18])?;
-        let mut hello = u32::from(FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES).to_be_bytes().to_vec();
-        hello.extend_from_slice(&OptionHeader { option: OPT_EXPORT_NAME, length: token.len() as u32 }.encode());
-        hello.extend_from_slice(token.as_bytes());
-        stream.write_all(&hello)?;
-        let mut answer = [0; 10];
-        stream.read_exact(&mut answer)?;
-        let [a, b, c, d, e, f, g, h, ..] = answer;
-        Ok(Nbd { stream, size: u64::from_be_bytes([a, b, c, d, e, f, g, h]) })
+        let size = plain::enter(&mut stream, token)?;
+        Ok(Nbd { stream, size })
     }
 
     pub fn send(&mut self, header: RequestHeader, payload: &[u8]) -> io::Result<()> {

@@ -10,7 +10,7 @@ use tanada_nbd::proto::{CMD_FLAG_FUA, CMD_FLUSH, CMD_READ, CMD_TRIM, CMD_WRITE, 
 use super::model::{Change, Disk, Held, Interval, SECTOR, Sent, fill};
 use super::nbd::Nbd;
 use super::plane::{Plane, patiently};
-use super::random::Random;
+use crate::random::Random;
 
 const DEPTH_MAX: u64 = 32;
 /// Longest change, in sectors: 256 KiB.

@@ -9,9 +9,8 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use tanada_blockd_api::{Answer, Command, Envelope, Event, Failure, Greeting, Outcome, Response};
-use tanada_nbd::proto::{
-    CMD_READ, CMD_WRITE, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, OPT_EXPORT_NAME, OptionHeader, RequestHeader, SimpleReply,
-};
+use tanada_nbd::plain;
+use tanada_nbd::proto::{CMD_READ, CMD_WRITE, RequestHeader, SimpleReply};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -248,14 +247,7 @@ impl Nbd {
         let mut stream = UnixStream::connect(path)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        stream.read_exact(&mut [0; 18])?;
-        let mut hello = u32::from(FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES).to_be_bytes().to_vec();
-        hello.extend_from_slice(&OptionHeader { option: OPT_EXPORT_NAME, length: token.len() as u32 }.encode());
-        hello.extend_from_slice(token.as_bytes());
-        stream.write_all(&hello)?;
-        let mut answer = [0; 10];
-        stream.read_exact(&mut answer)?;
-        let size = u64::from_be_bytes(answer[..8].try_into().unwrap());
+        let size = plain::enter(&mut stream, token)?;
         Ok(Nbd { stream, size })
     }
 

@@ -145,18 +145,8 @@ impl State {
     /// What a record does to the versions; the same now and at replay.
     pub fn apply(&mut self, record: &Record) -> Result<(), Contradiction> {
         match record {
-            Record::Map { head, place, block, crcs } => self.versions.map(*head, *place, *block, crcs),
-            Record::Unmap { head, place, blocks } => self.versions.unmap(*head, *place, *blocks),
-            Record::Snapshot { first_id, ended, hidden, members } => {
-                self.versions.snapshot(*first_id, *ended, *hidden, members)
-            }
-            Record::Create { head, size, uuid } => self.versions.create(*head, *size, *uuid),
-            Record::Clone { head, generation, uuid } => self.versions.clone_generation(*head, *generation, *uuid),
-            Record::Revert { head, generation, old_head } => self.versions.revert(*head, *generation, *old_head),
-            Record::Destroy { version } => self.versions.destroy(*version),
-            Record::Resize { head, size } => self.versions.resize(*head, *size),
             Record::Grow { store_blocks } => self.apply_grow(*store_blocks),
-            Record::Recovered { .. } => Ok(()),
+            other => self.versions.apply(other),
         }
     }
 

@@ -13,7 +13,7 @@ pub mod cut;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tanada_format::{Member, Pointer, TREE_BLOCKS, VersionKind, VersionState};
+use tanada_format::{Member, Pointer, Record, TREE_BLOCKS, VersionKind, VersionState};
 use uuid::Uuid;
 
 use crate::map::delta::{Change, Delta, DeltaCost};
@@ -274,6 +274,21 @@ impl Versions {
             if let Some(relative) = self.by_id.get_mut(&relative) {
                 relative.exclusive = None;
             }
+        }
+    }
+
+    /// What a record does to the versions; nothing where it is about something else.
+    pub fn apply(&mut self, record: &Record) -> Result<(), Contradiction> {
+        match record {
+            Record::Map { head, place, block, crcs } => self.map(*head, *place, *block, crcs),
+            Record::Unmap { head, place, blocks } => self.unmap(*head, *place, *blocks),
+            Record::Snapshot { first_id, ended, hidden, members } => self.snapshot(*first_id, *ended, *hidden, members),
+            Record::Create { head, size, uuid } => self.create(*head, *size, *uuid),
+            Record::Clone { head, generation, uuid } => self.clone_generation(*head, *generation, *uuid),
+            Record::Revert { head, generation, old_head } => self.revert(*head, *generation, *old_head),
+            Record::Destroy { version } => self.destroy(*version),
+            Record::Resize { head, size } => self.resize(*head, *size),
+            Record::Grow { .. } | Record::Recovered { .. } => Ok(()),
         }
     }
 
