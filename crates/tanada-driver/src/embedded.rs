@@ -25,8 +25,8 @@ use crate::keeper::{START_DEADLINE, control_socket, ensure_keeper, nbd_socket, o
 use crate::metadata;
 use crate::registry::{Backend, ConfigKey, DriverType, Found, SrConfig};
 use crate::{
-    AttachRequest, Capabilities, CutPair, CutReport, Driver, DriverError, DriverErrorKind, DriverResult, Endpoint,
-    Extent, Moved, ScanEntry, SpaceFacts, VolumeFacts,
+    AttachRequest, Capabilities, CloneRequest, CreateRequest, CutPair, CutReport, Driver, DriverError, DriverErrorKind,
+    DriverResult, Endpoint, Extent, Moved, ScanEntry, SpaceFacts, VolumeFacts,
 };
 
 /// Size of a new store file when SR.create names none.
@@ -70,19 +70,10 @@ pub static FACTS: DriverType = DriverType {
         ("THIN_PROVISIONING", 1),
     ],
     configuration: &[
-        ConfigKey {
-            key: "location",
-            description: "path of the file or block device that holds the store",
-            required: true,
-            missing_error: 94,
-        },
-        ConfigKey {
-            key: "size",
-            description: "bytes, for a file that does not exist yet (KiB, MiB, GiB, TiB are understood)",
-            required: false,
-            missing_error: 115,
-        },
+        ConfigKey::required("location", "path of the file or block device that holds the store", 94),
+        ConfigKey::optional("size", "bytes, for a file that does not exist yet (KiB, MiB, GiB, TiB are understood)"),
     ],
+    options: &[],
 };
 
 /// Where the embedded store's programs and sockets are.
@@ -209,7 +200,7 @@ fn parse_id(text: &str) -> Option<Found> {
     let value: serde_json::Value = serde_json::from_str(text).ok()?;
     let sr = Uuid::parse_str(value.get("store")?.as_str()?).ok()?;
     let size = value.get("physical")?.as_u64()?;
-    Some(Found { sr, size })
+    Some(Found { sr, size, ..Found::default() })
 }
 
 async fn refused_existing(location: &Path, program: &Path) -> DriverError {
@@ -265,12 +256,13 @@ impl Driver for EmbeddedDriver {
             // NBD has no message that tells a connected client of a new size.
             resize_online: false,
             shared: false,
+            clone_is_copy: false,
         }
     }
 
-    async fn create(&self, volume: Uuid, size: u64) -> DriverResult<(u64, Moved)> {
-        let real = rounded(size)?;
-        Ok((real, self.changed(Command::CreateVolume { volume, size: real }).await?))
+    async fn create(&self, request: &CreateRequest) -> DriverResult<(u64, Moved)> {
+        let real = rounded(request.size)?;
+        Ok((real, self.changed(Command::CreateVolume { volume: request.volume, size: real }).await?))
     }
 
     async fn resize(&self, volume: Uuid, size: u64) -> DriverResult<(u64, Moved)> {
@@ -305,8 +297,8 @@ impl Driver for EmbeddedDriver {
         }
     }
 
-    async fn clone_volume(&self, source: Uuid, volume: Uuid) -> DriverResult<Moved> {
-        self.changed(Command::Clone { source, volume }).await
+    async fn clone_volume(&self, request: &CloneRequest) -> DriverResult<Moved> {
+        self.changed(Command::Clone { source: request.source, volume: request.volume }).await
     }
 
     async fn revert(&self, volume: Uuid, generation: Uuid) -> DriverResult<Moved> {
@@ -369,6 +361,7 @@ impl Driver for EmbeddedDriver {
             mapped: usage.mapped,
             exclusive: usage.exclusive,
             shared: usage.shared,
+            name_label: None,
         })
     }
 
@@ -398,6 +391,7 @@ impl Driver for EmbeddedDriver {
                 is_generation: volume.kind == VolumeKind::Generation,
                 parent: volume.parent,
                 size: volume.size,
+                name_label: None,
             })
             .collect())
     }
@@ -480,7 +474,7 @@ pub(crate) fn from_control(failure: ControlError) -> DriverError {
 }
 
 pub(crate) fn error(kind: DriverErrorKind, message: String) -> DriverError {
-    DriverError { kind, message }
+    DriverError::new(kind, message)
 }
 
 fn invalid(message: String) -> DriverError {

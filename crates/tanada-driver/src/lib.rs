@@ -3,6 +3,7 @@
 //! Verbs are idempotent and say what changed, so that an operation interrupted by a crash can be repeated. Names are
 //! UUIDs chosen by the caller before anything is touched (they are the VDI's `location`). Sizes are bytes.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
@@ -11,11 +12,16 @@ use uuid::Uuid;
 
 pub mod control;
 pub mod embedded;
+mod error;
 mod keeper;
 #[cfg(any(test, feature = "memory"))]
 pub mod memory;
 mod metadata;
 pub mod registry;
+mod secret;
+
+pub use error::{DriverError, DriverErrorKind};
+pub use secret::Secret;
 
 /// Something about the storage that an administrator must see.
 pub use tanada_blockd_api::Event as Alert;
@@ -34,6 +40,48 @@ pub struct Capabilities {
     pub exact_difference: bool,
     pub resize_online: bool,
     pub shared: bool,
+    /// The storage makes a clone by copying in the background: it is usable at once, but takes time and room.
+    pub clone_is_copy: bool,
+}
+
+/// A volume to be made. Names are for people who look at the storage itself and may be anything, or empty.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CreateRequest {
+    pub volume: Uuid,
+    /// Bytes; rounded up to the back end's granularity.
+    pub size: u64,
+    pub name_label: String,
+    /// A volume of the same machine, to be beside this one: what lies together can be cut together. A wish: one that is
+    /// not known, or has no room beside it, is no reason to fail.
+    pub near: Option<Uuid>,
+    /// The machine that the volume is for, where it is known.
+    pub vm: Option<Uuid>,
+    /// Keys of `sm_config` that the back end declares.
+    pub options: BTreeMap<String, String>,
+}
+
+impl CreateRequest {
+    pub fn new(volume: Uuid, size: u64) -> CreateRequest {
+        CreateRequest { volume, size, ..CreateRequest::default() }
+    }
+}
+
+/// A volume to be made over another one's content; the fields are as in [`CreateRequest`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CloneRequest {
+    /// A generation or a volume.
+    pub source: Uuid,
+    pub volume: Uuid,
+    pub name_label: String,
+    pub near: Option<Uuid>,
+    pub vm: Option<Uuid>,
+    pub options: BTreeMap<String, String>,
+}
+
+impl CloneRequest {
+    pub fn new(source: Uuid, volume: Uuid) -> CloneRequest {
+        CloneRequest { source, volume, ..CloneRequest::default() }
+    }
 }
 
 /// The end of a verb: whether anything changed and what it moved.
@@ -69,6 +117,8 @@ pub struct VolumeFacts {
     pub mapped: u64,
     pub exclusive: u64,
     pub shared: u64,
+    /// Where the storage keeps one.
+    pub name_label: Option<String>,
 }
 
 /// A line of a scan, without walking anything.
@@ -78,6 +128,8 @@ pub struct ScanEntry {
     pub is_generation: bool,
     pub parent: Option<Uuid>,
     pub size: u64,
+    /// Where the storage keeps one.
+    pub name_label: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -111,13 +163,22 @@ pub enum Endpoint {
         socket: PathBuf,
         export: String,
     },
-    /// Secrets travel beside, never inside.
     Iscsi {
-        portal: String,
+        /// `host:port`, the best first.
+        portals: Vec<String>,
         iqn: String,
         lun: u32,
-        chap_user: Option<String>,
+        /// IQN of whoever logs in; the storage lets nobody else in.
+        initiator: String,
+        chap: Option<Chap>,
     },
+}
+
+/// One-way CHAP: the initiator proves itself to the target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chap {
+    pub user: String,
+    pub secret: Secret,
 }
 
 /// Who attaches what. `token` is chosen by the caller, unguessable, and names the attachment until `detach`.
@@ -126,27 +187,9 @@ pub struct AttachRequest {
     pub token: String,
     pub target: Uuid,
     pub writable: bool,
-}
-
-/// One error for all drivers: a kind to match on, words that name the thing, and the numbers that XenAPI shows.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct DriverError {
-    pub kind: DriverErrorKind,
-    pub message: String,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DriverErrorKind {
-    NotFound,
-    Exists,
-    Busy,
-    NoSpace,
-    Unsupported,
-    InvalidArgument,
-    /// The storage cannot be reached now; the verb may or may not have taken effect: repeat it.
-    Unreachable,
-    Io,
+    /// IQN of whoever will log in, for storage that is reached over iSCSI: one for each machine, and one for the host's
+    /// own transfers.
+    pub initiator: String,
 }
 
 /// Longest text that is kept with the volumes, in bytes.
@@ -159,16 +202,17 @@ pub type DriverResult<T> = Result<T, DriverError>;
 pub trait Driver: Send + Sync {
     fn capabilities(&self) -> Capabilities;
 
-    /// Makes a thin volume; `size` is rounded up to the back end's granularity, the real size is returned.
-    async fn create(&self, volume: Uuid, size: u64) -> DriverResult<(u64, Moved)>;
+    /// Makes a thin volume; the size is rounded up to the back end's granularity, the real size is returned.
+    async fn create(&self, request: &CreateRequest) -> DriverResult<(u64, Moved)>;
     /// Grows (or, where the back end can, shrinks); returns the real size.
     async fn resize(&self, volume: Uuid, size: u64) -> DriverResult<(u64, Moved)>;
     /// Ends a volume or generation. Unknown ids succeed with `changed: false`.
     async fn destroy(&self, target: Uuid) -> DriverResult<Moved>;
-    /// All pairs at one instant, or an error and none of them.
+    /// All pairs at one instant, or an error and none of them. [`DriverErrorKind::NotAtomic`] where the storage cannot cut
+    /// these volumes together: the caller may then hold the writers and cut one by one.
     async fn snapshot(&self, group: &[CutPair]) -> DriverResult<CutReport>;
     /// A new volume over a generation or volume.
-    async fn clone_volume(&self, source: Uuid, volume: Uuid) -> DriverResult<Moved>;
+    async fn clone_volume(&self, request: &CloneRequest) -> DriverResult<Moved>;
     async fn revert(&self, volume: Uuid, generation: Uuid) -> DriverResult<Moved>;
     /// All changed extents from one to the other, in order of offset.
     async fn difference(&self, from: Uuid, to: Uuid) -> DriverResult<Vec<Extent>>;

@@ -14,8 +14,8 @@ use uuid::Uuid;
 
 use crate::registry::{Backend, ConfigKey, DriverType, Found, SrConfig};
 use crate::{
-    Alert, AttachRequest, Capabilities, CutPair, CutReport, Driver, DriverError, DriverErrorKind, DriverResult,
-    Endpoint, Extent, Moved, ScanEntry, SpaceFacts, VolumeFacts,
+    Alert, AttachRequest, Capabilities, CloneRequest, CreateRequest, CutPair, CutReport, Driver, DriverError,
+    DriverErrorKind, DriverResult, Endpoint, Extent, Moved, ScanEntry, SpaceFacts, VolumeFacts,
 };
 
 const BLOCK: u64 = 4096;
@@ -47,7 +47,8 @@ pub static FACTS: DriverType = DriverType {
         ("VDI_INTRODUCE", 1),
         ("VDI_REVERT", 1),
     ],
-    configuration: &[ConfigKey { key: "location", description: "any word", required: true, missing_error: 94 }],
+    configuration: &[ConfigKey::required("location", "any word", 94)],
+    options: &[],
 };
 
 /// When a planned failure strikes.
@@ -212,11 +213,12 @@ impl Driver for MemoryDriver {
             exact_difference: true,
             resize_online: false,
             shared: false,
+            clone_is_copy: false,
         }
     }
 
-    async fn create(&self, volume: Uuid, size: u64) -> DriverResult<(u64, Moved)> {
-        let size = size.div_ceil(BLOCK) * BLOCK;
+    async fn create(&self, request: &CreateRequest) -> DriverResult<(u64, Moved)> {
+        let (volume, size) = (request.volume, request.size.div_ceil(BLOCK) * BLOCK);
         self.verb(|state| match state.volumes.get(&volume) {
             Some(found) if found.size == size && !found.is_generation => Ok((size, Moved::default())),
             Some(_) => Err(failure(DriverErrorKind::Exists, format!("volume {volume} exists"))),
@@ -273,7 +275,8 @@ impl Driver for MemoryDriver {
         .await
     }
 
-    async fn clone_volume(&self, source: Uuid, volume: Uuid) -> DriverResult<Moved> {
+    async fn clone_volume(&self, request: &CloneRequest) -> DriverResult<Moved> {
+        let (source, volume) = (request.source, request.volume);
         self.verb(|state| {
             if state.volumes.contains_key(&volume) {
                 return Ok(Moved::default());
@@ -341,6 +344,7 @@ impl Driver for MemoryDriver {
             mapped,
             exclusive: mapped - shared,
             shared,
+            name_label: None,
         })
     }
 
@@ -363,6 +367,7 @@ impl Driver for MemoryDriver {
             is_generation: found.is_generation,
             parent: found.parent,
             size: found.size,
+            name_label: None,
         };
         Ok(self.state().volumes.iter().map(entry).collect())
     }
@@ -424,5 +429,5 @@ fn changed(changed: bool) -> Moved {
 }
 
 fn failure(kind: DriverErrorKind, message: String) -> DriverError {
-    DriverError { kind, message }
+    DriverError::new(kind, message)
 }

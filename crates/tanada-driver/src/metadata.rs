@@ -13,7 +13,7 @@ use tanada_units::MIB;
 use uuid::Uuid;
 
 use crate::embedded::{EmbeddedDriver, error};
-use crate::{AttachRequest, Driver, DriverErrorKind, DriverResult, Endpoint, METADATA_BYTES_MAX};
+use crate::{AttachRequest, CreateRequest, Driver, DriverErrorKind, DriverResult, Endpoint, METADATA_BYTES_MAX};
 
 /// The name of the volume, the same in every store.
 pub(crate) const VOLUME: Uuid = Uuid::from_u128(0x7461_6e61_6461_4d45_8441_4441_5441_0001);
@@ -59,7 +59,7 @@ pub(crate) async fn put(driver: &EmbeddedDriver, text: &[u8]) -> DriverResult<()
         let words = format!("a text of {} bytes; at most {METADATA_BYTES_MAX} are kept", text.len());
         return Err(error(DriverErrorKind::InvalidArgument, words));
     }
-    match driver.create(VOLUME, VOLUME_BYTES).await {
+    match driver.create(&CreateRequest::new(VOLUME, VOLUME_BYTES)).await {
         Err(failure) if failure.kind != DriverErrorKind::Exists => return Err(failure),
         _ => {}
     }
@@ -135,7 +135,7 @@ async fn newest_text(client: &Client) -> Result<Option<Vec<u8>>, NbdError> {
 
 async fn attach(driver: &EmbeddedDriver, writable: bool) -> DriverResult<String> {
     let token = format!("metadata-{}", Uuid::new_v4().simple());
-    driver.attach(&AttachRequest { token: token.clone(), target: VOLUME, writable }).await?;
+    driver.attach(&AttachRequest { token: token.clone(), target: VOLUME, writable, initiator: String::new() }).await?;
     Ok(token)
 }
 

@@ -2,6 +2,7 @@
 //! the facts here; adding a back end adds a table, not a branch.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -24,8 +25,11 @@ pub struct DriverType {
     pub shared: bool,
     /// XenAPI capability names with their versions.
     pub features: &'static [(&'static str, i64)],
-    /// Keys of `device_config`.
+    /// Keys of `device_config`; the values of those that end in `password` are kept as secrets. Those that only
+    /// [`Backend::create`] needs are not marked as required.
     pub configuration: &'static [ConfigKey],
+    /// Keys of a VDI's `sm_config` that reach the back end as [`crate::CreateRequest::options`].
+    pub options: &'static [&'static str],
 }
 
 /// A key of `device_config`.
@@ -36,6 +40,17 @@ pub struct ConfigKey {
     pub required: bool,
     /// SM error number that says that it is missing (`SR_BACKEND_FAILURE_<n>`).
     pub missing_error: u32,
+}
+
+impl ConfigKey {
+    /// A key that the back end itself looks for; `missing_error` is for those that it needs.
+    pub const fn optional(key: &'static str, description: &'static str) -> ConfigKey {
+        ConfigKey { key, description, required: false, missing_error: 115 }
+    }
+
+    pub const fn required(key: &'static str, description: &'static str, missing_error: u32) -> ConfigKey {
+        ConfigKey { key, description, required: true, missing_error }
+    }
 }
 
 impl DriverType {
@@ -50,19 +65,36 @@ impl DriverType {
 }
 
 /// One SR as its back end sees it.
-#[derive(Debug, Clone)]
+///
+/// `device_config` may hold passwords; `Debug` shows its keys alone.
+#[derive(Clone, Default)]
 pub struct SrConfig {
     pub sr: Uuid,
     pub device_config: BTreeMap<String, String>,
     /// Bytes asked for when a new container is made; `None` leaves it to the back end.
     pub physical_size: Option<u64>,
+    /// For people who look at the storage, and for [`Backend::probe`] later. May be empty.
+    pub name_label: String,
+    pub name_description: String,
+    /// IQN under which this host itself logs in, for what a back end reads and writes on its own (metadata).
+    pub initiator: String,
+}
+
+impl fmt::Debug for SrConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let keys: Vec<&str> = self.device_config.keys().map(String::as_str).collect();
+        f.debug_struct("SrConfig").field("sr", &self.sr).field("device_config", &keys).finish_non_exhaustive()
+    }
 }
 
 /// Something that looks like an SR.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Found {
     pub sr: Uuid,
     pub size: u64,
+    /// Empty where the storage keeps none.
+    pub name_label: String,
+    pub name_description: String,
 }
 
 /// A kind of storage: makes, opens, closes and erases SRs. All verbs may be repeated.
@@ -70,7 +102,8 @@ pub struct Found {
 pub trait Backend: Send + Sync {
     fn facts(&self) -> &'static DriverType;
 
-    /// Makes the container of a new SR. A container that holds another SR is refused with `Exists`.
+    /// Makes the container of a new SR. A container that holds another SR is refused with `Exists`. Where the key that
+    /// names the container is missing, the error's `detail` lists what there is.
     async fn create(&self, config: &SrConfig) -> DriverResult<()>;
     /// Makes the SR usable on this host.
     async fn open(&self, config: &SrConfig) -> DriverResult<Arc<dyn Driver>>;

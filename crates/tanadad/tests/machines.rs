@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tanada_driver::{
-    AttachRequest, Capabilities, CutPair, CutReport, Driver, DriverError, DriverErrorKind, DriverResult, Endpoint,
-    Extent, Moved, ScanEntry, SpaceFacts, VolumeFacts,
+    AttachRequest, Capabilities, CloneRequest, CreateRequest, CutPair, CutReport, Driver, DriverError, DriverErrorKind,
+    DriverResult, Endpoint, Extent, Moved, ScanEntry, SpaceFacts, VolumeFacts,
 };
 use tanada_xapi::{Map, Ref, Value};
 use tanadad::config::Config;
@@ -57,7 +57,7 @@ fn end(server: &mut Child) {
 }
 
 fn unsupported<T>() -> DriverResult<T> {
-    Err(DriverError { kind: DriverErrorKind::Unsupported, message: "this storage only serves".into() })
+    Err(DriverError::new(DriverErrorKind::Unsupported, "this storage only serves"))
 }
 
 #[async_trait]
@@ -72,9 +72,10 @@ impl Driver for Served {
             exact_difference: false,
             resize_online: false,
             shared: false,
+            clone_is_copy: false,
         }
     }
-    async fn create(&self, _: Uuid, _: u64) -> DriverResult<(u64, Moved)> {
+    async fn create(&self, _: &CreateRequest) -> DriverResult<(u64, Moved)> {
         unsupported()
     }
     async fn resize(&self, _: Uuid, _: u64) -> DriverResult<(u64, Moved)> {
@@ -86,7 +87,7 @@ impl Driver for Served {
     async fn snapshot(&self, _: &[CutPair]) -> DriverResult<CutReport> {
         unsupported()
     }
-    async fn clone_volume(&self, _: Uuid, _: Uuid) -> DriverResult<Moved> {
+    async fn clone_volume(&self, _: &CloneRequest) -> DriverResult<Moved> {
         unsupported()
     }
     async fn revert(&self, _: Uuid, _: Uuid) -> DriverResult<Moved> {
@@ -96,7 +97,7 @@ impl Driver for Served {
         unsupported()
     }
     async fn attach(&self, request: &AttachRequest) -> DriverResult<Endpoint> {
-        let failed = |message: String| DriverError { kind: DriverErrorKind::Unreachable, message };
+        let failed = |message: String| DriverError::new(DriverErrorKind::Unreachable, message);
         let (socket, pid_file) = (self.dir.join(&request.token), self.dir.join(format!("{}.pid", request.token)));
         let mut nbdkit = Command::new("nbdkit");
         nbdkit.arg("--foreground").arg("--unix").arg(&socket).arg("--pidfile").arg(&pid_file);

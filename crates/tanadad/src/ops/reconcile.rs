@@ -99,7 +99,7 @@ async fn end(daemon: &Arc<Daemon>, intent: &Intent, plan: &Plan) -> ApiResult<bo
         Plan::Revert(plan) => end_revert(daemon, plan, id).await?,
         Plan::SrCreate { uuid, driver, device_config } => {
             let backend = daemon.storage.backend(driver)?;
-            let config = SrConfig { sr: *uuid, device_config: device_config.clone(), physical_size: None };
+            let config = SrConfig { sr: *uuid, device_config: device_config.clone(), ..SrConfig::default() };
             let found = backend.probe(device_config).await.map_err(driver_error)?;
             if found.iter().any(|found| found.sr == *uuid) {
                 backend.erase(&config).await.map_err(driver_error)?;
@@ -108,7 +108,7 @@ async fn end(daemon: &Arc<Daemon>, intent: &Intent, plan: &Plan) -> ApiResult<bo
         }
         Plan::SrDestroy { sr, uuid, driver, device_config } => {
             let backend = daemon.storage.backend(driver)?;
-            let config = SrConfig { sr: *uuid, device_config: device_config.clone(), physical_size: None };
+            let config = SrConfig { sr: *uuid, device_config: device_config.clone(), ..SrConfig::default() };
             let found = backend.probe(device_config).await.map_err(driver_error)?;
             if found.iter().all(|found| found.sr == *uuid) {
                 backend.erase(&config).await.map_err(driver_error)?;

@@ -16,7 +16,7 @@ use super::intents::{self, Plan};
 use super::records::{bytes, int, strings};
 use crate::context::{Args, CallContext, Daemon, Handlers};
 use crate::db::{Record, Tx, View};
-use crate::storage::{alerts, driver_error, volume_id};
+use crate::storage::{alerts, driver_error, host_initiator, numbered, volume_id};
 
 pub fn handlers() -> Handlers {
     vec![
@@ -42,7 +42,14 @@ async fn create(ctx: CallContext, args: Args) -> ApiResult<Value> {
     check_config(backend.as_ref(), &device_config, shared)?;
     let size = bytes("physical_size", args.int("physical_size")?)?;
     let uuid = Uuid::new_v4();
-    let config = SrConfig { sr: uuid, device_config, physical_size: (size > 0).then_some(size) };
+    let config = SrConfig {
+        sr: uuid,
+        device_config,
+        physical_size: (size > 0).then_some(size),
+        name_label: args.string("name_label")?,
+        name_description: args.string("name_description")?,
+        initiator: ctx.db().read(host_initiator),
+    };
     let driver_name = backend.facts().name.to_owned();
     let plan = Plan::SrCreate { uuid, driver: driver_name.clone(), device_config: config.device_config.clone() };
     let intent = plan.write(&ctx.daemon)?;
@@ -120,10 +127,10 @@ async fn make(backend: &dyn Backend, config: &SrConfig) -> Result<Arc<dyn Driver
 /// Failures of whole SRs have numbers of their own.
 pub fn sr_error(error: DriverError) -> ApiError {
     match error.kind {
-        DriverErrorKind::Exists => ApiError::sr_backend_failure(42, error.message),
-        DriverErrorKind::NotFound => ApiError::sr_backend_failure(47, error.message),
-        DriverErrorKind::Busy => ApiError::sr_backend_failure(16, error.message),
-        DriverErrorKind::InvalidArgument => ApiError::sr_backend_failure(91, error.message),
+        DriverErrorKind::Exists => numbered(42, error),
+        DriverErrorKind::NotFound => numbered(47, error),
+        DriverErrorKind::Busy => numbered(16, error),
+        DriverErrorKind::InvalidArgument => numbered(91, error),
         _ => driver_error(error),
     }
 }
@@ -262,7 +269,15 @@ pub fn config_of(daemon: &Daemon, sr: &Ref) -> ApiResult<(Arc<dyn Backend>, SrCo
     let backend = daemon.storage.backend(record.str("type"))?;
     let uuid = Uuid::parse_str(record.uuid()).map_err(|_| ApiError::uuid_invalid("SR", record.uuid()))?;
     let device_config = strings(pbd.map("device_config"));
-    Ok((backend, SrConfig { sr: uuid, device_config, physical_size: None }))
+    let config = SrConfig {
+        sr: uuid,
+        device_config,
+        physical_size: None,
+        name_label: record.str("name_label").to_owned(),
+        name_description: record.str("name_description").to_owned(),
+        initiator: daemon.db.read(host_initiator),
+    };
+    Ok((backend, config))
 }
 
 async fn scan_message(ctx: CallContext, args: Args) -> ApiResult<Value> {

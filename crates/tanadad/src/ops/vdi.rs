@@ -6,12 +6,12 @@
 use std::sync::Arc;
 
 use futures_util::FutureExt;
-use tanada_driver::{CutPair, CutReport, Driver, DriverErrorKind};
+use tanada_driver::{CloneRequest, CreateRequest, CutPair, CutReport, Driver, DriverErrorKind};
 use tanada_xapi::{ApiError, ApiResult, DateTime, Map, Ref, Value};
 use uuid::Uuid;
 
 use super::intents::{self, Plan};
-use super::records::{bytes, copied, given, int, must_exist, text};
+use super::records::{bytes, copied, given, int, must_exist, strings, text};
 use super::sr::{sizes_changed, space_comes_back, space_keys};
 use crate::context::{Args, CallContext, Daemon, Handlers, Operation};
 use crate::db::{Record, Tx, View};
@@ -81,6 +81,33 @@ impl NewDisk {
         self.fields.push((field, value.into()));
         self
     }
+
+    fn field(&self, name: &str) -> Option<&Value> {
+        self.fields.iter().find(|(field, _)| *field == name).map(|(_, value)| value)
+    }
+
+    /// What the driver is asked for. `sm_config:vmhint` names the machine: the disk goes to the volumes of its others.
+    fn request(&self, daemon: &Daemon, volume: Uuid) -> ApiResult<CreateRequest> {
+        let config = self.field("sm_config").and_then(Value::as_map).map(strings).unwrap_or_default();
+        let name_label = self.field("name_label").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let vm = config.get("vmhint").and_then(|hint| Uuid::parse_str(hint).ok());
+        let (kind, near) = daemon.db.read(|state| {
+            let kind = state.get("SR", &self.sr)?.str("type").to_owned();
+            Ok::<_, ApiError>((kind, vm.and_then(|vm| disk_of_machine(state, vm, &self.sr))))
+        })?;
+        let known = daemon.storage.backend(&kind)?.facts().options;
+        let options = config.into_iter().filter(|(key, _)| known.contains(&key.as_str())).collect();
+        Ok(CreateRequest { volume, size: self.virtual_size, name_label, near, vm, options })
+    }
+}
+
+/// The volume of a disk that a machine has on this SR.
+fn disk_of_machine(view: &impl View, vm: Uuid, sr: &Ref) -> Option<Uuid> {
+    let machine = view.find_by_uuid("VM", &vm.to_string())?;
+    let vbds = view.resolve("VBD", &machine.refs("VBDs"));
+    let disks: Vec<Ref> = vbds.iter().filter(|vbd| vbd.str("type") == "Disk").map(|vbd| vbd.reference("VDI")).collect();
+    let vdi = view.resolve("VDI", &disks).into_iter().find(|vdi| vdi.reference("SR") == *sr)?;
+    volume_id(vdi.str("location")).ok()
 }
 
 /// Makes an empty disk: volume and record, or neither.
@@ -89,7 +116,8 @@ pub async fn create_disk(daemon: &Daemon, disk: &NewDisk) -> ApiResult<Ref> {
     let volume = Uuid::new_v4();
     let intent = Plan::Create { sr: disk.sr.to_string(), volumes: vec![volume] }.write(daemon)?;
     let made = async {
-        let (size, _) = driver.create(volume, disk.virtual_size).await.map_err(driver_error)?;
+        let request = disk.request(daemon, volume)?;
+        let (size, _) = driver.create(&request).await.map_err(driver_error)?;
         daemon.db.write(|tx| {
             let id = record_as(tx, disk.id.clone(), &disk.sr, volume, size, disk.fields.clone())?;
             tx.clear_intent(&intent);
@@ -321,7 +349,13 @@ pub async fn copy_volumes(driver: &dyn Driver, planned: &[PlannedCopy], as_snaps
     let mut report =
         if group.is_empty() { CutReport::default() } else { driver.snapshot(&group).await.map_err(driver_error)? };
     for copy in cloned {
-        let moved = driver.clone_volume(copy.source_volume, copy.volume).await.map_err(driver_error)?;
+        let request = CloneRequest {
+            name_label: copy.source.str("name_label").to_owned(),
+            // The disks of one machine lie together, so that they can be cut together.
+            near: planned.first().map(|first| first.volume).filter(|first| *first != copy.volume),
+            ..CloneRequest::new(copy.source_volume, copy.volume)
+        };
+        let moved = driver.clone_volume(&request).await.map_err(driver_error)?;
         report.moved.bytes_by_host += moved.bytes_by_host;
         report.moved.bytes_by_storage += moved.bytes_by_storage;
     }

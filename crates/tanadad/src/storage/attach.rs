@@ -18,7 +18,7 @@ use tanada_driver::{AttachRequest, Endpoint};
 use tanada_xapi::{ApiError, ApiResult, Ref, Value};
 use uuid::Uuid;
 
-use super::{driver_error, volume_id};
+use super::{driver_error, host_initiator, vm_initiator, volume_id};
 use crate::context::Daemon;
 use crate::db::View;
 
@@ -77,7 +77,8 @@ pub async fn attach_vdi(daemon: &Arc<Daemon>, vdi: &Ref, vbd: &Ref, writable: bo
         writable,
     };
     write_down(daemon, vdi, &body, record.bool("sharable"))?;
-    let request = AttachRequest { token: body.token.clone(), target: body.volume, writable };
+    let initiator = daemon.db.read(|state| initiator_of(state, vbd))?;
+    let request = AttachRequest { token: body.token.clone(), target: body.volume, writable, initiator };
     match driver.attach(&request).await {
         Ok(endpoint) => Ok((body.token, endpoint)),
         Err(error) => {
@@ -87,6 +88,14 @@ pub async fn attach_vdi(daemon: &Arc<Daemon>, vdi: &Ref, vbd: &Ref, writable: bo
             Err(driver_error(error))
         }
     }
+}
+
+/// Who logs in: the machine of the VBD, or this host.
+fn initiator_of(view: &impl View, vbd: &Ref) -> ApiResult<String> {
+    if vbd.is_null() {
+        return Ok(host_initiator(view));
+    }
+    Ok(vm_initiator(view.get("VM", &view.get("VBD", vbd)?.reference("VM"))?.uuid()))
 }
 
 /// Checks the sharing rules and writes the attachment down, as one step.

@@ -21,7 +21,11 @@ pub use attach::{
 };
 
 use crate::config::Config;
+use crate::db::View;
 use attach::Attachments;
+
+/// What the names of all our iSCSI initiators begin with.
+const INITIATOR_PREFIX: &str = "iqn.2026-01.org.tanada";
 
 /// Kinds of storage, open drivers, attachments.
 pub struct Storage {
@@ -105,6 +109,17 @@ pub fn volume_id(location: &str) -> ApiResult<Uuid> {
     Uuid::parse_str(location).map_err(|_| ApiError::sr_backend_failure(46, format!("{location:?} names no volume")))
 }
 
+/// IQN of this host, for transfers.
+pub fn host_initiator(view: &impl View) -> String {
+    let host = view.only("host").map(|host| host.uuid().to_owned()).unwrap_or_default();
+    format!("{INITIATOR_PREFIX}:host-{host}")
+}
+
+/// IQN under which a machine reaches its disks on arrays.
+pub fn vm_initiator(vm_uuid: &str) -> String {
+    format!("{INITIATOR_PREFIX}:vm-{vm_uuid}")
+}
+
 /// What a caller hears of a driver's failure.
 pub fn driver_error(error: DriverError) -> ApiError {
     let number = match error.kind {
@@ -112,15 +127,24 @@ pub fn driver_error(error: DriverError) -> ApiError {
         DriverErrorKind::Exists => 43,
         DriverErrorKind::Busy => 24,
         DriverErrorKind::NoSpace => 44,
-        DriverErrorKind::Unsupported => 38,
+        DriverErrorKind::Unsupported | DriverErrorKind::NotAtomic => 38,
         DriverErrorKind::InvalidArgument => 1,
         DriverErrorKind::Unreachable => 47,
         DriverErrorKind::Io => 200,
     };
+    numbered(number, error)
+}
+
+/// `SR_BACKEND_FAILURE_<n>` with the number that the storage gives, else with `number`.
+pub fn numbered(number: u32, error: DriverError) -> ApiError {
+    let number = error.sm.unwrap_or(number);
     let mut failure = ApiError::sr_backend_failure(number, &error.message);
     if number == 44 {
         // Clients look for these words.
         failure.params[1] = format!("There is insufficient space: {}", error.message);
+    }
+    if let Some(detail) = error.detail {
+        failure.params[2] = detail;
     }
     failure
 }

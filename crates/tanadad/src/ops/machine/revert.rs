@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use futures_util::FutureExt;
-use tanada_driver::{Driver, DriverError, DriverErrorKind};
+use tanada_driver::{CloneRequest, Driver, DriverError, DriverErrorKind};
 use tanada_xapi::{ApiError, ApiResult, Map, Ref, Value, json};
 use uuid::Uuid;
 
@@ -198,7 +198,16 @@ fn driver_of(daemon: &Daemon, sr: &str) -> ApiResult<Arc<dyn Driver>> {
 pub async fn carry_out(daemon: &Arc<Daemon>, plan: &RevertPlan, intent: &str) -> ApiResult<()> {
     // What may lack room comes before what cannot be taken back.
     for disk in &plan.cloned {
-        driver_of(daemon, &disk.sr)?.clone_volume(disk.generation, disk.volume).await.map_err(driver_error)?;
+        let request = CloneRequest {
+            near: plan
+                .cloned
+                .iter()
+                .find(|other| other.sr == disk.sr)
+                .map(|first| first.volume)
+                .filter(|first| *first != disk.volume),
+            ..CloneRequest::new(disk.generation, disk.volume)
+        };
+        driver_of(daemon, &disk.sr)?.clone_volume(&request).await.map_err(driver_error)?;
     }
     for disk in &plan.in_place {
         let driver = driver_of(daemon, &disk.sr)?;
