@@ -1,0 +1,91 @@
+//! Full-feature phase: PDUs pass in both directions with their LUN numbers shifted.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+
+use tokio::io::{AsyncWrite, split};
+use tokio::sync::{mpsc, watch};
+
+use crate::pdu::{DATA_OUT, Pdu, R2T, SCSI_COMMAND, TASK_MANAGEMENT};
+use crate::router::Shared;
+use crate::router::login::{LoggedIn, blocking};
+use crate::router::scsi::{Commands, REPORT_LUNS};
+
+/// PDUs read ahead of the pump.
+const AHEAD: usize = 4;
+/// Room for every LUN that an array shows: the initiator's own limit is applied when the list has been put right.
+const LIST_BYTES: u32 = 64 << 10;
+
+/// Pumps until one side ends or the session is cut. Both connections are closed then.
+pub async fn pump(shared: &Arc<Shared>, ends: LoggedIn, mut cut: watch::Receiver<bool>) -> io::Result<()> {
+    let LoggedIn { session, initiator, backend } = ends;
+    let commands = Commands::new(&shared.gate);
+    let (mut from_initiator, mut to_initiator) = split(initiator);
+    let (mut from_backend, mut to_backend) = split(backend);
+    // Reading a PDU cannot be given up half-way, waiting for one that was read can: hence two steps.
+    let (read, mut arrived) = mpsc::channel(AHEAD);
+    let reader = async {
+        while let Some(pdu) = Pdu::read(&mut from_initiator).await? {
+            if read.send(pdu).await.is_err() {
+                break;
+            }
+        }
+        Ok(())
+    };
+    let up = async {
+        let mut released = shared.gate.released();
+        let mut waiting = VecDeque::new();
+        loop {
+            tokio::select! {
+                pdu = arrived.recv() => match pdu {
+                    // Data of a command under way has to reach it, or it would never end.
+                    Some(pdu) if pdu.opcode() == DATA_OUT => upward(pdu, &mut to_backend).await?,
+                    Some(pdu) => waiting.push_back(pdu),
+                    None => return Ok(()),
+                },
+                _ = released.changed() => {}
+            }
+            while let Some(pdu) = waiting.pop_front() {
+                if !commands.may_go(&pdu) {
+                    waiting.push_front(pdu);
+                    break;
+                }
+                upward(pdu, &mut to_backend).await?;
+            }
+        }
+    };
+    let down = async {
+        while let Some(mut pdu) = Pdu::read(&mut from_backend).await? {
+            if pdu.opcode() == R2T {
+                pdu.set_lun(pdu.lun().saturating_sub(1));
+            }
+            if let Some(lun) = commands.asks_identity(&pdu) {
+                let (shared, login) = (Arc::clone(shared), session.login.clone());
+                let naa = blocking(move || shared.director.naa(&login, lun)).await?;
+                commands.tell_identity(&mut pdu, naa);
+            }
+            commands.pass(&mut pdu);
+            pdu.write(&mut to_initiator).await?;
+        }
+        Ok(())
+    };
+    tokio::select! {
+        ended = reader => ended,
+        ended = up => ended,
+        ended = down => ended,
+        _ = cut.wait_for(|cut| *cut) => Ok(()),
+    }
+}
+
+async fn upward(mut pdu: Pdu, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+    if pdu.opcode() == SCSI_COMMAND && pdu.cdb()[0] == REPORT_LUNS {
+        // It goes to tgt's controller, which is there even when no disk is, and asks for the whole list.
+        pdu.set_lun(0);
+        pdu.set_word(20, LIST_BYTES);
+        pdu.set_word(32 + 6, LIST_BYTES);
+    } else if matches!(pdu.opcode(), SCSI_COMMAND | TASK_MANAGEMENT | DATA_OUT) {
+        pdu.set_lun(pdu.lun() + 1);
+    }
+    pdu.write(to).await
+}
