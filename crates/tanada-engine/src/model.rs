@@ -86,6 +86,10 @@ impl MergeStore for Memory {
     fn free(&self, block: u64) {
         self.freed.borrow_mut().push(block);
     }
+
+    fn lost(&self, part: usize, level: u8, start: u64, why: &Failure) {
+        panic!("memory lost a node of level {level} at place {start} of part {part}: {why}");
+    }
 }
 
 impl WalkStore for Memory {

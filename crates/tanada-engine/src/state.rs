@@ -142,6 +142,8 @@ pub struct CheckpointState {
     /// Blocks that it will let go.
     pub garbage: u64,
     pub slots: u64,
+    /// Features that its superblock asks for, beside those of the last one.
+    pub features_required: u32,
 }
 
 pub struct State {

@@ -48,6 +48,11 @@ pub struct Node {
 impl Node {
     pub const EMPTY: Node = Node { pointers: [Pointer::NULL; FANOUT] };
 
+    /// A node that says the same of everything below.
+    pub const fn filled(pointer: Pointer) -> Node {
+        Node { pointers: [pointer; FANOUT] }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.pointers.iter().all(|pointer| pointer.is_null())
     }

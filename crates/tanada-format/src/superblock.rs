@@ -20,8 +20,10 @@ pub const MAGIC: [u8; 8] = *b"TANADAST";
 /// Version of the format that this crate reads and writes.
 pub const FORMAT_VERSION: u32 = 1;
 
-/// Features without which a store must not be opened at all, none so far.
-pub const KNOWN_REQUIRED: u32 = 0;
+/// Features without which a store must not be opened at all.
+pub const KNOWN_REQUIRED: u32 = LOST_PLACES;
+/// Required feature: map nodes may have lost pointers.
+pub const LOST_PLACES: u32 = 1;
 /// Features without which a store may be read but not written, none so far.
 pub const KNOWN_READABLE: u32 = 0;
 /// Features that may be ignored.

@@ -154,8 +154,9 @@ impl World {
             Err(stop) => return Err(stop),
         }
         let mut refused = Vec::new();
-        for (id, place, content) in fork.read_everything(&mut refused)? {
-            if !truth.contains(&(id, place, content.clone())) {
+        let before = fork.read_everything(&mut refused)?;
+        for (id, place, content) in &before {
+            if !truth.contains(&(*id, *place, content.clone())) {
                 return wrong(format!("bit {bit} of block {block} flipped, and {id} block {place} reads {content:?}"));
             }
         }
@@ -171,7 +172,27 @@ impl World {
             }
         }
         let damaged = refused.into_iter().find(|(id, place)| *place != u64::MAX && fork.model.volumes.contains_key(id));
-        damaged.map_or(Ok(()), |(id, place)| fork.heal(id, place, rotted))
+        damaged.map_or(Ok(()), |(id, place)| {
+            fork.heal(id, place, rotted)?;
+            fork.goes_on(id, place, truth, &before)
+        })
+    }
+
+    /// After a write to what is damaged, a checkpoint and a restart: what was healed is there, and everything else reads
+    /// as it did, or is refused if it was refused before. `before`: what could be read.
+    fn goes_on(&mut self, id: Uuid, place: u64, truth: &Truth, before: &Truth) -> Result<(), Stop> {
+        self.checkpoint()?;
+        self.kill();
+        self.open_store()?;
+        let healed = (id, place, Content::from_bytes(&[7; BLOCK]));
+        let after = self.read_everything(&mut Vec::new())?;
+        if let Some(missing) = before.iter().chain([&healed]).find(|read| !after.contains(read)) {
+            return wrong(format!("{id} block {place} was written over, and {missing:?} cannot be read any more"));
+        }
+        match after.iter().find(|read| **read != healed && !truth.contains(read)) {
+            Some(read) => wrong(format!("{id} block {place} was written over, and now {read:?} is read")),
+            None => Ok(()),
+        }
     }
 
     /// Live versions of which the block is a part, of data or map.

@@ -87,9 +87,9 @@ impl Ahead {
 
     /// Those that are in no memory yet, in the order of their blocks.
     fn missing(&self, pointers: Vec<Pointer>) -> Vec<Pointer> {
-        let mut missing: Vec<Pointer> = self
-            .handle
-            .with(|state| pointers.into_iter().filter(|pointer| state.cache.get(*pointer).is_none()).collect());
+        let mut missing: Vec<Pointer> = self.handle.with(|state| {
+            pointers.into_iter().filter(|pointer| pointer.has_block() && state.cache.get(*pointer).is_none()).collect()
+        });
         missing.sort_unstable_by_key(|pointer| (pointer.block(), pointer.crc()));
         missing.dedup();
         missing.truncate(BATCH_NODES_MAX);

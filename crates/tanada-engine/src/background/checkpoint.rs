@@ -8,15 +8,18 @@
 //! throughout: the merge yields after every few nodes, its reads and writes in flight are capped, and it takes about
 //! half of the time that the next era will need to fill, unless somebody waits for it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::rc::Rc;
 
 use tanada_disk::{Buf, BufMut, DiskOp, DiskResult};
 use tanada_format::geometry::SUPERBLOCK_AT;
+use tanada_format::node::span_blocks;
+use tanada_format::superblock::LOST_PLACES;
 use tanada_format::{BLOCK_BYTES, Geometry, Node, Pointer, Superblock, TREE_BLOCKS, crc32c};
 
+use crate::api::Alert;
 use crate::background::ahead::Ahead;
 use crate::failure::{ENOSPC, Failure};
 use crate::map::delta::{DeltaCost, drop_some};
@@ -26,6 +29,7 @@ use crate::space::alloc::{PageWrite, Stream};
 use crate::space::blocks::Blocks;
 use crate::state::{BLOCK, Handle, Job, State};
 use crate::tasks::exec::Slot;
+use crate::versions::VersionId;
 use crate::versions::cut::{Cut, Item, cut, finish};
 
 /// Map nodes in one device write: 256 KiB.
@@ -55,6 +59,11 @@ const FULL_MEDIUM_MICROS: u64 = 1_000_000;
 /// How often a failing write of a checkpoint is tried before the store gives up (J10).
 const TRIES: usize = 3;
 
+/// A map node that cannot be read is tried again so often, with this many microseconds between, before what it maps is
+/// given up for lost: a medium may have a bad moment.
+const READ_TRIES: usize = 4;
+const READ_AGAIN_MICROS: u64 = 20_000;
+
 /// What the merges of one checkpoint read and made.
 struct MergeIo<'a> {
     handle: &'a Handle,
@@ -63,6 +72,10 @@ struct MergeIo<'a> {
     /// A store that grows meanwhile has the same places.
     geometry: Geometry,
     work: RefCell<Work>,
+    /// The versions whose parts are being merged.
+    versions: RefCell<Vec<VersionId>>,
+    /// Something could not be read and is lost.
+    lost: Cell<bool>,
 }
 
 /// How fast the merge may go where nobody waits for it.
@@ -98,7 +111,15 @@ impl NodeSource for MergeIo<'_> {
         {
             return Ok(Rc::clone(node));
         }
-        self.ahead.node(pointer).await
+        let mut found = self.ahead.node(pointer).await;
+        for _ in 1..READ_TRIES {
+            if found.is_ok() {
+                break;
+            }
+            self.handle.wait_until(self.handle.with(|state| state.now) + READ_AGAIN_MICROS).await;
+            found = self.ahead.node(pointer).await;
+        }
+        found
     }
 
     async fn prefetch(&self, level: u8, pointers: Vec<Pointer>) {
@@ -145,12 +166,27 @@ impl MergeStore for MergeIo<'_> {
     fn free(&self, block: u64) {
         self.work.borrow_mut().freed.push(&self.geometry, block);
     }
+
+    fn lost(&self, part: usize, level: u8, start: u64, why: &Failure) {
+        self.lost.set(true);
+        let version = self.versions.borrow().get(part).copied().unwrap_or(0);
+        self.handle.with(|state| {
+            let (volume, generation) = state.scrub_names(version);
+            let volume = volume.or(generation).unwrap_or_default();
+            let bytes = span_blocks(level) * BLOCK;
+            let message =
+                format!("{}: what it mapped within these {bytes} bytes is lost until written over", why.message);
+            tracing::error!(version, level, place = start, message, "lost");
+            state.alert(Alert::Damage { volume, offset: start * BLOCK, message });
+        });
+    }
 }
 
 impl MergeIo<'_> {
     fn new(handle: &Handle, pace: Pace) -> MergeIo<'_> {
         let geometry = handle.with(|state| state.alloc.geometry());
-        MergeIo { handle, ahead: Ahead::new(handle), pace, geometry, work: RefCell::default() }
+        let (versions, lost) = (RefCell::default(), Cell::new(false));
+        MergeIo { handle, ahead: Ahead::new(handle), pace, geometry, work: RefCell::default(), versions, lost }
     }
 
     async fn write_pages(&self, pages: Vec<PageWrite>) -> Result<(), Failure> {
@@ -240,6 +276,7 @@ async fn merge_all(io: &MergeIo<'_>, cut: &Cut) -> Result<Vec<Merged>, Failure> 
     let mut merged: Vec<Merged> = Vec::with_capacity(cut.items.len());
     for range in cut.chunks(PARTS_MAX) {
         let items = &cut.items[range.clone()];
+        io.versions.replace(items.iter().map(|item| item.version).collect());
         let part = |item: &'_ Item| {
             let base = match item.base {
                 Base::Item(below) if below < range.start => Base::Tree(merged[below].tree),
@@ -277,6 +314,9 @@ impl Handle {
         let io = MergeIo::new(self, pace);
         let merged = merge_all(&io, &cut).await?;
         io.finish_all().await?;
+        if io.lost.get() {
+            self.with(|state| state.checkpoint.features_required |= LOST_PLACES);
+        }
         let (reads, work) = (io.ahead.reads(), io.work.into_inner());
         tracing::debug!(checkpoint = number, reads, writes = work.written, "map nodes of a merge");
         let mut garbage = work.freed;
@@ -430,6 +470,7 @@ impl State {
         };
         let Some(last) = &self.superblock else { return Err(Failure::new(ENOSPC, "the store is not open")) };
         let superblock = Superblock {
+            features_required: last.features_required | self.checkpoint.features_required,
             checkpoint: number,
             incarnation: self.journal.incarnation,
             epoch: cut.epoch,

@@ -110,7 +110,7 @@ impl State {
         let own_after = self.versions.parent_cut(read.version);
         let is_own = |index: &usize| {
             let pointer = read.pointer(*index);
-            !pointer.is_null() && pointer.birth() > own_after
+            pointer.has_block() && pointer.birth() > own_after
         };
         let own: Vec<usize> = (0..read.blocks()).filter(is_own).collect();
         for span in own.chunk_by(|a, b| a + 1 == *b).flat_map(|span| span.chunks(MAP_BLOCKS_MAX)) {

@@ -35,8 +35,8 @@ impl Handle {
     async fn null_level(&self, tree: Pointer, place: u64) -> Result<Option<u8>, Failure> {
         let mut pointer = tree;
         for level in (0..=ROOT_LEVEL).rev() {
-            if pointer.is_null() {
-                return Ok(Some(level));
+            if !pointer.has_block() {
+                return Ok(pointer.is_null().then_some(level));
             }
             if level > 0 {
                 pointer = self.node(pointer).await?.pointers[slot_of(place, level)];

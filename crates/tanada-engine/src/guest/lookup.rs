@@ -18,6 +18,9 @@ use crate::map::tree::NodeSource;
 use crate::state::{BLOCK, Handle, Patch, State};
 use crate::versions::VersionId;
 
+/// What is said of a lost place.
+const LOST: &str = "what was here is lost with a map node that was damaged; a full overwrite heals it";
+
 /// Why a look-up cannot end now.
 pub enum Missing {
     /// It needs this node.
@@ -74,16 +77,21 @@ fn absent_mark() -> Pointer {
 fn leaf_of(cache: &mut crate::map::cache::NodeCache, tree: Pointer, place: u64) -> Result<Option<Rc<Node>>, Missing> {
     let mut pointer = tree;
     for level in (1..=ROOT_LEVEL).rev() {
-        if pointer.is_null() {
-            return Ok(None);
+        if !pointer.has_block() {
+            return Ok(without_block(pointer));
         }
         let node = cache.get(pointer).ok_or(Missing::Node(pointer))?;
         pointer = node.pointers[slot_of(place, level)];
     }
-    if pointer.is_null() {
-        return Ok(None);
+    if !pointer.has_block() {
+        return Ok(without_block(pointer));
     }
     cache.get(pointer).map(Some).ok_or(Missing::Node(pointer))
+}
+
+/// The leaf below a pointer that is null or lost.
+fn without_block(pointer: Pointer) -> Option<Rc<Node>> {
+    pointer.is_lost().then(|| Rc::new(Node::filled(pointer)))
 }
 
 impl NodeSource for Handle {
@@ -138,6 +146,9 @@ impl Handle {
         if pointer.is_null() {
             return Ok(None);
         }
+        if pointer.is_lost() {
+            return Err(self.with(|state| state.damage(version, place, LOST)));
+        }
         match self.read_blocks(pointer.block(), BLOCK_BYTES as u32).await {
             Ok(bytes) if crc32c(&bytes) == pointer.crc() => Ok(Some(bytes)),
             _ => self.fetch_again(version, place, pointer).await,
@@ -149,6 +160,9 @@ impl Handle {
         let now = self.look_up(version, place, 1).await?[0];
         if now.is_null() {
             return Ok(None);
+        }
+        if now.is_lost() {
+            return Err(self.with(|state| state.damage(version, place, LOST)));
         }
         let said = match self.read_blocks(now.block(), BLOCK_BYTES as u32).await {
             Ok(bytes) if crc32c(&bytes) == now.crc() => return Ok(Some(bytes)),

@@ -72,14 +72,15 @@ impl GuestRead {
         self.blocks.extend(pointers.iter().map(|pointer| Block { pointer: *pointer, run: 0, at: 0 }));
     }
 
-    /// Sorts the mapped blocks into runs of neighbours; `each` gets the first block and the number of blocks of a run.
+    /// Sorts the mapped blocks into runs of neighbours, and those that are lost out; `each` gets the first block and the number of blocks of a run.
     fn plan(&mut self, mut each: impl FnMut(u64, usize, usize)) {
-        let GuestRead { blocks, wanted, runs, .. } = self;
+        let GuestRead { blocks, wanted, runs, wrong, .. } = self;
+        wrong.extend(blocks.iter().enumerate().filter(|(_, block)| block.pointer.is_lost()).map(|(index, _)| index));
         wanted.clear();
         wanted.extend(
             (0u32..)
                 .zip(&*blocks)
-                .filter(|(_, block)| !block.pointer.is_null())
+                .filter(|(_, block)| block.pointer.has_block())
                 .map(|(index, block)| (block.pointer.block(), index)),
         );
         wanted.sort_unstable();

@@ -105,11 +105,18 @@ impl TreeWalker<'_> {
             }
         };
         let above: Vec<Node> = references.iter().map(|pointer| self.reference_node(*pointer)).collect();
-        let mut count = 0;
+        let (mut count, mut lost) = (0, Vec::new());
         for (slot, child) in node.pointers.iter().enumerate() {
             let place = place + slot as u64 * (span_blocks(level) / 256);
             let references: Vec<Pointer> = above.iter().map(|node| node.pointers[slot]).collect();
             count += match level.checked_sub(1) {
+                _ if child.is_lost() => {
+                    let end = place + span_blocks(level) / 256;
+                    if self.judge(version, chain, *child, &references, end, place, pointer.birth()) {
+                        lost.push(slot as u64);
+                    }
+                    0
+                }
                 Some(below) if !child.is_null() => {
                     self.subtree(version, chain, *child, &references, below, place, pointer.birth())
                 }
@@ -120,14 +127,21 @@ impl TreeWalker<'_> {
                 _ => 0,
             };
         }
+        for run in lost.chunk_by(|a, b| a + 1 == *b) {
+            let step = span_blocks(level) / 256;
+            let (first, blocks) = (place + run[0] * step, run.len() as u64 * step);
+            let name = name(version);
+            self.findings
+                .add(format!("{name}: {blocks} blocks from place {first} on are lost with a damaged map node"));
+        }
         self.counts.insert(pointer.block(), count);
         count
     }
 
     /// Ancestors' nodes are only compared with; what is wrong with them was said when they were walked.
     fn reference_node(&self, pointer: Pointer) -> Node {
-        if pointer.is_null() {
-            return Node::EMPTY;
+        if !pointer.has_block() {
+            return Node::filled(pointer);
         }
         read_node(self.source, pointer, self.superblock).unwrap_or(Node::EMPTY)
     }
@@ -157,7 +171,7 @@ impl TreeWalker<'_> {
         }
     }
 
-    /// Whether the version has this block for itself: then it is marked.
+    /// Whether the version has this block, or this loss, for itself: a block is marked then.
     /// False where an ancestor has it, or where the walk of a dying version has passed.
     #[allow(clippy::too_many_arguments)]
     fn judge(
@@ -187,6 +201,9 @@ impl TreeWalker<'_> {
         if pointer.birth() > newest {
             self.findings.add(text(format!("born after {newest}, the birth of what holds it (V2)")));
         }
+        if pointer.is_lost() {
+            return true; // and has no block to be marked
+        }
         match self.marks.mark(pointer.block()) {
             Ok(()) => {
                 self.owned += 1;
@@ -206,12 +223,12 @@ pub fn reachable(source: &dyn ReadAt, superblock: &Superblock, version: &Version
     let mut blocks = BTreeSet::new();
     let mut todo = vec![(version.tree, ROOT_LEVEL, 0u64)];
     while let Some((pointer, level, place)) = todo.pop() {
-        if pointer.is_null() || place + span_blocks(level) <= version.cursor {
+        if !pointer.has_block() || place + span_blocks(level) <= version.cursor {
             continue;
         }
         blocks.insert(pointer.block());
         let node = read_node(source, pointer, superblock)?;
-        for (slot, child) in node.pointers.iter().enumerate().filter(|(_, child)| !child.is_null()) {
+        for (slot, child) in node.pointers.iter().enumerate().filter(|(_, child)| child.has_block()) {
             match level.checked_sub(1) {
                 Some(below) => todo.push((*child, below, place + slot as u64 * (span_blocks(level) / 256))),
                 None => drop(blocks.insert(child.block())),

@@ -84,7 +84,7 @@ pub enum DamagedPart {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScrubDamage {
     pub part: DamagedPart,
-    /// Of the device.
+    /// Of the device; of what is lost, the map node that says so.
     pub block: u64,
     /// The volume that goes on from what is damaged, if it is content.
     pub volume: Option<Uuid>,
@@ -298,7 +298,8 @@ impl State {
 
     /// Notes damage, once, and raises the alarm.
     fn scrub_damaged(&mut self, run: u64, damage: ScrubDamage) {
-        let is_known = |other: &ScrubDamage| (other.part, other.block) == (damage.part, damage.block);
+        let key = |damage: &ScrubDamage| (damage.part, damage.block, damage.offset);
+        let is_known = |other: &ScrubDamage| key(other) == key(&damage);
         if self.scrub.run != run || self.scrub.damage.iter().any(is_known) {
             return;
         }
@@ -312,7 +313,7 @@ impl State {
     }
 
     /// Under which names clients know a version's content: the volume that goes on from it, and its generation.
-    fn scrub_names(&self, id: VersionId) -> (Option<Uuid>, Option<Uuid>) {
+    pub fn scrub_names(&self, id: VersionId) -> (Option<Uuid>, Option<Uuid>) {
         let (mut volume, mut generation) = (None, None);
         let mut below = vec![id];
         while let Some(version) = below.pop().and_then(|id| self.versions.get(id)) {

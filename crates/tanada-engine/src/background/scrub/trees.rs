@@ -100,7 +100,7 @@ impl Scrubber {
         from: u64,
         reading: &Reading,
     ) -> Result<Option<(u64, Pointer)>, Stopped> {
-        if pointer.is_null() || pointer.birth() <= source.limit || start + span_blocks(level) <= from {
+        if !pointer.has_block() || pointer.birth() <= source.limit || start + span_blocks(level) <= from {
             return Ok(None);
         }
         if level == STRETCH_LEVEL {
@@ -142,6 +142,7 @@ impl Scrubber {
         Ok(match node {
             Ok(node) => {
                 let node = Rc::new(node);
+                self.report_lost(source, pointer, &node, level, start);
                 if level > 0 {
                     // Guests' leaves stay; what leads to the next stretch is looked up soon.
                     self.handle.with(|state| state.cache.insert(pointer, Rc::clone(&node)));
@@ -155,15 +156,28 @@ impl Scrubber {
         })
     }
 
+    /// Names what a node, found behind `pointer`, says is lost and the version answers for.
+    fn report_lost(&self, source: Source, pointer: Pointer, node: &Node, level: u8, start: u64) {
+        let is_own = |slot: &usize| node.pointers[*slot].is_lost() && node.pointers[*slot].birth() > source.limit;
+        let slots: Vec<usize> = (0..FANOUT).filter(is_own).collect();
+        let step = span_blocks(level) / FANOUT as u64;
+        let part = level.checked_sub(1).map_or(DamagedPart::Data, |level| DamagedPart::Map { level });
+        for run in slots.chunk_by(|a, b| a + 1 == *b) {
+            let (place, blocks) = (start + run[0] as u64 * step, run.len() as u64 * step);
+            let said = "what was here is lost with a map node that was damaged".to_owned();
+            self.damaged(source, part, pointer, place, blocks, said);
+        }
+    }
+
     /// Verifies a leaf and the data under it that the version answers for.
     async fn leaf(&self, source: Source, leaf: Pointer, start: u64, reading: &Reading) -> Result<(), Stopped> {
-        if leaf.is_null() || leaf.birth() <= source.limit {
+        if !leaf.has_block() || leaf.birth() <= source.limit {
             return Ok(());
         }
         let Some(node) = self.node(source, leaf, 0, start, reading).await? else { return Ok(()) };
         let mut own: Vec<(Pointer, u64)> = (node.pointers.iter().copied())
             .zip(start..)
-            .filter(|(pointer, _)| !pointer.is_null() && pointer.birth() > source.limit)
+            .filter(|(pointer, _)| pointer.has_block() && pointer.birth() > source.limit)
             .collect();
         own.sort_unstable_by_key(|(pointer, _)| pointer.block());
         for neighbours in own.chunk_by(|(a, _), (b, _)| a.block() + 1 == b.block()) {

@@ -2,7 +2,7 @@
 
 use tanada_format::{FANOUT, Pointer, ROOT_LEVEL};
 
-use super::{NodeSource, node_or_empty};
+use super::{NodeSource, node_behind};
 use crate::failure::Failure;
 
 /// Blocks held by one version alone.
@@ -32,13 +32,13 @@ async fn exclusive_below<S: NodeSource>(
     level: u8,
     found: &mut Exclusive,
 ) -> Result<(), Failure> {
-    if tree.is_null() || tree.birth() <= parent_cut || children.contains(&tree) {
+    if !tree.has_block() || tree.birth() <= parent_cut || children.contains(&tree) {
         return Ok(());
     }
     let ours = source.node(tree).await?;
     let mut theirs = Vec::with_capacity(children.len());
     for child in children.iter().filter(|child| !child.is_null()) {
-        theirs.push(node_or_empty(source, *child).await?);
+        theirs.push(node_behind(source, *child).await?);
     }
     found.nodes += 1;
     for slot in 0..FANOUT {
@@ -46,7 +46,7 @@ async fn exclusive_below<S: NodeSource>(
         let children: Vec<Pointer> = theirs.iter().map(|node| node.pointers[slot]).collect();
         if level > 0 {
             Box::pin(exclusive_below(source, pointer, &children, parent_cut, level - 1, found)).await?;
-        } else if !pointer.is_null() && pointer.birth() > parent_cut && !children.contains(&pointer) {
+        } else if pointer.has_block() && pointer.birth() > parent_cut && !children.contains(&pointer) {
             found.data += 1;
         }
     }
@@ -59,12 +59,12 @@ pub async fn mapped<S: NodeSource>(source: &S, tree: Pointer) -> Result<u64, Fai
 }
 
 async fn mapped_below<S: NodeSource>(source: &S, tree: Pointer, level: u8) -> Result<u64, Failure> {
-    let node = node_or_empty(source, tree).await?;
+    let node = node_behind(source, tree).await?;
     if level == 0 {
-        return Ok(node.pointers.iter().filter(|pointer| !pointer.is_null()).count() as u64);
+        return Ok(node.pointers.iter().filter(|pointer| pointer.has_block()).count() as u64);
     }
     let mut found = 0;
-    for child in node.pointers.iter().filter(|child| !child.is_null()) {
+    for child in node.pointers.iter().filter(|child| child.has_block()) {
         found += Box::pin(mapped_below(source, *child, level - 1)).await?;
     }
     Ok(found)

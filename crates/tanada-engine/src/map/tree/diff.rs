@@ -4,7 +4,7 @@
 use tanada_format::node::span_blocks;
 use tanada_format::{FANOUT, Pointer, ROOT_LEVEL};
 
-use super::{NodeSource, node_or_empty};
+use super::{NodeSource, node_behind};
 use crate::failure::Failure;
 
 /// What became of changed places.
@@ -45,8 +45,8 @@ impl<S: NodeSource> Finder<'_, S> {
         if outside || old == new || self.runs.len() > self.runs_max {
             return Ok(());
         }
-        let before = node_or_empty(self.source, old).await?;
-        let after = node_or_empty(self.source, new).await?;
+        let before = node_behind(self.source, old).await?;
+        let after = node_behind(self.source, new).await?;
         for slot in 0..FANOUT {
             let (old, new) = (before.pointers[slot], after.pointers[slot]);
             if level > 0 {

@@ -10,13 +10,17 @@
 //!   part 1   new tree 0           + entries   ->  new tree 1        in every node of the recursion the same:
 //!   part 2   new tree 1           + entries   ->  new tree 2        a base is a pointer, or what an earlier one becomes
 //! ```
+//!
+//! **A node that cannot be read** costs what it mapped and nothing else: the new node in its place says *lost* wherever
+//! this era has no entry of its own. Reads there are errors that name the place, a write or an unmapping heals it.
+//! Blocks below the damaged node stay in use, since nobody can tell which they are.
 
 use std::rc::Rc;
 
 use tanada_format::node::span_blocks;
 use tanada_format::{FANOUT, Node, Pointer, ROOT_LEVEL};
 
-use super::{NodeSource, node_or_empty};
+use super::{NodeSource, node_behind};
 use crate::failure::Failure;
 use crate::map::delta::{Delta, DeltaNode, InnerEntry, Slots};
 
@@ -28,6 +32,9 @@ pub trait MergeStore: NodeSource {
     fn adopt(&self, block: u64);
     /// The version was the last to refer to this block, of data or of the map.
     fn free(&self, block: u64);
+    /// A node that mapped what begins at place `start` for part number `part` cannot be read: what it mapped is lost to
+    /// that version, and its space to the store.
+    fn lost(&self, part: usize, level: u8, start: u64, why: &Failure);
 }
 
 /// What a new tree, or a part of one, is made over.
@@ -161,6 +168,11 @@ impl<S: MergeStore> Merger<'_, S> {
         self.mapped[part] = self.mapped[part].map(|mapped| mapped + change);
     }
 
+    fn lost(&mut self, part: usize, level: u8, start: u64, why: &Failure) {
+        self.mapped[part] = None;
+        self.store.lost(part, level, start, why);
+    }
+
     /// Merges what all versions say of one slot, whose nodes are of `level`.
     async fn slot(&mut self, layers: &[Layer<'_>], level: u8, start: u64) -> Result<Vec<Made>, Failure> {
         let mut open = Open::default();
@@ -211,10 +223,18 @@ impl<S: MergeStore> Merger<'_, S> {
     /// Merges one node of all versions that have entries below it.
     async fn nodes(&mut self, frames: &[Frame<'_>], level: u8, start: u64) -> Result<Vec<Made>, Failure> {
         let mut nodes: Vec<Rc<Node>> = Vec::with_capacity(frames.len());
-        for frame in frames {
+        let mut lost = vec![0; frames.len()];
+        for (frame, lost) in frames.iter().zip(&mut lost) {
             nodes.push(match frame.base {
-                Base::Tree(old) => node_or_empty(self.store, old).await?,
                 Base::Item(below) => Rc::clone(&nodes[below]),
+                Base::Tree(old) => match node_behind(self.store, old).await {
+                    Ok(node) => node,
+                    Err(why) => {
+                        self.lost(frame.part, level, start, &why);
+                        *lost = frame.delta.birth;
+                        Rc::new(Node::filled(Pointer::lost(*lost)))
+                    }
+                },
             });
         }
         let newest = match level {
@@ -222,7 +242,7 @@ impl<S: MergeStore> Merger<'_, S> {
             _ => self.inner(frames, &mut nodes, level, start).await?,
         };
         let mut made: Vec<Made> = Vec::with_capacity(frames.len());
-        for ((frame, node), birth) in frames.iter().zip(&nodes).zip(newest) {
+        for ((frame, node), birth) in frames.iter().zip(&nodes).zip(newest.iter().zip(&lost).map(|(a, b)| *a.max(b))) {
             let old = match frame.base {
                 Base::Tree(old) => old,
                 Base::Item(below) => made[below].pointer,
@@ -231,7 +251,7 @@ impl<S: MergeStore> Merger<'_, S> {
                 made.push(Made { pointer: old, birth });
                 continue;
             }
-            if !old.is_null() && old.birth() > self.rules[frame.part].limit(start + span_blocks(level)) {
+            if old.has_block() && old.birth() > self.rules[frame.part].limit(start + span_blocks(level)) {
                 self.store.free(old.block());
             }
             let pointer = if node.is_empty() { Pointer::NULL } else { self.store.write(node, old, birth).await? };
@@ -260,7 +280,7 @@ impl<S: MergeStore> Merger<'_, S> {
             if old.is_null() && entry.pointer.is_null() {
                 continue;
             }
-            if !old.is_null() {
+            if old.has_block() {
                 self.count(frame.part, -1);
                 if old.birth() > rules.limit(start + entry.slot() as u64 + 1) {
                     self.store.free(old.block());
@@ -322,14 +342,13 @@ impl<S: MergeStore> Merger<'_, S> {
             }
             leaves += count;
             end = slot + 1;
-            wanted.extend(below.into_iter().filter(|(pointer, _)| !pointer.is_null()));
+            wanted.extend(below.into_iter().filter(|(pointer, _)| pointer.has_block()));
         }
         self.store.prefetch(1, wanted.iter().map(|(pointer, _)| *pointer).collect()).await;
         let mut pointers = Vec::with_capacity(leaves);
         for (pointer, child) in wanted {
-            let node = self.store.node(pointer).await?;
-            let Slots::Inner(entries) = &child.slots else { continue };
-            pointers.extend(entries.iter().map(|entry| node.pointers[entry.slot()]).filter(|leaf| !leaf.is_null()));
+            let (Ok(node), Slots::Inner(entries)) = (self.store.node(pointer).await, &child.slots) else { continue };
+            pointers.extend(entries.iter().map(|entry| node.pointers[entry.slot()]).filter(|leaf| leaf.has_block()));
         }
         self.store.prefetch(0, pointers).await;
         Ok(end)
@@ -338,17 +357,26 @@ impl<S: MergeStore> Merger<'_, S> {
     /// Frees what is the version's own in a subtree that is unmapped as a whole.
     async fn free_tree(&mut self, part: usize, pointer: Pointer, level: u8, start: u64) -> Result<(), Failure> {
         let rules = self.rules[part];
+        if !pointer.has_block() {
+            return Ok(());
+        }
         if pointer.birth() <= rules.limit_below(start) {
             self.mapped[part] = None;
             return Ok(());
         }
-        let node = self.store.node(pointer).await?;
+        let node = match self.store.node(pointer).await {
+            Ok(node) => node,
+            Err(why) => {
+                self.lost(part, level, start, &why);
+                Rc::new(Node::EMPTY)
+            }
+        };
         let step = span_blocks(level) / FANOUT as u64;
         if level == 1 {
-            let own = |child: &&Pointer| !child.is_null() && child.birth() > rules.limit_below(start);
+            let own = |child: &&Pointer| child.has_block() && child.birth() > rules.limit_below(start);
             self.store.prefetch(0, node.pointers.iter().filter(own).copied().collect()).await;
         }
-        for (slot, child) in node.pointers.iter().enumerate().filter(|(_, child)| !child.is_null()) {
+        for (slot, child) in node.pointers.iter().enumerate().filter(|(_, child)| child.has_block()) {
             let below = start + slot as u64 * step;
             if level > 0 {
                 Box::pin(self.free_tree(part, *child, level - 1, below)).await?;

@@ -14,7 +14,7 @@ use crate::failure::Failure;
 
 /// Where nodes are read.
 pub trait NodeSource {
-    /// The node behind a pointer that is not null.
+    /// The node behind a pointer that has a block.
     fn node(&self, pointer: Pointer) -> impl Future<Output = Result<Rc<Node>, Failure>>;
 
     /// Says which nodes of `level` will be asked for next, in this order or another: they may be read together. What
@@ -25,7 +25,7 @@ pub trait NodeSource {
     }
 }
 
-/// The node behind `pointer`, or an empty one behind the null pointer.
-pub async fn node_or_empty(source: &impl NodeSource, pointer: Pointer) -> Result<Rc<Node>, Failure> {
-    if pointer.is_null() { Ok(Rc::new(Node::EMPTY)) } else { source.node(pointer).await }
+/// The node behind `pointer`; behind the null pointer one without anything, behind a lost one all is lost.
+pub async fn node_behind(source: &impl NodeSource, pointer: Pointer) -> Result<Rc<Node>, Failure> {
+    if pointer.has_block() { source.node(pointer).await } else { Ok(Rc::new(Node::filled(pointer))) }
 }

@@ -3,7 +3,7 @@
 use tanada_format::node::span_blocks;
 use tanada_format::{FANOUT, Node, Pointer, ROOT_LEVEL};
 
-use super::{NodeSource, node_or_empty};
+use super::{NodeSource, node_behind};
 use crate::failure::Failure;
 
 /// What a walk does to the store.
@@ -37,19 +37,19 @@ async fn subtree<S: WalkStore>(
     start: u64,
 ) -> Result<(), Failure> {
     let end = start + span_blocks(level);
-    if end <= cursor || dying.is_null() || dying.birth() <= parent_cut || dying == child {
+    if end <= cursor || !dying.has_block() || dying.birth() <= parent_cut || dying == child {
         return Ok(());
     }
     let ours = store.node(dying).await?;
-    let theirs = node_or_empty(store, child).await?;
+    let theirs = node_behind(store, child).await?;
     if level > 0 {
         let pairs = ours.pointers.iter().zip(&theirs.pointers).enumerate();
         let step = span_blocks(level - 1);
         let differing = pairs.filter(|(slot, (dying, child))| {
             let end = start + (*slot as u64 + 1) * step;
-            end > cursor && !dying.is_null() && dying.birth() > parent_cut && dying != child
+            end > cursor && dying.has_block() && dying.birth() > parent_cut && dying != child
         });
-        let wanted = differing.flat_map(|(_, (dying, child))| [*dying, *child]).filter(|pointer| !pointer.is_null());
+        let wanted = differing.flat_map(|(_, (dying, child))| [*dying, *child]).filter(|pointer| pointer.has_block());
         store.prefetch(level - 1, wanted.collect()).await;
     }
     if level == 0 {
@@ -70,7 +70,7 @@ async fn subtree<S: WalkStore>(
 fn leaf(store: &impl WalkStore, ours: &Node, theirs: &Node, parent_cut: u64, cursor: u64, start: u64) {
     for (slot, (dying, child)) in ours.pointers.iter().zip(&theirs.pointers).enumerate() {
         let end = start + slot as u64 + 1;
-        if end > cursor && !dying.is_null() && dying.birth() > parent_cut && dying != child {
+        if end > cursor && dying.has_block() && dying.birth() > parent_cut && dying != child {
             store.free(dying.block());
             store.advance(end);
         }
