@@ -20,13 +20,14 @@ use tokio::process::Command as Process;
 use tokio::sync::broadcast;
 use uuid::Uuid;
 
+use crate::bridge::Bridges;
 use crate::control::{ControlClient, ControlError, Revive};
 use crate::keeper::{START_DEADLINE, control_socket, ensure_keeper, nbd_socket, output, run, stop_keeper};
 use crate::metadata;
 use crate::registry::{Backend, ConfigKey, DriverType, Found, SrConfig};
 use crate::{
     AttachRequest, Capabilities, CloneRequest, CreateRequest, CutPair, CutReport, Driver, DriverError, DriverErrorKind,
-    DriverResult, Endpoint, Extent, Moved, ScanEntry, SpaceFacts, VolumeFacts,
+    DriverResult, Endpoint, Extent, METADATA_BYTES_MAX, Moved, ScanEntry, SpaceFacts, VolumeFacts,
 };
 
 /// Size of a new store file when SR.create names none.
@@ -75,6 +76,16 @@ pub static FACTS: DriverType = DriverType {
     ],
     options: &[],
 };
+
+/// The volume that keeps the SR's metadata, the same in every store.
+const METADATA: Uuid = Uuid::from_u128(0x7461_6e61_6461_4d45_8441_4441_5441_0001);
+const METADATA_VOLUME_BYTES: u64 = 64 * MIB;
+const _: () = assert!(metadata::volume_bytes(METADATA_BYTES_MAX) <= METADATA_VOLUME_BYTES);
+
+fn metadata_attachment(writable: bool) -> AttachRequest {
+    let token = format!("metadata-{}", Uuid::new_v4().simple());
+    AttachRequest { token, target: METADATA, writable, initiator: String::new() }
+}
 
 /// Where the embedded store's programs and sockets are.
 #[derive(Debug, Clone)]
@@ -160,7 +171,7 @@ impl Backend for EmbeddedBackend {
             let words = format!("{} holds the store {}, not {}", location.display(), greeting.store, config.sr);
             return Err(error(DriverErrorKind::NotFound, words));
         }
-        Ok(Arc::new(EmbeddedDriver { control, nbd: nbd_socket(&dir) }))
+        Ok(Arc::new(EmbeddedDriver::over(control, nbd_socket(&dir))))
     }
 
     async fn close(&self, config: &SrConfig) -> DriverResult<()> {
@@ -217,17 +228,15 @@ async fn refused_existing(location: &Path, program: &Path) -> DriverError {
 pub struct EmbeddedDriver {
     control: ControlClient,
     nbd: PathBuf,
+    bridges: Bridges,
 }
 
 impl EmbeddedDriver {
     /// A driver over sockets that are served already.
     pub fn over(control: ControlClient, nbd: PathBuf) -> EmbeddedDriver {
-        EmbeddedDriver { control, nbd }
-    }
-
-    /// Where an attachment is reached.
-    pub(crate) fn endpoint(&self, token: &str) -> Endpoint {
-        Endpoint::NbdUnix { socket: self.nbd.clone(), export: token.to_owned() }
+        // What it bridges is NBD already: nothing is ever made there.
+        let bridges = Bridges::new(nbd.with_file_name("bridges"));
+        EmbeddedDriver { control, nbd, bridges }
     }
 
     async fn changed(&self, command: Command) -> DriverResult<Moved> {
@@ -336,7 +345,7 @@ impl Driver for EmbeddedDriver {
         let command =
             Command::Attach { token: request.token.clone(), target: request.target, writable: request.writable };
         self.changed(command).await?;
-        Ok(self.endpoint(&request.token))
+        Ok(Endpoint::NbdUnix { socket: self.nbd.clone(), export: request.token.clone() })
     }
 
     async fn detach(&self, token: &str) -> DriverResult<Moved> {
@@ -383,8 +392,7 @@ impl Driver for EmbeddedDriver {
     async fn scan(&self) -> DriverResult<Vec<ScanEntry>> {
         let answer = self.control.call(Command::List).await.map_err(from_control)?;
         let Answer::List { volumes } = answer else { return Err(self.mismatch("a list", &answer)) };
-        let live =
-            volumes.into_iter().filter(|volume| volume.state == VolumeState::Live && volume.id != metadata::VOLUME);
+        let live = volumes.into_iter().filter(|volume| volume.state == VolumeState::Live && volume.id != METADATA);
         Ok(live
             .map(|volume| ScanEntry {
                 id: volume.id,
@@ -401,11 +409,26 @@ impl Driver for EmbeddedDriver {
     }
 
     async fn put_metadata(&self, text: &[u8]) -> DriverResult<()> {
-        metadata::put(self, text).await
+        match self.create(&CreateRequest::new(METADATA, METADATA_VOLUME_BYTES)).await {
+            Err(failure) if failure.kind != DriverErrorKind::Exists => return Err(failure),
+            _ => {}
+        }
+        let request = metadata_attachment(true);
+        let endpoint = self.attach(&request).await?;
+        let written = metadata::put(&self.bridges, &endpoint, text).await;
+        self.detach(&request.token).await?;
+        written
     }
 
     async fn metadata(&self) -> DriverResult<Option<Vec<u8>>> {
-        metadata::get(self).await
+        let request = metadata_attachment(false);
+        let endpoint = match self.attach(&request).await {
+            Err(failure) if failure.kind == DriverErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        let read = metadata::get(&self.bridges, &endpoint).await;
+        self.detach(&request.token).await?;
+        read
     }
 
     fn alerts(&self) -> broadcast::Receiver<api::Event> {

@@ -10,13 +10,15 @@ use async_trait::async_trait;
 use tokio::sync::broadcast;
 use uuid::Uuid;
 
+pub mod bridge;
 pub mod control;
 pub mod embedded;
 mod error;
 mod keeper;
 #[cfg(any(test, feature = "memory"))]
 pub mod memory;
-mod metadata;
+pub mod metadata;
+mod qsd;
 pub mod registry;
 mod secret;
 

@@ -1,27 +1,61 @@
-//! A small text kept beside the volumes of an embedded store, in a volume of its own that nobody else sees.
+//! A small text kept beside the volumes of an SR, in a volume of its own that nobody else sees.
 //!
 //! ```text
-//!  0       4 KiB                        32 MiB
+//!  0       4 KiB                        half
 //!  header0 text0 ...                    header1 text1 ...
 //!  header: magic 8 | sequence 8 | length 8 | CRC-32C of the text 4 | CRC-32C of the 28 bytes before 4; little-endian
 //! ```
-//! The two slots are written in turn: text, flush, header. The newest slot that is whole counts.
+//! Each half of the volume is a slot. The two are written in turn: text, flush, header. The newest slot that is whole
+//! counts. The volume's size is the back end's choice ([`volume_bytes`] for a full text) and must not change later.
 
 use bytes::Bytes;
 use tanada_nbd::client::{Client, NbdError};
 use tanada_units::MIB;
-use uuid::Uuid;
 
-use crate::embedded::{EmbeddedDriver, error};
-use crate::{AttachRequest, CreateRequest, Driver, DriverErrorKind, DriverResult, Endpoint, METADATA_BYTES_MAX};
+use crate::bridge::Bridges;
+use crate::{DriverError, DriverErrorKind, DriverResult, Endpoint, METADATA_BYTES_MAX};
 
-/// The name of the volume, the same in every store.
-pub(crate) const VOLUME: Uuid = Uuid::from_u128(0x7461_6e61_6461_4d45_8441_4441_5441_0001);
-const VOLUME_BYTES: u64 = 64 * MIB;
-const SLOT_BYTES: u64 = 32 * MIB;
 const HEADER_BYTES: u64 = 4096;
 const MAGIC: u64 = u64::from_le_bytes(*b"tanadaMD");
 const PIECE_BYTES: u64 = MIB;
+
+/// Bytes of a volume that holds texts of up to `text` bytes.
+pub const fn volume_bytes(text: u64) -> u64 {
+    2 * (HEADER_BYTES + text).next_multiple_of(MIB)
+}
+
+/// Keeps `text` in the volume behind `endpoint`, which must be attached for writing by the host's own initiator.
+///
+/// # Errors
+/// `InvalidArgument` for a text that is too long for the volume; what reaching and writing it gives.
+pub async fn put(bridges: &Bridges, endpoint: &Endpoint, text: &[u8]) -> DriverResult<()> {
+    let bridge = bridges.open(endpoint, true).await?;
+    let written = async {
+        let client = bridge.connect().await.map_err(disk)?;
+        let slot_bytes = client.size() / 2;
+        let most = METADATA_BYTES_MAX.min(slot_bytes.saturating_sub(HEADER_BYTES));
+        if text.len() as u64 > most {
+            let words = format!("a text of {} bytes; at most {most} are kept", text.len());
+            return Err(DriverError::new(DriverErrorKind::InvalidArgument, words));
+        }
+        write(&client, slot_bytes, text).await.map_err(disk)
+    };
+    let written = written.await;
+    bridge.close().await;
+    written
+}
+
+/// What [`put`] kept last in the volume behind `endpoint`; `None` where nothing was.
+pub async fn get(bridges: &Bridges, endpoint: &Endpoint) -> DriverResult<Option<Vec<u8>>> {
+    let bridge = bridges.open(endpoint, false).await?;
+    let read = async {
+        let client = bridge.connect().await?;
+        newest_text(&client).await
+    };
+    let read = read.await.map_err(disk);
+    bridge.close().await;
+    read
+}
 
 /// What a slot says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,30 +88,11 @@ impl Header {
     }
 }
 
-pub(crate) async fn put(driver: &EmbeddedDriver, text: &[u8]) -> DriverResult<()> {
-    if text.len() as u64 > METADATA_BYTES_MAX {
-        let words = format!("a text of {} bytes; at most {METADATA_BYTES_MAX} are kept", text.len());
-        return Err(error(DriverErrorKind::InvalidArgument, words));
-    }
-    match driver.create(&CreateRequest::new(VOLUME, VOLUME_BYTES)).await {
-        Err(failure) if failure.kind != DriverErrorKind::Exists => return Err(failure),
-        _ => {}
-    }
-    let token = attach(driver, true).await?;
-    let written = async {
-        let client = connect(driver, &token).await?;
-        write(&client, text).await
-    };
-    let written = written.await.map_err(disk);
-    driver.detach(&token).await?;
-    written
-}
-
-async fn write(client: &Client, text: &[u8]) -> Result<(), NbdError> {
+async fn write(client: &Client, slot_bytes: u64, text: &[u8]) -> Result<(), NbdError> {
     let newest = newest(client).await?;
     let sequence = newest.map_or(0, |(_, header)| header.sequence) + 1;
     let slot = newest.map_or(0, |(slot, _)| 1 - slot);
-    let start = slot * SLOT_BYTES;
+    let start = slot * slot_bytes;
     let mut at = start + HEADER_BYTES;
     for piece in text.chunks(PIECE_BYTES as usize) {
         client.write_at(at, Bytes::copy_from_slice(piece)).await?;
@@ -88,20 +103,6 @@ async fn write(client: &Client, text: &[u8]) -> Result<(), NbdError> {
     client.write_at_durably(start, Bytes::from(header.encode())).await
 }
 
-pub(crate) async fn get(driver: &EmbeddedDriver) -> DriverResult<Option<Vec<u8>>> {
-    let token = match attach(driver, false).await {
-        Err(failure) if failure.kind == DriverErrorKind::NotFound => return Ok(None),
-        other => other?,
-    };
-    let read = async {
-        let client = connect(driver, &token).await?;
-        newest_text(&client).await
-    };
-    let read = read.await.map_err(disk);
-    driver.detach(&token).await?;
-    read
-}
-
 /// The number and header of the newest slot; its text may still be damaged.
 async fn newest(client: &Client) -> Result<Option<(u64, Header)>, NbdError> {
     Ok(slots(client).await?.into_iter().next())
@@ -109,9 +110,10 @@ async fn newest(client: &Client) -> Result<Option<(u64, Header)>, NbdError> {
 
 /// Slots with a good header, the newest first.
 async fn slots(client: &Client) -> Result<Vec<(u64, Header)>, NbdError> {
+    let slot_bytes = client.size() / 2;
     let mut found = Vec::new();
     for slot in 0..2 {
-        let bytes = client.read_at(slot * SLOT_BYTES, HEADER_BYTES as u32).await?;
+        let bytes = client.read_at(slot * slot_bytes, HEADER_BYTES as u32).await?;
         found.extend(Header::decode(&bytes).map(|header| (slot, header)));
     }
     found.sort_by_key(|(_, header)| std::cmp::Reverse(header.sequence));
@@ -119,10 +121,14 @@ async fn slots(client: &Client) -> Result<Vec<(u64, Header)>, NbdError> {
 }
 
 async fn newest_text(client: &Client) -> Result<Option<Vec<u8>>, NbdError> {
+    let slot_bytes = client.size() / 2;
     for (slot, header) in slots(client).await? {
+        if header.length > slot_bytes.saturating_sub(HEADER_BYTES) {
+            continue;
+        }
         let mut text = Vec::new();
         while (text.len() as u64) < header.length {
-            let at = slot * SLOT_BYTES + HEADER_BYTES + text.len() as u64;
+            let at = slot * slot_bytes + HEADER_BYTES + text.len() as u64;
             let length = PIECE_BYTES.min(header.length - text.len() as u64);
             text.extend_from_slice(&client.read_at(at, length as u32).await?);
         }
@@ -133,26 +139,13 @@ async fn newest_text(client: &Client) -> Result<Option<Vec<u8>>, NbdError> {
     Ok(None)
 }
 
-async fn attach(driver: &EmbeddedDriver, writable: bool) -> DriverResult<String> {
-    let token = format!("metadata-{}", Uuid::new_v4().simple());
-    driver.attach(&AttachRequest { token: token.clone(), target: VOLUME, writable, initiator: String::new() }).await?;
-    Ok(token)
-}
-
-async fn connect(driver: &EmbeddedDriver, token: &str) -> Result<Client, NbdError> {
-    let Endpoint::NbdUnix { socket, export } = driver.endpoint(token) else {
-        return Err(NbdError::Unsupported("unix socket"));
-    };
-    Client::connect_unix(&socket, &export).await
-}
-
-fn disk(failure: NbdError) -> crate::DriverError {
+fn disk(failure: NbdError) -> DriverError {
     let kind = match &failure {
         NbdError::Refused { errno: 28, .. } => DriverErrorKind::NoSpace,
         NbdError::Lost(_) => DriverErrorKind::Unreachable,
         _ => DriverErrorKind::Io,
     };
-    error(kind, format!("the store's metadata: {failure}"))
+    DriverError::new(kind, format!("the metadata of the SR: {failure}"))
 }
 
 #[cfg(test)]
