@@ -135,6 +135,10 @@ impl State {
         if self.phase != Phase::Serving {
             return self.next_timer();
         }
+        // What the end of a checkpoint or of a walk made possible after this turn had looked.
+        if self.can_walk() || self.can_checkpoint() && (self.checkpoint.wanted || self.wants_to_settle()) {
+            return Some(self.now);
+        }
         let dirty = self.is_dirty();
         let checkpoint = (dirty && !self.checkpoint.running)
             .then(|| (self.checkpoint.last_at + self.config.checkpoint_micros).max(self.now + 1000));

@@ -405,14 +405,15 @@ impl State {
 
     /// Starts a checkpoint where one is due and none runs.
     pub fn start_checkpoint(&mut self) {
-        if self.checkpoint.running || self.pairs.is_busy() || self.phase != crate::state::Phase::Serving {
-            return;
-        }
-        if self.checkpoint.wanted || self.checkpoint_is_due() {
+        if self.can_checkpoint() && (self.checkpoint.wanted || self.checkpoint_is_due()) {
             self.checkpoint.running = true;
             self.checkpoint.wanted = false;
             self.jobs.push_back(Job::Checkpoint);
         }
+    }
+
+    pub fn can_checkpoint(&self) -> bool {
+        !self.checkpoint.running && !self.pairs.is_busy() && self.phase == crate::state::Phase::Serving
     }
 
     /// True where something changed that a checkpoint would keep.

@@ -138,35 +138,48 @@ impl State {
 
     /// Answers those who wait until nothing is pending, or sees to it that it ends.
     pub fn settle(&mut self) {
-        if !self.settle_waiters.is_empty() && self.checkpoint.running {
-            self.checkpoint.urgent = true;
-        }
-        if self.settle_waiters.is_empty() || self.checkpoint.running || self.walking.is_some() {
+        if self.settle_waiters.is_empty() {
             return;
         }
-        let (stuck, dying): (Vec<_>, Vec<_>) =
-            self.versions.dying().partition(|version| self.walk_failed.contains(&version.id));
-        let idle = dying.is_empty() && self.walked.is_empty() && self.versions.dropped.is_empty();
-        if idle && self.releases.is_empty() {
-            let result = match stuck.first() {
+        if self.checkpoint.running {
+            self.checkpoint.urgent = true;
+        } else if self.wants_to_settle() {
+            self.want_checkpoint();
+        } else if self.walking.is_none() && !self.has_garbage() && self.releases.is_empty() {
+            let stuck = self.versions.dying().find(|version| self.walk_failed.contains(&version.id));
+            let result = match stuck {
                 None => Ok(Reply::Done),
                 Some(version) => Err(Failure::new(EIO, format!("the space of {} is stuck: damage", version.uuid))),
             };
             for request in std::mem::take(&mut self.settle_waiters) {
                 self.reply(request, result.clone());
             }
-        } else if !idle && self.next_to_walk().is_none() {
-            self.want_checkpoint();
         }
+    }
+
+    /// Somebody waits until nothing is pending, and only a checkpoint brings that nearer.
+    pub fn wants_to_settle(&self) -> bool {
+        let waits = !self.settle_waiters.is_empty() && !self.checkpoint.running && self.walking.is_none();
+        waits && self.has_garbage() && self.next_to_walk().is_none()
+    }
+
+    /// Something dropped is not given back yet, and can be.
+    fn has_garbage(&self) -> bool {
+        let walkable = self.versions.dying().any(|version| !self.walk_failed.contains(&version.id));
+        walkable || !self.walked.is_empty() || !self.versions.dropped.is_empty()
     }
 
     /// Starts a walk where there is something to walk.
     pub fn start_walk(&mut self) {
-        let can = !self.checkpoint.running && self.walking.is_none() && self.phase == Phase::Serving;
-        let room = (self.walked.len() as u64) < self.config.walk_blocks;
-        if can && room && !self.walk_queued && self.versions.has_dying() && self.next_to_walk().is_some() {
+        if self.can_walk() {
             self.walk_queued = true;
             self.jobs.push_back(crate::state::Job::Walk);
         }
+    }
+
+    pub fn can_walk(&self) -> bool {
+        let can = !self.checkpoint.running && self.walking.is_none() && self.phase == Phase::Serving;
+        let room = (self.walked.len() as u64) < self.config.walk_blocks;
+        can && room && !self.walk_queued && self.versions.has_dying() && self.next_to_walk().is_some()
     }
 }

@@ -139,6 +139,8 @@ pub struct Shell {
     pub opened: Option<Result<OpenReport, Failure>>,
     pub alerts: Vec<Alert>,
     queue: VecDeque<Held>,
+    /// Something was submitted since the last turn.
+    poked: bool,
     /// Shuffles the order in which operations end.
     pub random: Option<Random>,
 }
@@ -177,6 +179,7 @@ impl Shell {
             opened: None,
             alerts: Vec::new(),
             queue: VecDeque::new(),
+            poked: true,
             random,
         };
         while shell.opened.is_none() {
@@ -191,11 +194,14 @@ impl Shell {
         Shell::open_shuffled(self.device, config, self.random)
     }
 
-    /// One turn; false where nothing happened and nothing is due.
+    /// One turn; false where nothing arrives and nothing is due: a real shell would sleep for ever.
     pub fn step(&mut self) -> bool {
         self.now += 10;
-        let mut moved = false;
         let ready = self.queue.len();
+        if ready == 0 && !std::mem::take(&mut self.poked) {
+            let Some(deadline) = self.engine.deadline() else { return false };
+            self.now = self.now.max(deadline);
+        }
         for _ in 0..ready {
             if let Some(random) = &mut self.random
                 && random.below(3) == 0
@@ -212,12 +218,9 @@ impl Shell {
                 self.device.synced(covered);
             }
             self.engine.complete(self.now, io, result);
-            moved = true;
         }
-        moved |= ready > 0;
         self.engine.turn(self.now);
         while let Some(action) = self.engine.next_action() {
-            moved = true;
             match action {
                 Action::Disk { io, op } => self.queue.push_back((io, op, self.device.covered())),
                 Action::Reply { request, result } => {
@@ -231,11 +234,7 @@ impl Shell {
                 Action::Alert(alert) => self.alerts.push(alert),
             }
         }
-        if !moved && let Some(deadline) = self.engine.deadline() {
-            self.now = self.now.max(deadline);
-            return true;
-        }
-        moved
+        true
     }
 
     /// Device operations in flight.
@@ -260,6 +259,7 @@ impl Shell {
     pub fn submit(&mut self, request: Request) -> u64 {
         let id = self.next;
         self.next += 1;
+        self.poked = true;
         self.engine.submit(self.now, RequestId(id), request);
         id
     }
