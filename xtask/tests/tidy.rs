@@ -18,7 +18,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["tanada-units", "tanada-format", "tanada-disk", "tanada-engine", "tanada-nbd", "tanada-blockd-api"],
     ),
     ("tanada-driver", &["tanada-units", "tanada-blockd-api", "tanada-nbd"]),
-    ("tanada-qemu", &["tanada-units"]),
+    ("tanada-qemu", &["tanada-units", "sim-target"]),
     ("tanada-xapi", &[]),
     ("tanada-xva", &["tanada-xapi"]),
     ("tanadad", &["tanada-units", "tanada-xapi", "tanada-driver", "tanada-qemu", "tanada-nbd", "tanada-xva"]),

@@ -62,14 +62,35 @@ impl Target {
         tgtadm.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success()
     }
 
-    fn endpoint(&self) -> Endpoint {
-        Endpoint::Iscsi {
+    fn parts(&self) -> Parts {
+        Parts {
             portals: vec![self.portal.clone()],
             iqn: IQN.into(),
             lun: 1,
             initiator: INITIATOR.into(),
             chap: Some(Chap { user: "someone".into(), secret: Secret::new(SECRET) }),
         }
+    }
+
+    fn endpoint(&self) -> Endpoint {
+        self.parts().endpoint()
+    }
+}
+
+/// An endpoint in pieces, so that a test can change one.
+#[derive(Clone)]
+struct Parts {
+    portals: Vec<String>,
+    iqn: String,
+    lun: u32,
+    initiator: String,
+    chap: Option<Chap>,
+}
+
+impl Parts {
+    fn endpoint(self) -> Endpoint {
+        let Parts { portals, iqn, lun, initiator, chap } = self;
+        Endpoint::Iscsi { portals, iqn, lun, initiator, chap }
     }
 }
 
@@ -122,32 +143,23 @@ async fn a_secret_is_on_no_command_line_and_in_no_file() {
 async fn who_is_not_let_in_hears_why_and_not_the_secret() {
     let target = Target::start();
     let bridges = bridges(&target);
-    let change = |edit: &dyn Fn(&mut String, &mut u32, &mut String, &mut Option<Chap>)| {
-        let Endpoint::Iscsi { portals, mut iqn, mut lun, mut initiator, mut chap } = target.endpoint() else {
-            unreachable!("the target is reached over iSCSI")
-        };
-        edit(&mut iqn, &mut lun, &mut initiator, &mut chap);
-        Endpoint::Iscsi { portals, iqn, lun, initiator, chap }
-    };
-    let wrong = Some(Chap { user: "someone".into(), secret: Secret::new("another-secret") });
-    for (endpoint, kind) in [
-        (change(&|_, _, _, chap| *chap = wrong.clone()), DriverErrorKind::Io),
-        (change(&|_, _, _, chap| *chap = None), DriverErrorKind::Io),
-        (change(&|_, lun, _, _| *lun = 9), DriverErrorKind::NotFound),
-        (change(&|iqn, _, _, _| iqn.push_str("-not")), DriverErrorKind::NotFound),
-        (change(&|_, _, initiator, _| initiator.push_str("-other")), DriverErrorKind::NotFound),
+    let wrong = Chap { user: "someone".into(), secret: Secret::new("another-secret") };
+    let right = target.parts();
+    for (parts, kind) in [
+        (Parts { chap: Some(wrong), ..right.clone() }, DriverErrorKind::Io),
+        (Parts { chap: None, ..right.clone() }, DriverErrorKind::Io),
+        (Parts { lun: 9, ..right.clone() }, DriverErrorKind::NotFound),
+        (Parts { iqn: format!("{IQN}-not"), ..right.clone() }, DriverErrorKind::NotFound),
+        (Parts { initiator: format!("{INITIATOR}-other"), ..right.clone() }, DriverErrorKind::NotFound),
     ] {
+        let endpoint = parts.endpoint();
         let error = bridges.open(&endpoint, true).await.err().expect("refused");
         assert_eq!(error.kind, kind, "{error} for {endpoint:?}");
         let shown = format!("{error:?} {endpoint:?}");
         assert!(!shown.contains(SECRET) && !shown.contains("another-secret"), "{shown}");
     }
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let Endpoint::Iscsi { portals, iqn, lun, initiator, chap } = target.endpoint() else {
-        unreachable!("the target is reached over iSCSI")
-    };
-    let portals = vec![nobody.to_string(), portals[0].clone()];
-    let second = Endpoint::Iscsi { portals, iqn, lun, initiator, chap };
+    let second = Parts { portals: vec![nobody.to_string(), target.portal.clone()], ..right }.endpoint();
     bridges.open(&second, false).await.expect("the second portal answers").close().await;
 }
 

@@ -21,9 +21,13 @@ use uuid::Uuid;
 use crate::error::{QemuError, Result};
 use crate::machine::{DiskSpec, ROOT_PORTS, device_id, node_id, port_id};
 use crate::qmp::{Event, QUICK, Qmp};
+use crate::source::secret_id;
 
 /// How long a guest gets to let a disk go before the removal counts as pending. libvirt waits as long.
 pub const UNPLUG_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long a disk may take to open: a portal that is not there is tried for as long as the kernel likes.
+const OPEN_LIMIT: Duration = Duration::from_secs(40);
 
 /// A disk that QEMU has.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,7 +73,7 @@ pub async fn plug(qmp: &Qmp, disk: &DiskSpec) -> Result<u32> {
         // Left by an attempt cut short; its export may be gone.
         remove_node(qmp, disk.id).await?;
     }
-    qmp.execute("blockdev-add", disk.node(), QUICK).await?;
+    add_node(qmp, disk).await?;
     match qmp.execute("device_add", disk.device(slot), QUICK).await {
         Ok(_) => Ok(slot),
         Err(error) => {
@@ -78,6 +82,35 @@ pub async fn plug(qmp: &Qmp, disk: &DiskSpec) -> Result<u32> {
             }
             Err(error)
         }
+    }
+}
+
+/// Opens the disk by the first way that works; its secret is in QEMU no longer than that takes.
+async fn add_node(qmp: &Qmp, disk: &DiskSpec) -> Result<()> {
+    let secret = disk.source.secret(disk.id);
+    if let Some(secret) = &secret {
+        // One that an attempt cut short left behind may be another.
+        drop_secret(qmp, disk.id).await?;
+        qmp.execute("object-add", secret.clone(), QUICK).await?;
+    }
+    let mut opened = Err(QemuError::Spec(format!("disk {} is nowhere to be reached", disk.id)));
+    for node in disk.nodes() {
+        opened = qmp.execute("blockdev-add", node, OPEN_LIMIT).await.map(drop);
+        match &opened {
+            Err(QemuError::Refused { message, .. }) => tracing::warn!(disk = %disk.id, message, "a disk does not open"),
+            _ => break,
+        }
+    }
+    if secret.is_some() {
+        drop_secret(qmp, disk.id).await?;
+    }
+    opened
+}
+
+async fn drop_secret(qmp: &Qmp, disk: Uuid) -> Result<()> {
+    match qmp.execute("object-del", json!({ "id": secret_id(disk) }), QUICK).await {
+        Err(QemuError::Refused { message, .. }) if message.contains("not found") => Ok(()),
+        other => other.map(drop),
     }
 }
 

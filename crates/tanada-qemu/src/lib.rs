@@ -3,6 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`machine`] | a machine's description and the command line it becomes |
+//! | [`source`] | where a disk's blocks come from |
 //! | [`launch`] | starting a machine, finding one again |
 //! | [`process`] | the process: user, session, cgroup, state directory, end |
 //! | [`qmp`] | QEMU's protocol: commands by id, events |
@@ -20,5 +21,6 @@ pub mod machine;
 pub mod process;
 pub mod qmp;
 pub mod resume;
+pub mod source;
 
 pub use error::{QemuError, Result};

@@ -1,7 +1,7 @@
 //! What a virtual machine is made of, and the arguments that make QEMU build it.
 //!
 //! Disks are **not** on the command line. They are added over QMP while the machine is still in prelaunch, for two
-//! reasons: the name of an NBD export is the secret that opens it, and every user of the host can read a command line;
+//! reasons: the name of an NBD export, like a CHAP password, is a secret that opens it, and every user of the host can read a command line;
 //! and a disk plugged at start and one plugged later go the same way ([`crate::hotplug`]), so there is one shape to
 //! recover from. The machine is reset once before it runs, so that the firmware sees the boot order.
 //!
@@ -16,11 +16,10 @@ use uuid::Uuid;
 
 use crate::error::{QemuError, Result};
 use crate::process::StateDir;
+use crate::source::DiskSource;
 
 /// Slots for disks, hot-pluggable.
 pub const ROOT_PORTS: u32 = 16;
-/// Seconds that QEMU holds a guest's requests while the disk server is away before it stops the guest.
-pub const RECONNECT_DELAY_S: u32 = 300;
 /// Id of the agent's port in VSERPORT_CHANGE events.
 pub const AGENT_PORT_ID: &str = "agent0";
 /// Machine types known to work, by QEMU version; both programs run the older one.
@@ -28,7 +27,7 @@ pub const MACHINE_TYPE_DEFAULT: &str = "pc-q35-7.2";
 /// virtio-blk gives the guest this many bytes of serial number.
 pub const SERIAL_BYTES_MAX: usize = 20;
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MachineSpec {
     pub uuid: Uuid,
     pub name: String,
@@ -49,14 +48,11 @@ pub enum Boot {
     Kernel { kernel: PathBuf, initrd: Option<PathBuf>, arguments: String },
 }
 
-/// A disk behind an NBD server on a unix socket.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskSpec {
     /// Names the device and its node inside QEMU.
     pub id: Uuid,
-    pub socket: PathBuf,
-    /// May be a secret.
-    pub export: String,
+    pub source: DiskSource,
     pub read_only: bool,
     /// What the guest sees as the disk's serial number.
     pub serial: String,
@@ -193,22 +189,20 @@ impl DiskSpec {
         if self.slot.is_some_and(|slot| slot >= ROOT_PORTS) {
             return Err(QemuError::Spec(format!("disk slot {:?}: 0 to {} are accepted", self.slot, ROOT_PORTS - 1)));
         }
-        check_socket_path(&self.socket)
+        self.source.check()
     }
 
-    /// Arguments of `blockdev-add`.
-    pub(crate) fn node(&self) -> Value {
-        json!({
-            "driver": "nbd",
-            "node-name": node_id(self.id),
-            "server": { "type": "unix", "path": self.socket.display().to_string() },
-            "export": self.export,
-            "reconnect-delay": RECONNECT_DELAY_S,
-            "read-only": self.read_only,
-            "discard": "unmap",
-            "detect-zeroes": "off",
-            "cache": { "direct": true, "no-flush": false },
-        })
+    /// Arguments of `blockdev-add`, to be tried in turn.
+    pub(crate) fn nodes(&self) -> Vec<Value> {
+        let mut ways = self.source.ways(self.id);
+        for node in &mut ways {
+            node["node-name"] = node_id(self.id).into();
+            node["read-only"] = self.read_only.into();
+            node["discard"] = "unmap".into();
+            node["detect-zeroes"] = "off".into();
+            node["cache"] = json!({ "direct": true, "no-flush": false });
+        }
+        ways
     }
 
     /// Arguments of `device_add`.
@@ -323,6 +317,7 @@ mod tests {
 
     use super::{Accelerator, Boot, DiskSpec, MACHINE_TYPE_DEFAULT, MachineSpec, NicKind, NicSpec, node_id};
     use crate::process::StateDir;
+    use crate::source::DiskSource;
 
     fn spec() -> MachineSpec {
         MachineSpec {
@@ -334,8 +329,7 @@ mod tests {
             boot: Boot::Bios,
             disks: vec![DiskSpec {
                 id: Uuid::max(),
-                socket: "/run/x/nbd.sock".into(),
-                export: "very-secret".into(),
+                source: DiskSource::Nbd { socket: "/run/x/nbd.sock".into(), export: "very-secret".into() },
                 read_only: false,
                 serial: "s".into(),
                 boot_index: Some(0),
@@ -361,7 +355,10 @@ mod tests {
             |spec| spec.vcpus = 0,
             |spec| spec.nics[0].mac = "01:00:5e:00:00:01".into(),
             |spec| spec.disks[0].serial = "x".repeat(21),
-            |spec| spec.disks[0].socket = format!("/{}", "y".repeat(120)).into(),
+            |spec| {
+                spec.disks[0].source =
+                    DiskSource::Nbd { socket: format!("/{}", "y".repeat(120)).into(), export: String::new() }
+            },
             |spec| {
                 spec.boot = Boot::Kernel { kernel: "/no/such/kernel".into(), initrd: None, arguments: String::new() }
             },

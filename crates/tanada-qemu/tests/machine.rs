@@ -1,6 +1,8 @@
 //! Machines without a guest: start, plug, find again, end.
 
 mod common;
+#[path = "machine/iscsi.rs"]
+mod iscsi;
 
 use std::time::Duration;
 
@@ -12,6 +14,7 @@ use tanada_qemu::launch::{self, RunState};
 use tanada_qemu::machine::Boot;
 use tanada_qemu::process::Exit;
 use tanada_qemu::qmp::QUICK;
+use tanada_qemu::source::DiskSource;
 
 #[tokio::test]
 async fn a_machine_starts_is_found_again_and_ends() {
@@ -105,7 +108,8 @@ async fn a_disk_is_plugged_and_unplugged_whatever_state_the_last_attempt_left() 
     assert_eq!(hotplug::disks(&machine.qmp).await.unwrap(), []);
 
     let mut absent = disk.clone();
-    absent.export = "no-such-export".into();
+    let DiskSource::Nbd { export, .. } = &mut absent.source else { panic!("it is served over NBD") };
+    *export = "no-such-export".into();
     let error = hotplug::plug(&machine.qmp, &absent).await.unwrap_err();
     assert!(matches!(error, QemuError::Refused { .. }), "{error}");
     assert_eq!(hotplug::unplug(&machine.qmp, disk.id, Duration::ZERO).await.unwrap(), Unplugged::Absent);

@@ -7,6 +7,7 @@ use std::process::Command;
 use tanada_qemu::launch::{self, HostSettings, Machine};
 use tanada_qemu::machine::{Accelerator, Boot, DiskSpec, MACHINE_TYPE_DEFAULT, MachineSpec};
 use tanada_qemu::process::RunAs;
+use tanada_qemu::source::DiskSource;
 use uuid::Uuid;
 
 /// A scratch directory that QEMU's user can walk through.
@@ -88,7 +89,14 @@ impl Served {
         std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o666)).unwrap();
         let pid = std::fs::read_to_string(pid_file).unwrap().trim().parse().unwrap();
         let serial = id.to_string()[..20].to_string();
-        let disk = DiskSpec { id, socket, export: "token".into(), read_only, serial, boot_index: None, slot: None };
+        let disk = DiskSpec {
+            id,
+            source: DiskSource::Nbd { socket, export: "token".into() },
+            read_only,
+            serial,
+            boot_index: None,
+            slot: None,
+        };
         Served { pid, disk }
     }
 }

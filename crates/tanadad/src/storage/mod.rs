@@ -9,6 +9,7 @@ mod attach;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use tanada_driver::bridge::Bridges;
 use tanada_driver::embedded::{EmbeddedBackend, EmbeddedPlaces};
 use tanada_driver::registry::{Backend, Registry};
 use tanada_driver::{Driver, DriverError, DriverErrorKind};
@@ -31,16 +32,18 @@ const INITIATOR_PREFIX: &str = "iqn.2026-01.org.tanada";
 pub struct Storage {
     registry: RwLock<Registry>,
     open: RwLock<HashMap<Ref, Arc<dyn Driver>>>,
+    bridges: Bridges,
     attachments: Attachments,
     /// SRs that somebody waits for to settle; true when there was another deletion since the wait began.
     settling: Mutex<HashMap<Ref, bool>>,
 }
 
 impl Storage {
-    pub fn new(registry: Registry) -> Storage {
+    pub fn new(registry: Registry, bridges: Bridges) -> Storage {
         Storage {
             registry: RwLock::new(registry),
             open: RwLock::default(),
+            bridges,
             attachments: Attachments::default(),
             settling: Mutex::default(),
         }
@@ -51,7 +54,8 @@ impl Storage {
         let program = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
         let places = EmbeddedPlaces { program, run_dir: config.runtime_dir.join("sr") };
         let embedded: Arc<dyn Backend> = Arc::new(EmbeddedBackend::new(places));
-        Storage::new(Registry::new([embedded]))
+        let bridges = Bridges::new(config.runtime_dir.join("bridges"));
+        Storage::new(Registry::new([embedded]), bridges)
     }
 
     /// Other kinds than the program's own.
@@ -61,6 +65,11 @@ impl Storage {
 
     pub fn registry(&self) -> Registry {
         self.registry.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The way to disks for what the daemon itself reads and writes.
+    pub fn bridges(&self) -> &Bridges {
+        &self.bridges
     }
 
     /// The kind called `name`; `SR_UNKNOWN_DRIVER` when there is none.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tanada_driver::Endpoint;
+use tanada_driver::bridge::Bridge;
 use tanada_nbd::client::Client;
 use tanada_xapi::{ApiError, ApiResult, Ref};
 
@@ -14,6 +15,7 @@ use crate::storage;
 pub struct Attached {
     daemon: Arc<Daemon>,
     token: Option<String>,
+    bridge: Option<Bridge>,
     client: Option<Client>,
 }
 
@@ -26,19 +28,21 @@ pub enum Access {
 impl Attached {
     pub async fn open(daemon: &Arc<Daemon>, vdi: &Ref, access: Access) -> ApiResult<Attached> {
         let (token, endpoint) = storage::attach_vdi(daemon, vdi, &Ref::null(), access == Access::Write).await?;
-        let mut attached = Attached { daemon: daemon.clone(), token: Some(token), client: None };
-        let Endpoint::NbdUnix { socket, export } = endpoint else {
-            attached.release().await;
-            return Err(ApiError::not_implemented("transfers from and to disks that are not reached by NBD"));
-        };
-        match Client::connect_unix(&socket, &export).await {
-            Ok(client) => attached.client = Some(client),
+        let mut attached = Attached { daemon: daemon.clone(), token: Some(token), bridge: None, client: None };
+        match attached.connect(&endpoint, access).await {
+            Ok(()) => Ok(attached),
             Err(error) => {
                 attached.release().await;
-                return Err(disk_error(error));
+                Err(error)
             }
         }
-        Ok(attached)
+    }
+
+    async fn connect(&mut self, endpoint: &Endpoint, access: Access) -> ApiResult<()> {
+        let bridge = self.daemon.storage.bridges().open(endpoint, access == Access::Write).await;
+        let bridge = self.bridge.insert(bridge.map_err(storage::driver_error)?);
+        self.client = Some(bridge.connect().await.map_err(disk_error)?);
+        Ok(())
     }
 
     /// The connection; every clone has to be gone before [`Attached::release`] for the end to be a clean one.
@@ -48,6 +52,9 @@ impl Attached {
 
     pub async fn release(mut self) {
         self.client = None;
+        if let Some(bridge) = self.bridge.take() {
+            bridge.close().await;
+        }
         if let Some(token) = self.token.take() {
             end(&self.daemon, &token).await;
         }
@@ -57,9 +64,15 @@ impl Attached {
 impl Drop for Attached {
     fn drop(&mut self) {
         self.client = None;
+        let bridge = self.bridge.take();
         if let Some(token) = self.token.take() {
             let daemon = self.daemon.clone();
-            tokio::spawn(async move { end(&daemon, &token).await });
+            tokio::spawn(async move {
+                if let Some(bridge) = bridge {
+                    bridge.close().await;
+                }
+                end(&daemon, &token).await;
+            });
         }
     }
 }

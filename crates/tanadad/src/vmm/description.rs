@@ -6,6 +6,7 @@ use tanada_driver::Endpoint;
 use tanada_qemu::machine::{
     Boot, DiskSpec, MACHINE_TYPE_DEFAULT, MachineSpec, NicKind, NicSpec, ROOT_PORTS, SERIAL_BYTES_MAX,
 };
+use tanada_qemu::source::{ChapLogin, DiskSource, Lun};
 use tanada_xapi::{ApiError, ApiResult, Ref};
 use uuid::Uuid;
 
@@ -46,19 +47,25 @@ impl DiskRecord {
     }
 
     /// The disk as QEMU is told of it.
-    pub fn spec(&self, endpoint: Endpoint, boot_index: Option<u32>) -> ApiResult<DiskSpec> {
-        let Endpoint::NbdUnix { socket, export } = endpoint else {
-            return Err(ApiError::not_implemented("disks that are reached over iSCSI"));
-        };
-        Ok(DiskSpec {
+    pub fn spec(&self, endpoint: Endpoint, boot_index: Option<u32>) -> DiskSpec {
+        DiskSpec {
             id: self.id,
-            socket,
-            export,
+            source: source(endpoint),
             read_only: !self.writable,
             serial: self.serial.clone(),
             boot_index,
             slot: self.number.filter(|number| *number < ROOT_PORTS),
-        })
+        }
+    }
+}
+
+fn source(endpoint: Endpoint) -> DiskSource {
+    match endpoint {
+        Endpoint::NbdUnix { socket, export } => DiskSource::Nbd { socket, export },
+        Endpoint::Iscsi { portals, iqn, lun, initiator, chap } => {
+            let chap = chap.map(|chap| ChapLogin { user: chap.user, secret: chap.secret.expose().to_owned() });
+            DiskSource::Iscsi(Lun { portals, iqn, number: lun, initiator, chap })
+        }
     }
 }
 

@@ -26,8 +26,8 @@ pub(super) async fn attach(daemon: &Arc<Daemon>, disk: &DiskRecord, boot_index: 
         Endpoint::NbdUnix { socket, .. } => daemon.vmm.host.open_socket(socket),
         Endpoint::Iscsi { .. } => Ok(()),
     };
-    match reachable.and_then(|()| disk.spec(endpoint, boot_index)) {
-        Ok(spec) => Ok(spec),
+    match reachable {
+        Ok(()) => Ok(disk.spec(endpoint, boot_index)),
         Err(error) => {
             if let Err(left) = storage::detach_vdi(daemon, &token).await {
                 tracing::warn!(vbd = %disk.vbd, error = %left, "an attachment could not be ended");
