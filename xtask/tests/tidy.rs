@@ -40,6 +40,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tanada-witness", &[]),
     // Simulators imitate arrays, so they know nothing of the drivers (nor drivers of them outside tests).
     ("sim-target", &["tanada-witness", "tanada-nbd"]),
+    ("sim-equallogic", &["sim-target"]),
     ("xtask", &["tanada-witness", "tanadad", "tanada-sim", "tanada-blockd-api", "tanada-nbd"]),
 ];
 
