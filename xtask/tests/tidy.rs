@@ -18,6 +18,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["tanada-units", "tanada-format", "tanada-disk", "tanada-engine", "tanada-nbd", "tanada-blockd-api"],
     ),
     ("tanada-driver", &["tanada-units", "tanada-blockd-api", "tanada-nbd"]),
+    ("tanada-ontap", &["tanada-units", "tanada-driver", "sim-target", "sim-ontap"]),
     ("tanada-qemu", &["tanada-units", "sim-target"]),
     ("tanada-xapi", &[]),
     ("tanada-xva", &["tanada-xapi"]),

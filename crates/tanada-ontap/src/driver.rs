@@ -1,0 +1,137 @@
+//! The trait's face of an open SR.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tanada_driver::{
+    Alert, AttachRequest, Capabilities, CloneRequest, CreateRequest, CutPair, CutReport, Driver, DriverError,
+    DriverErrorKind, DriverResult, Endpoint, Extent, Moved, ScanEntry, SpaceFacts, VolumeFacts,
+};
+use tokio::sync::broadcast;
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+
+use crate::sr::{Sr, reaper};
+
+/// Alerts kept for a reader that is slow.
+const ALERTS_KEPT: usize = 64;
+
+/// An open SR on an ONTAP array. The reaper of leftovers runs as long as it lives.
+pub struct OntapDriver {
+    sr: Arc<Sr>,
+    alerts: broadcast::Sender<Alert>,
+    reaper: JoinHandle<()>,
+}
+
+impl OntapDriver {
+    pub(crate) fn start(sr: Sr) -> OntapDriver {
+        let sr = Arc::new(sr);
+        let reaper = tokio::spawn(reaper(Arc::downgrade(&sr), sr.left_over()));
+        OntapDriver { sr, alerts: broadcast::channel(ALERTS_KEPT).0, reaper }
+    }
+
+    /// A full array is told to whoever listens, not only to the caller whose verb failed.
+    fn heard<T>(&self, result: DriverResult<T>) -> DriverResult<T> {
+        if matches!(&result, Err(error) if error.kind == DriverErrorKind::NoSpace) {
+            // Nobody may be listening.
+            drop(self.alerts.send(Alert::Full));
+        }
+        result
+    }
+}
+
+impl Drop for OntapDriver {
+    fn drop(&mut self) {
+        self.reaper.abort();
+    }
+}
+
+#[async_trait]
+impl Driver for OntapDriver {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            thin: true,
+            offloaded: true,
+            group_snapshot: true,
+            constant_time: true,
+            revert_in_place: true,
+            exact_difference: false,
+            // The array tells initiators of a new size by itself.
+            resize_online: true,
+            shared: true,
+            clone_is_copy: false,
+        }
+    }
+
+    async fn create(&self, request: &CreateRequest) -> DriverResult<(u64, Moved)> {
+        self.heard(self.sr.create(request).await)
+    }
+
+    async fn resize(&self, volume: Uuid, size: u64) -> DriverResult<(u64, Moved)> {
+        self.heard(self.sr.resize(volume, size).await)
+    }
+
+    async fn destroy(&self, target: Uuid) -> DriverResult<Moved> {
+        self.sr.destroy(target).await
+    }
+
+    async fn snapshot(&self, group: &[CutPair]) -> DriverResult<CutReport> {
+        if group.is_empty() {
+            return Ok(CutReport::default());
+        }
+        self.heard(self.sr.snapshot(group).await)
+    }
+
+    async fn clone_volume(&self, request: &CloneRequest) -> DriverResult<Moved> {
+        self.heard(self.sr.clone_volume(request).await)
+    }
+
+    async fn revert(&self, volume: Uuid, generation: Uuid) -> DriverResult<Moved> {
+        self.heard(self.sr.revert(volume, generation).await)
+    }
+
+    async fn difference(&self, from: Uuid, to: Uuid) -> DriverResult<Vec<Extent>> {
+        let words = format!("the array does not tell what differs between LUNs {from} and {to}");
+        Err(DriverError::new(DriverErrorKind::Unsupported, words))
+    }
+
+    async fn attach(&self, request: &AttachRequest) -> DriverResult<Endpoint> {
+        self.sr.attach(request).await
+    }
+
+    async fn detach(&self, token: &str) -> DriverResult<Moved> {
+        self.sr.detach(token).await
+    }
+
+    async fn attachments(&self) -> DriverResult<Vec<String>> {
+        self.sr.attachments().await
+    }
+
+    async fn stat(&self, target: Uuid) -> DriverResult<VolumeFacts> {
+        self.sr.stat(target).await
+    }
+
+    async fn space(&self) -> DriverResult<SpaceFacts> {
+        self.sr.space().await
+    }
+
+    async fn scan(&self) -> DriverResult<Vec<ScanEntry>> {
+        self.sr.scan().await
+    }
+
+    async fn settle(&self) -> DriverResult<()> {
+        self.sr.settle().await
+    }
+
+    async fn put_metadata(&self, text: &[u8]) -> DriverResult<()> {
+        self.sr.put_metadata(text).await
+    }
+
+    async fn metadata(&self) -> DriverResult<Option<Vec<u8>>> {
+        self.sr.metadata().await
+    }
+
+    fn alerts(&self) -> broadcast::Receiver<Alert> {
+        self.alerts.subscribe()
+    }
+}
