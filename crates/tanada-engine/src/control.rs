@@ -409,7 +409,7 @@ impl State {
         }
         let (place, blocks) = (size / BLOCK, (old - size) / BLOCK);
         let unmap = Record::Unmap { head, place, blocks };
-        if blocks <= tanada_format::node::span_blocks(1) {
+        if self.versions.may_unmap(head, blocks) {
             return Ok(vec![unmap, resize]);
         }
         let (first_id, ended, uuid) = (self.versions.next_id, self.versions.epoch, self.hidden_uuid());

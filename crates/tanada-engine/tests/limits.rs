@@ -280,3 +280,43 @@ fn a_store_grows_under_load() {
         assert_eq!(shell.read(export, n * 65536, 65536), [n as u8 | 1; 65536]);
     }
 }
+
+/// V10 by the sum of an era: discards that are each below its bound.
+#[test]
+fn many_discards_of_moderate_size_are_left_to_the_walk() {
+    const VOLUME: u64 = 2048 * MIB;
+    let mut shell = Shell::open(formatted(256 * MIB, 4 * MIB), EngineConfig::new(256 * MIB));
+    let volume = shell.create(id(1), VOLUME);
+    for leaf in 0..2048 {
+        shell.write(volume, leaf * MIB, &block(leaf));
+    }
+    shell.must(Control::Checkpoint);
+    let mut shell = shell.reopen();
+    let volume = shell.export(id(1), true);
+    let full = shell.stat();
+    shell.write(volume, 5 * 4096, &block(7)); // stays: what is discarded begins behind it
+    for at in (MIB..VOLUME).step_by(200 << 20) {
+        let length = (200 * MIB).min(VOLUME - at);
+        shell.ask(Request::Discard { export: volume, offset: at, length, fua: false }).expect("discarded");
+    }
+    let before = shell.device.reads.values().sum::<u64>();
+    shell.must(Control::Checkpoint);
+    let read = shell.device.reads.values().sum::<u64>() - before;
+    assert!(read < 2 * 256 + 100, "one checkpoint read {read} blocks to free what was discarded");
+    let listed = match shell.must(Control::List) {
+        Reply::List(list) => list.len(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(listed, 1, "the generations are hidden");
+    assert!(shell.stat().dying <= 1, "one is enough: {:?}", shell.stat());
+    shell.must(Control::Settle);
+    let after = shell.stat();
+    assert!(full.used - after.used > 2 * 2040 * 4096, "{} bytes in use, {} before", after.used, full.used);
+    let mut shell = shell.reopen();
+    let volume = shell.export(id(1), true);
+    assert_eq!(shell.read(volume, 0, 4096), block(0));
+    assert_eq!(shell.read(volume, 5 * 4096, 4096), block(7));
+    for leaf in [1, 200, 201, 1000, 2047] {
+        assert_eq!(shell.read(volume, leaf * MIB, 4096), [0; 4096], "leaf {leaf}");
+    }
+}

@@ -211,10 +211,10 @@ impl State {
         if empty {
             return self.part_done(piece.op);
         }
-        let result = if count > span_blocks(1) {
-            self.unmap_large(piece.head, piece.place, count)
-        } else {
+        let result = if self.versions.may_unmap(piece.head, count) {
             self.record(&[Record::Unmap { head: piece.head, place: piece.place, blocks: count }])
+        } else {
+            self.unmap_large(piece.head, piece.place, count)
         };
         match result {
             Ok(seq) => self.part_recorded(piece.op, seq),
@@ -224,7 +224,7 @@ impl State {
 
     /// Rule V10: a hidden generation takes the content, the head loses the range, the generation is destroyed. The
     /// throttled walk then frees in proportion to the difference, and no checkpoint meets an unbounded job.
-    pub fn unmap_large(&mut self, head: VersionId, place: u64, blocks: u64) -> Result<u64, String> {
+    fn unmap_large(&mut self, head: VersionId, place: u64, blocks: u64) -> Result<u64, String> {
         let (first_id, ended, uuid) = (self.versions.next_id, self.versions.epoch, self.hidden_uuid());
         let members = vec![tanada_format::Member { head, uuid }];
         self.record(&[

@@ -120,17 +120,6 @@ impl DeltaNode {
             Slots::Leaf(_) => None,
         }
     }
-
-    /// True where this subtree unmaps whole subtrees of more than 256 MiB (rule V10).
-    fn has_large_cut(&self, level: u8) -> bool {
-        match &self.slots {
-            Slots::Leaf(_) => false,
-            Slots::Inner(_) if level == 1 => false,
-            Slots::Inner(entries) => entries.iter().any(|entry| {
-                entry.cut != 0 || entry.child.as_ref().is_some_and(|child| child.has_large_cut(level - 1))
-            }),
-        }
-    }
 }
 
 /// What a delta says about one block.
@@ -181,10 +170,6 @@ pub struct Delta {
 impl Delta {
     pub fn is_empty(&self) -> bool {
         self.root.is_none()
-    }
-
-    pub fn has_large_cut(&self) -> bool {
-        self.root.as_ref().is_some_and(|root| root.has_large_cut(ROOT_LEVEL))
     }
 
     /// What is said about the leaf that maps `place`.
@@ -452,7 +437,6 @@ mod tests {
         bench.unmap(3, 200_000, 1, 0);
         bench.dropped.sort();
         assert_eq!(bench.dropped, [100, 101]);
-        assert!(bench.delta.has_large_cut());
         assert_eq!(bench.delta.get(2), Lookup::Absent);
         assert_eq!(bench.delta.get(3), Lookup::Hole);
         assert_eq!(bench.delta.get(200_002), Lookup::Hole);

@@ -12,7 +12,7 @@ use tanada_format::{Pointer, TREE_BLOCKS, VersionState};
 
 use crate::map::delta::{Delta, DeltaCost};
 use crate::map::tree::merge::{Base, MergeRules, Merged};
-use crate::versions::{VersionId, Versions};
+use crate::versions::{UNMAPPED_MAX, Version, VersionId, Versions};
 
 /// One tree to make.
 #[derive(Debug, Clone)]
@@ -124,16 +124,19 @@ fn settle(versions: &mut Versions, id: VersionId, dropped: &mut Vec<u64>) -> boo
         return true;
     };
     let (tree, own, slot, mapped) = (version.tree, version.own, version.slot, version.mapped);
+    let unmapped = version.unmapped;
     let delta = version.delta.clone();
     let only_child = version.children.len() == 1;
-    let Some(child) = versions.get_mut(heir).filter(|child| only_child && !child.own && !child.delta.has_large_cut())
-    else {
+    // An heir that has unmapped much would have to free it at once (V10).
+    let may_inherit = |child: &&mut Version| only_child && !child.own && child.unmapped <= UNMAPPED_MAX;
+    let Some(child) = versions.get_mut(heir).filter(may_inherit) else {
         return false;
     };
     delta.for_each_missing_in(&child.delta, parent_cut, &mut drop_block);
     child.tree = tree;
     child.own = own;
     child.mapped = mapped;
+    child.unmapped += unmapped;
     child.slot = child.slot.or(slot);
     versions.remove(id);
     true
@@ -164,6 +167,7 @@ fn freeze(versions: &mut Versions, id: VersionId, cut: &mut Cut) {
     let needed = !version.own || !version.delta.is_empty();
     let Some(version) = versions.get_mut(id) else { return };
     version.frozen = std::mem::take(&mut version.delta);
+    version.unmapped = 0;
     version.merging = needed.then_some(cut.items.len());
     cut.records.push(CutRecord { slot: version.slot.unwrap_or(0), record: version.record(), item: version.merging });
     if needed {

@@ -13,11 +13,15 @@ pub mod cut;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use tanada_format::node::span_blocks;
 use tanada_format::{Member, Pointer, Record, TREE_BLOCKS, VersionKind, VersionState};
 use uuid::Uuid;
 
 use crate::map::delta::{Change, Delta, DeltaCost};
 use crate::map::tree::count::Exclusive;
+
+/// Places that one version may have unmapped in an era without a generation that takes them (V10): 256 MiB.
+pub const UNMAPPED_MAX: u64 = span_blocks(1);
 
 /// Id of a version; never reused, 0 is none.
 pub type VersionId = u64;
@@ -46,6 +50,8 @@ pub struct Version {
     pub delta: Delta,
     /// Changes that the running checkpoint merges.
     pub frozen: Delta,
+    /// Places unmapped since the last cut, or since its parent was taken, if that was later.
+    pub unmapped: u64,
     /// Which item of the running checkpoint will become its tree.
     pub merging: Option<usize>,
     /// Last journal block with a record of it.
@@ -74,6 +80,7 @@ impl Version {
             own: false,
             delta: Delta::default(),
             frozen: Delta::default(),
+            unmapped: 0,
             merging: None,
             last_seq: 0,
             mapped: None,
@@ -300,7 +307,18 @@ impl Versions {
     }
 
     pub fn unmap(&mut self, head: VersionId, place: u64, count: u64) -> Result<(), Contradiction> {
-        self.change(head, |delta, change| delta.unmap(place, count, change))
+        self.change(head, |delta, change| delta.unmap(place, count, change))?;
+        let head = self.require(head)?;
+        head.unmapped = head.unmapped.saturating_add(count);
+        Ok(())
+    }
+
+    /// True where a head may unmap `count` places more in this era: what the next checkpoint has to free for it stays
+    /// within one subtree's worth (V10). Where its parent was taken in this era, all that was there before is that one's.
+    pub fn may_unmap(&self, head: VersionId, count: u64) -> bool {
+        let Some(version) = self.get(head) else { return true };
+        version.unmapped.saturating_add(count) <= UNMAPPED_MAX
+            || self.get(version.parent).is_some_and(|parent| parent.slot.is_none())
     }
 
     fn change(&mut self, head: VersionId, act: impl FnOnce(&mut Delta, &mut Change<'_>)) -> Result<(), Contradiction> {
@@ -347,6 +365,7 @@ impl Versions {
             generation.slot = None;
             head.parent = id;
             head.own = false;
+            head.unmapped = 0;
             head.merging = None;
             let parent = generation.parent;
             self.insert(generation)?;

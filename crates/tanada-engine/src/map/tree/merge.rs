@@ -328,27 +328,30 @@ impl<S: MergeStore> Merger<'_, S> {
     /// Asks for the leaves that the slots from `from` on of a node of level 2 need, some hundreds in all, and for the
     /// nodes above them. Returns the first slot that was left out.
     async fn look_ahead(&self, frames: &[Frame<'_>], nodes: &[Rc<Node>], from: usize) -> Result<usize, Failure> {
-        let mut wanted: Vec<(Pointer, &DeltaNode)> = Vec::new();
+        let mut wanted: Vec<(Pointer, &DeltaNode, MergeRules)> = Vec::new();
         let (mut leaves, mut end) = (0, from);
         while let Some(slot) = next_slot(frames, end) {
             let below = frames.iter().zip(nodes).filter_map(|(frame, node)| {
-                let child = frame.entry(slot)?.child.as_deref()?;
-                (child.birth > self.rules[frame.part].entries_after).then_some((node.pointers[slot], child))
+                let (child, rules) = (frame.entry(slot)?.child.as_deref()?, self.rules[frame.part]);
+                (child.birth > rules.entries_after).then_some((node.pointers[slot], child, rules))
             });
             let below: Vec<_> = below.collect();
-            let count: usize = below.iter().map(|(_, child)| child.len()).sum();
+            let count: usize = below.iter().map(|(_, child, _)| child.len()).sum();
             if slot > from && leaves + count > AHEAD_LEAVES {
                 break;
             }
             leaves += count;
             end = slot + 1;
-            wanted.extend(below.into_iter().filter(|(pointer, _)| pointer.has_block()));
+            wanted.extend(below.into_iter().filter(|(pointer, ..)| pointer.has_block()));
         }
-        self.store.prefetch(1, wanted.iter().map(|(pointer, _)| *pointer).collect()).await;
+        self.store.prefetch(1, wanted.iter().map(|(pointer, ..)| *pointer).collect()).await;
         let mut pointers = Vec::with_capacity(leaves);
-        for (pointer, child) in wanted {
+        for (pointer, child, rules) in wanted {
             let (Ok(node), Slots::Inner(entries)) = (self.store.node(pointer).await, &child.slots) else { continue };
-            pointers.extend(entries.iter().map(|entry| node.pointers[entry.slot()]).filter(|leaf| leaf.has_block()));
+            // What is only unmapped is read where it is the version's own, to be freed.
+            let leaves = entries.iter().map(|entry| (node.pointers[entry.slot()], entry));
+            let needed = leaves.filter(|(leaf, entry)| entry.child.is_some() || leaf.birth() > rules.limit_below(0));
+            pointers.extend(needed.map(|(leaf, _)| leaf).filter(|leaf| leaf.has_block()));
         }
         self.store.prefetch(0, pointers).await;
         Ok(end)
