@@ -1,0 +1,130 @@
+//! Room for what generations hold.
+//!
+//! A group keeps overwritten pages of a volume in its snapshot reserve. When that is full, it deletes the oldest snapshots
+//! and tells nobody, or takes the volume offline under its guest. Neither may happen, so the reserve never gets full:
+//!
+//! *Between two cuts a page is kept at most once, so the snapshots of a volume can grow by no more than the volume's own
+//! space until the next cut.* Before each cut the reserve is therefore raised until at least that much of it is free. If
+//! the pool has not enough room for it, the snapshot is refused (`NoSpace`, 167), nothing that exists is touched and the
+//! guest goes on.
+//!
+//! What the rule cannot know is watched by [`Group::patrol`]: a thin volume whose space grows after its cut, snapshots by
+//! an administrator's schedule, a reserve that was lowered by hand. The reserve is raised again; where that fails an alert
+//! says so while there is still room. A generation that is gone without our doing is reported, once.
+//!
+//! As the last defence the depletion policy is `delete-oldest`, unless the SR or the disk says `volume-offline`: losing the
+//! oldest backup is bad, stopping the machine that is backed up is worse, and the loss is not silent.
+
+use std::collections::BTreeSet;
+
+use tanada_driver::{Alert, DriverError, DriverErrorKind, DriverResult};
+
+use crate::array::{Reserve, VolumePage};
+use crate::driver::Group;
+use crate::error::sm;
+use crate::names::{Description, Kind, Role};
+use crate::options::SNAP_RESERVE_MAX;
+
+/// Percent of the volume's space for which free reserve must never be less than `free`.
+fn percent_for(reserve: &Reserve, free: u64) -> u64 {
+    if reserve.volume == 0 {
+        return reserve.percent;
+    }
+    let needed = u128::from(reserve.used()) + u128::from(free);
+    let percent = (needed * 100).div_ceil(u128::from(reserve.volume));
+    u64::try_from(percent).unwrap_or(u64::MAX)
+}
+
+impl Group {
+    /// Makes sure that a snapshot of this volume, and all that exist, survive until the next one.
+    pub async fn make_room(&self, page: &VolumePage) -> DriverResult<()> {
+        let wanted = percent_for(&page.reserve, page.reserve.volume).max(self.options.disks.reserve_percent);
+        if wanted <= page.reserve.percent {
+            return Ok(());
+        }
+        if wanted > SNAP_RESERVE_MAX {
+            let words = format!(
+                "volume {} would need a snapshot reserve of {wanted} % and a group gives at most {SNAP_RESERVE_MAX} %: delete generations",
+                page.name
+            );
+            return Err(DriverError::new(DriverErrorKind::NoSpace, words).with_sm(sm::VOLUME_OUT_OF_SPACE));
+        }
+        match self.array.on_volume(&page.name, &format!("snap-reserve {wanted}%")).await {
+            Err(failure) if failure.is_no_space() => {
+                let words = format!(
+                    "the pool has no room to raise the snapshot reserve of {} from {} to {wanted} %, without which a generation could be lost: {failure}",
+                    page.name, page.reserve.percent
+                );
+                Err(DriverError::new(DriverErrorKind::NoSpace, words).with_sm(sm::VOLUME_OUT_OF_SPACE))
+            }
+            other => Ok(other.map(|_| ())?),
+        }
+    }
+
+    /// Looks at the snapshot space of all disks and raises it where less than half of what the last cut left is free.
+    /// Reports generations that went by themselves.
+    pub async fn patrol(&self) -> DriverResult<()> {
+        let _gate = self.gate.lock().await;
+        let known = self.hints().generations.clone();
+        let mut present = BTreeSet::new();
+        for (row, role) in self.rows().await? {
+            if role != Role::Disk || (row.snapshots == 0 && !known.values().any(|volume| *volume == row.name)) {
+                continue;
+            }
+            present.extend(self.generations(&row.name).await?.into_iter().map(|generation| generation.id));
+            let Some(page) = self.page(&row.name).await? else { continue };
+            let is_disk = Description::parse(&page.description).is_some_and(|told| told.kind == Kind::Disk);
+            if is_disk && page.snapshots > 0 && page.reserve.available < page.reserve.volume / 2 {
+                self.raise(&page).await?;
+            }
+        }
+        for (generation, volume) in known.into_iter().filter(|(generation, _)| !present.contains(generation)) {
+            self.hints().generations.remove(&generation);
+            let message = format!("generation {generation} of volume {volume} is gone from the group: not by us");
+            let _ = self.alerts.send(Alert::Damage { volume: generation, offset: 0, message });
+        }
+        Ok(())
+    }
+
+    async fn raise(&self, page: &VolumePage) -> DriverResult<()> {
+        match self.make_room(page).await {
+            Err(failure) if failure.kind == DriverErrorKind::NoSpace => {
+                tracing::warn!(volume = page.name, %failure, "the snapshot reserve nears its end");
+                let (free, physical) = (page.reserve.available, page.reserve.used() + page.reserve.available);
+                let _ = self.alerts.send(Alert::NearlyFull { free, physical });
+                Ok(())
+            }
+            other => other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::percent_for;
+    use crate::array::Reserve;
+
+    const MB: u64 = 1 << 20;
+
+    #[test]
+    fn an_unused_reserve_of_a_whole_volume_is_enough() {
+        let reserve = Reserve { percent: 100, volume: 105 * MB, available: 105 * MB, deletes_oldest: true };
+        assert_eq!(percent_for(&reserve, reserve.volume), 100);
+        let half = Reserve { available: 52 * MB, ..reserve };
+        assert!((149..=151).contains(&percent_for(&half, half.volume)), "{}", percent_for(&half, half.volume));
+        assert_eq!(percent_for(&Reserve { volume: 0, ..reserve }, 0), 100);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_asked_for_leaves_a_whole_volume_free(percent in 1u64..2000, volume in 1u64..10_000, free in 0u64..100) {
+            let volume = volume * MB;
+            let total = volume / 100 * percent;
+            let reserve = Reserve { percent, volume, available: total / 100 * free, deletes_oldest: true };
+            let raised = u128::from(volume) * u128::from(percent_for(&reserve, volume)) / 100;
+            prop_assert!(raised >= u128::from(reserve.used()) + u128::from(volume));
+        }
+    }
+}
