@@ -70,6 +70,24 @@ impl EqualBackend {
         Array::new(sessions)
     }
 
+    /// [`Backend::open`] with the driver's own type.
+    pub async fn open_group(&self, config: &SrConfig) -> DriverResult<Arc<EqualDriver>> {
+        let mut group = self.group(config)?;
+        let name = names::management(config.sr);
+        let Some(_) = group.page(&name).await? else {
+            let words = format!("there is no SR {} on the group: no volume {name}", config.sr);
+            return Err(DriverError::new(DriverErrorKind::NotFound, words));
+        };
+        if group.options.pool.is_empty() {
+            group.options.pool = group.array.pool_of(&name).await?;
+        }
+        let group_snapshot = group.has_collections().await?;
+        if let Err(failure) = group.tidy().await {
+            tracing::warn!(sr = %config.sr, %failure, "leftovers of an earlier time stay for now");
+        }
+        Ok(Arc::new(EqualDriver::new(group, group_snapshot)))
+    }
+
     fn group(&self, config: &SrConfig) -> DriverResult<Group> {
         let options = Options::parse(&config.device_config)?;
         let array = self.array(&options);
@@ -108,20 +126,7 @@ impl Backend for EqualBackend {
     }
 
     async fn open(&self, config: &SrConfig) -> DriverResult<Arc<dyn Driver>> {
-        let mut group = self.group(config)?;
-        let name = names::management(config.sr);
-        let Some(_) = group.page(&name).await? else {
-            let words = format!("there is no SR {} on the group: no volume {name}", config.sr);
-            return Err(DriverError::new(DriverErrorKind::NotFound, words));
-        };
-        if group.options.pool.is_empty() {
-            group.options.pool = group.array.pool_of(&name).await?;
-        }
-        let group_snapshot = group.has_collections().await?;
-        if let Err(failure) = group.tidy().await {
-            tracing::warn!(sr = %config.sr, %failure, "leftovers of an earlier time stay for now");
-        }
-        Ok(Arc::new(EqualDriver::new(group, group_snapshot)))
+        Ok(self.open_group(config).await?)
     }
 
     async fn close(&self, _config: &SrConfig) -> DriverResult<()> {

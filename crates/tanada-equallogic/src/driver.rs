@@ -191,13 +191,13 @@ fn moved((moved, repeated): (Moved, bool)) -> Moved {
 
 /// The open SR. Dropping it ends its patrol.
 pub struct EqualDriver {
-    pub group: Arc<Group>,
+    group: Arc<Group>,
     group_snapshot: bool,
     patrol: JoinHandle<()>,
 }
 
 impl EqualDriver {
-    pub fn new(group: Group, group_snapshot: bool) -> EqualDriver {
+    pub(crate) fn new(group: Group, group_snapshot: bool) -> EqualDriver {
         let group = Arc::new(group);
         let watched = group.clone();
         let patrol = tokio::spawn(async move {
@@ -209,6 +209,11 @@ impl EqualDriver {
             }
         });
         EqualDriver { group, group_snapshot, patrol }
+    }
+
+    /// Looks after the snapshot space now, as is done every few minutes.
+    pub async fn patrol(&self) -> DriverResult<()> {
+        self.group.patrol().await
     }
 }
 

@@ -110,13 +110,19 @@ pub fn start(options: Options) -> Result<Handle> {
         .enable_all()
         .build()
         .context("the group manager's threads")?;
-    let listener = runtime
-        .block_on(tokio::net::TcpListener::bind(options.ssh))
-        .with_context(|| format!("listening on {}", options.ssh))?;
+    let listener = listen(&runtime, options.ssh).with_context(|| format!("listening on {}", options.ssh))?;
     let ssh = listener.local_addr().context("the SSH port")?;
     runtime.spawn(ssh::serve(listener, key, Arc::clone(&front)));
     runtime.spawn(tick(Arc::clone(&front)));
     Ok(Handle { front, router, ssh, portal, fingerprint, runtime: Some(runtime) })
+}
+
+/// Without waiting inside the runtime: the caller may be inside another one.
+fn listen(runtime: &Runtime, address: SocketAddr) -> std::io::Result<tokio::net::TcpListener> {
+    let listener = std::net::TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    let _inside = runtime.enter();
+    tokio::net::TcpListener::from_std(listener)
 }
 
 fn fresh(options: &Options) -> Result<Group> {

@@ -1,0 +1,7 @@
+//! The driver on a simulated group, over SSH and iSCSI.
+
+mod access;
+mod faults;
+mod sr;
+mod verbs;
+mod world;
