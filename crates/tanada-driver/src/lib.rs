@@ -4,6 +4,7 @@
 //! UUIDs chosen by the caller before anything is touched (they are the VDI's `location`). Sizes are bytes.
 
 use std::collections::BTreeMap;
+use std::ops::AddAssign;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
@@ -92,6 +93,14 @@ pub struct Moved {
     pub changed: bool,
     pub bytes_by_host: u64,
     pub bytes_by_storage: u64,
+}
+
+impl AddAssign for Moved {
+    fn add_assign(&mut self, other: Moved) {
+        self.changed |= other.changed;
+        self.bytes_by_host += other.bytes_by_host;
+        self.bytes_by_storage += other.bytes_by_storage;
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

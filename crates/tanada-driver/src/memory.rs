@@ -86,6 +86,7 @@ pub struct MemoryDriver {
     alerts: broadcast::Sender<Alert>,
     paused: Arc<Notify>,
     revert_in_place: bool,
+    group_snapshot: bool,
 }
 
 impl Default for MemoryDriver {
@@ -95,6 +96,7 @@ impl Default for MemoryDriver {
             alerts: broadcast::channel(16).0,
             paused: Arc::default(),
             revert_in_place: true,
+            group_snapshot: true,
         }
     }
 }
@@ -103,6 +105,11 @@ impl MemoryDriver {
     /// A storage that can only clone, as arrays without a restore are.
     pub fn without_revert() -> MemoryDriver {
         MemoryDriver { revert_in_place: false, ..MemoryDriver::default() }
+    }
+
+    /// A storage that cuts one volume at a time.
+    pub fn without_groups() -> MemoryDriver {
+        MemoryDriver { group_snapshot: false, ..MemoryDriver::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -207,7 +214,7 @@ impl Driver for MemoryDriver {
         Capabilities {
             thin: true,
             offloaded: true,
-            group_snapshot: true,
+            group_snapshot: self.group_snapshot,
             constant_time: true,
             revert_in_place: self.revert_in_place,
             exact_difference: true,
@@ -254,6 +261,9 @@ impl Driver for MemoryDriver {
     }
 
     async fn snapshot(&self, group: &[CutPair]) -> DriverResult<CutReport> {
+        if group.len() > 1 && !self.group_snapshot {
+            return Err(failure(DriverErrorKind::NotAtomic, String::from("one volume is cut at a time")));
+        }
         self.verb(|state| {
             for pair in group {
                 state.volume(pair.volume)?;

@@ -10,6 +10,7 @@
 //! | sr-create | nothing | the SR's records | undone, where the container is provably ours |
 //! | sr-destroy | nothing | the end of the SR's records | finished |
 //! | freeze | before the guest is frozen | when it is thawed | the guest is thawed |
+//! | hold | before the machine is held | when it goes on | the machine goes on |
 //! | attachment | before the driver attaches | when the driver has detached | ended when nobody uses it |
 //!
 //! Volumes get their names before they are made, so that an undo knows what to look for; verbs of drivers may be
@@ -66,6 +67,9 @@ pub enum Plan {
     Freeze {
         vm: String,
     },
+    Hold {
+        vm: String,
+    },
 }
 
 /// A machine goes back to a snapshot.
@@ -107,6 +111,7 @@ impl Plan {
             Plan::SrCreate { .. } => "sr-create",
             Plan::SrDestroy { .. } => "sr-destroy",
             Plan::Freeze { .. } => "freeze",
+            Plan::Hold { .. } => "hold",
         }
     }
 
@@ -132,7 +137,8 @@ impl Plan {
             Plan::Create { sr, volumes } => volumes.iter().map(|volume| one(sr, volume)).collect(),
             Plan::Destroy { sr, volume, .. } | Plan::Resize { sr, volume, .. } => vec![one(sr, volume)],
             Plan::Revert(plan) => plan.cloned.iter().map(|disk| one(&disk.sr, &disk.volume)).collect(),
-            Plan::Discard { .. } | Plan::SrCreate { .. } | Plan::SrDestroy { .. } | Plan::Freeze { .. } => Vec::new(),
+            Plan::Discard { .. } | Plan::SrCreate { .. } | Plan::SrDestroy { .. } => Vec::new(),
+            Plan::Freeze { .. } | Plan::Hold { .. } => Vec::new(),
         }
     }
 }

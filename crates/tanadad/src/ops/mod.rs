@@ -8,6 +8,7 @@
 //! | [`vif`], [`network`] | network devices |
 //! | [`allowed`] | which operation is allowed when, as a table |
 //! | [`intents`], [`reconcile`] | what survives a crash, and what is done about it |
+//! | `secrets` | passwords of back ends, kept out of records |
 //! | [`metadata`] | the records that an SR carries with it |
 //! | [`startup`] | objects that are always there |
 //!
@@ -26,6 +27,7 @@ pub mod pbd;
 pub mod power;
 pub mod reconcile;
 mod records;
+mod secrets;
 pub mod sr;
 pub mod startup;
 pub mod vbd;
@@ -64,7 +66,7 @@ pub async fn start(daemon: &Arc<Daemon>) -> anyhow::Result<()> {
 
 /// Once it is known which machines run: ends what an earlier life of the process left with them.
 pub async fn after_machines(daemon: &Arc<Daemon>) {
-    reconcile::thaw_guests(daemon).await;
+    reconcile::let_guests_go(daemon).await;
     crate::storage::end_leftovers(daemon).await;
 }
 

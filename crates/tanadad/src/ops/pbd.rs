@@ -5,8 +5,8 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use tanada_xapi::{ApiError, ApiResult, Ref, Value};
 
-use super::records::{given, message, must_exist};
-use super::{metadata, reconcile, sr};
+use super::records::{given, message, must_exist, strings};
+use super::{metadata, reconcile, secrets, sr};
 use crate::context::{Args, CallContext, Daemon, Handlers};
 use crate::db::View;
 use crate::storage::{alerts, attached_vdis};
@@ -29,12 +29,16 @@ async fn create(ctx: CallContext, args: Args) -> ApiResult<Value> {
     if config.is_some_and(|config| config.contains_key("SRmaster")) {
         return Err(ApiError::value_not_supported("host", "SRmaster", "this key is set by the server"));
     }
-    let fields = given("PBD", record)?;
+    let mut fields = given("PBD", record)?;
     let made = ctx.db().write(|tx| {
         must_exist(tx, "host", &host)?;
         let pbds = tx.resolve("PBD", &tx.get("SR", &sr)?.refs("PBDs"));
         if let Some(other) = pbds.iter().find(|pbd| pbd.reference("host") == host) {
             return Err(ApiError::pbd_exists(&sr, &host, other.id()));
+        }
+        if let Some(config) = config {
+            fields.retain(|(field, _)| *field != "device_config");
+            fields.push(("device_config", Value::map(secrets::hide(tx, &strings(config))?)));
         }
         tx.create("PBD", fields)
     })?;
@@ -115,18 +119,22 @@ async fn destroy(ctx: CallContext, args: Args) -> ApiResult<Value> {
         if tx.get("PBD", &pbd)?.bool("currently_attached") {
             return Err(ApiError::operation_not_allowed("PBD is currently attached; unplug it first"));
         }
+        secrets::forget(tx, &strings(tx.get("PBD", &pbd)?.map("device_config")))?;
         tx.destroy("PBD", &pbd)
     })?;
     Ok(Value::Void)
 }
 
 async fn set_device_config(ctx: CallContext, args: Args) -> ApiResult<Value> {
-    let (pbd, value) = (args.reference("self")?, args.value("value")?.clone());
+    let (pbd, value) = (args.reference("self")?, strings(args.map("value")?));
     ctx.db().write(|tx| {
-        if tx.get("PBD", &pbd)?.bool("currently_attached") {
+        let known = tx.get("PBD", &pbd)?;
+        if known.bool("currently_attached") {
             return Err(ApiError::operation_not_allowed("PBD is currently attached; unplug it first"));
         }
-        tx.set("PBD", &pbd, "device_config", value)
+        let hidden = secrets::hide(tx, &value)?;
+        secrets::forget(tx, &strings(known.map("device_config")))?;
+        tx.set("PBD", &pbd, "device_config", Value::map(hidden))
     })?;
     Ok(Value::Void)
 }

@@ -3,7 +3,7 @@
 //! Only what an intent names is touched. Everything else that differs is reported (a message and a line in the log) and
 //! left to an administrator; SR.scan makes records for volumes that have none.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use tanada_driver::registry::SrConfig;
@@ -12,10 +12,10 @@ use uuid::Uuid;
 
 use super::intents::{self, Plan};
 use super::records::message;
-use super::{machine, sr, vdi, vdi_copy};
+use super::{machine, secrets, sr, vdi, vdi_copy};
 use crate::context::Daemon;
 use crate::db::{Intent, View};
-use crate::storage::{driver_error, volume_id};
+use crate::storage::{driver_error, host_initiator, volume_id};
 
 /// Operations under way ended with the process that ran them.
 pub fn clear_marks(daemon: &Daemon) -> ApiResult<()> {
@@ -99,32 +99,35 @@ async fn end(daemon: &Arc<Daemon>, intent: &Intent, plan: &Plan) -> ApiResult<bo
         Plan::Revert(plan) => end_revert(daemon, plan, id).await?,
         Plan::SrCreate { uuid, driver, device_config } => {
             let backend = daemon.storage.backend(driver)?;
-            let config = SrConfig { sr: *uuid, device_config: device_config.clone(), ..SrConfig::default() };
-            let found = backend.probe(device_config).await.map_err(driver_error)?;
-            if found.iter().any(|found| found.sr == *uuid) {
-                backend.erase(&config).await.map_err(driver_error)?;
-            }
-            intents::clear(daemon, id)?;
+            let config = begun(daemon, *uuid, device_config)?;
+            sr::undo_create(backend.as_ref(), &config).await.map_err(driver_error)?;
+            sr::end_create(daemon, device_config, id)?;
         }
         Plan::SrDestroy { sr, uuid, driver, device_config } => {
             let backend = daemon.storage.backend(driver)?;
-            let config = SrConfig { sr: *uuid, device_config: device_config.clone(), ..SrConfig::default() };
-            let found = backend.probe(device_config).await.map_err(driver_error)?;
-            if found.iter().all(|found| found.sr == *uuid) {
+            let config = begun(daemon, *uuid, device_config)?;
+            let found = backend.probe(&config.device_config).await.map_err(driver_error)?;
+            if found.is_empty() || found.iter().any(|found| found.sr == *uuid) {
                 backend.erase(&config).await.map_err(driver_error)?;
             }
             sr::finish_destroy(daemon, &Ref::from(sr.as_str()), id)?;
         }
         // Its machine is looked for first.
-        Plan::Freeze { .. } => return Ok(false),
+        Plan::Freeze { .. } | Plan::Hold { .. } => return Ok(false),
     }
     Ok(true)
+}
+
+/// The configuration of a plan, as the back end needs it.
+fn begun(daemon: &Daemon, sr: Uuid, hidden: &BTreeMap<String, String>) -> ApiResult<SrConfig> {
+    let (device_config, initiator) = daemon.db.read(|state| (secrets::reveal(state, hidden), host_initiator(state)));
+    Ok(SrConfig { sr, device_config: device_config?, initiator, ..SrConfig::default() })
 }
 
 async fn end_revert(daemon: &Arc<Daemon>, plan: &intents::RevertPlan, intent: &str) -> ApiResult<()> {
     let there = |id: &str| daemon.db.read(|state| state.find("VM", &Ref::from(id)).is_some());
     if there(&plan.vm) && there(&plan.snapshot) {
-        return machine::revert::carry_out(daemon, plan, intent).await;
+        return machine::revert::carry_out(daemon, plan, intent).await.map(drop);
     }
     daemon.db.write(|tx| {
         for disk in &plan.cloned {
@@ -135,12 +138,19 @@ async fn end_revert(daemon: &Arc<Daemon>, plan: &intents::RevertPlan, intent: &s
     })
 }
 
-/// Guests that an earlier life froze are thawed; called when it is known which machines run.
-pub async fn thaw_guests(daemon: &Arc<Daemon>) {
+/// Machines that an earlier life held go on, guests that it froze are thawed; called when it is known which machines run.
+pub async fn let_guests_go(daemon: &Arc<Daemon>) {
     let Ok(intents) = daemon.db.intents() else { return };
-    for intent in intents {
-        if let Some(Plan::Freeze { vm }) = Plan::read(&intent) {
-            machine::quiesce::thaw_leftover(daemon, &Ref::from(vm.as_str()), &intent.id).await;
+    let plans: Vec<_> = intents.iter().filter_map(|intent| Some((&intent.id, Plan::read(intent)?))).collect();
+    // A guest that stands still cannot thaw.
+    for (id, plan) in &plans {
+        if let Plan::Hold { vm } = plan {
+            machine::cut::release_leftover(daemon, &Ref::from(vm.as_str()), id).await;
+        }
+    }
+    for (id, plan) in &plans {
+        if let Plan::Freeze { vm } = plan {
+            machine::quiesce::thaw_leftover(daemon, &Ref::from(vm.as_str()), id).await;
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use tanada_driver::Moved;
 use tanada_xapi::classes::{self, Qualifier};
 use tanada_xapi::{ApiError, ApiResult, DateTime, Map, Ref, Value};
 
@@ -41,6 +42,11 @@ pub fn int(bytes: u64) -> Value {
 /// A non-negative number of bytes that a client gave.
 pub fn bytes(field: &str, value: i64) -> ApiResult<u64> {
     u64::try_from(value).map_err(|_| ApiError::invalid_value(field, value))
+}
+
+/// What an operation moved, as text of a message.
+pub fn moved_text(moved: Moved) -> String {
+    format!("bytes moved by the host: {}, by the storage: {}", moved.bytes_by_host, moved.bytes_by_storage)
 }
 
 /// The object must exist.

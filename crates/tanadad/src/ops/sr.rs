@@ -7,13 +7,15 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use futures_util::FutureExt;
-use tanada_driver::registry::{Backend, SrConfig};
+use quick_xml::escape::escape;
+use tanada_driver::registry::{Backend, Found, SrConfig};
 use tanada_driver::{Driver, DriverError, DriverErrorKind, ScanEntry, VolumeFacts};
 use tanada_xapi::{ApiError, ApiResult, Ref, Value};
 use uuid::Uuid;
 
 use super::intents::{self, Plan};
 use super::records::{bytes, int, strings};
+use super::secrets;
 use crate::context::{Args, CallContext, Daemon, Handlers};
 use crate::db::{Record, Tx, View};
 use crate::storage::{alerts, driver_error, host_initiator, numbered, volume_id};
@@ -37,26 +39,30 @@ pub fn handlers() -> Handlers {
 async fn create(ctx: CallContext, args: Args) -> ApiResult<Value> {
     let host = ctx.db().read(|state| state.get("host", &args.reference("host")?))?;
     let backend = ctx.daemon.storage.backend(args.str("type")?)?;
-    let device_config = strings(args.map("device_config")?);
+    let given = strings(args.map("device_config")?);
+    let plain = ctx.db().read(|state| secrets::reveal(state, &given))?;
     let shared = args.bool("shared")?;
-    check_config(backend.as_ref(), &device_config, shared)?;
+    check_config(backend.as_ref(), &plain, shared)?;
     let size = bytes("physical_size", args.int("physical_size")?)?;
     let uuid = Uuid::new_v4();
     let config = SrConfig {
         sr: uuid,
-        device_config,
+        device_config: plain,
         physical_size: (size > 0).then_some(size),
         name_label: args.string("name_label")?,
         name_description: args.string("name_description")?,
         initiator: ctx.db().read(host_initiator),
     };
     let driver_name = backend.facts().name.to_owned();
-    let plan = Plan::SrCreate { uuid, driver: driver_name.clone(), device_config: config.device_config.clone() };
-    let intent = plan.write(&ctx.daemon)?;
+    let (hidden, intent) = ctx.db().write(|tx| {
+        let hidden = secrets::hide(tx, &given)?;
+        let plan = Plan::SrCreate { uuid, driver: driver_name.clone(), device_config: hidden.clone() };
+        Ok((hidden, plan.put(tx)?))
+    })?;
     let driver = match make(backend.as_ref(), &config).await {
         Ok(driver) => driver,
         Err(error) => {
-            intents::clear(&ctx.daemon, &intent)?;
+            give_up(&ctx.daemon, backend.as_ref(), &config, &hidden, &intent, &error).await;
             return Err(sr_error(error));
         }
     };
@@ -82,7 +88,7 @@ async fn create(ctx: CallContext, args: Args) -> ApiResult<Value> {
             [
                 ("host", Value::from(host.id())),
                 ("SR", Value::from(&sr)),
-                ("device_config", Value::map(config.device_config.clone())),
+                ("device_config", Value::map(hidden.clone())),
                 ("currently_attached", Value::from(true)),
             ],
         )?;
@@ -110,18 +116,47 @@ fn check_config(backend: &dyn Backend, device_config: &BTreeMap<String, String>,
     Ok(())
 }
 
-/// Makes the container and opens it; what was made is erased when it does not open.
+/// Makes the container and opens it.
 async fn make(backend: &dyn Backend, config: &SrConfig) -> Result<Arc<dyn Driver>, DriverError> {
     backend.create(config).await?;
-    match backend.open(config).await {
-        Ok(driver) => Ok(driver),
-        Err(error) => {
-            if let Err(left) = backend.erase(config).await {
-                tracing::warn!(sr = %config.sr, error = %left, "a container that does not open could not be erased");
-            }
-            Err(error)
-        }
+    backend.open(config).await
+}
+
+/// After a creation that failed: what there is of it is erased. When the storage does not answer, the plan stays and is
+/// undone at the next start.
+async fn give_up(
+    daemon: &Daemon,
+    backend: &dyn Backend,
+    config: &SrConfig,
+    hidden: &BTreeMap<String, String>,
+    intent: &str,
+    failure: &DriverError,
+) {
+    // A refusal comes before anything is made; asking who is there could take that long again.
+    let refused = matches!(failure.kind, DriverErrorKind::InvalidArgument | DriverErrorKind::Exists);
+    let undone = if refused { Ok(()) } else { undo_create(backend, config).await };
+    let ended = match undone {
+        Ok(()) => end_create(daemon, hidden, intent),
+        Err(error) => Err(sr_error(error)),
+    };
+    if let Err(error) = ended {
+        tracing::warn!(sr = %config.sr, %error, "an SR that was begun could not be undone; it will be at the next start");
     }
+}
+
+/// Erases the container of an SR that was being made, if it is there and ours.
+pub async fn undo_create(backend: &dyn Backend, config: &SrConfig) -> Result<(), DriverError> {
+    let found = backend.probe(&config.device_config).await?;
+    if found.iter().any(|found| found.sr == config.sr) { backend.erase(config).await } else { Ok(()) }
+}
+
+/// A plan to make an SR that led to nothing.
+pub fn end_create(daemon: &Daemon, hidden: &BTreeMap<String, String>, intent: &str) -> ApiResult<()> {
+    daemon.db.write(|tx| {
+        secrets::forget(tx, hidden)?;
+        tx.clear_intent(intent);
+        Ok(())
+    })
 }
 
 /// Failures of whole SRs have numbers of their own.
@@ -188,8 +223,9 @@ fn remove_records(tx: &mut Tx<'_>, sr: &Ref) -> ApiResult<()> {
     for vdi in record.refs("VDIs") {
         super::vdi::remove_record(tx, &vdi)?;
     }
-    for pbd in record.refs("PBDs") {
-        tx.destroy("PBD", &pbd)?;
+    for pbd in tx.resolve("PBD", &record.refs("PBDs")) {
+        secrets::forget(tx, &strings(pbd.map("device_config")))?;
+        tx.destroy("PBD", pbd.id())?;
     }
     for pool in tx.all("pool") {
         for field in ["default_SR", "suspend_image_SR", "crash_dump_SR"] {
@@ -228,7 +264,7 @@ async fn destroy(ctx: CallContext, args: Args) -> ApiResult<Value> {
     })?;
     let (backend, config) = config_of(&ctx.daemon, &sr)?;
     let found = backend.probe(&config.device_config).await.map_err(sr_error)?;
-    if let Some(other) = found.iter().find(|found| found.sr != config.sr) {
+    if let Some(other) = found.first().filter(|_| found.iter().all(|found| found.sr != config.sr)) {
         let words = format!("another SR ({}) is there now; forget this one instead", other.sr);
         return Err(ApiError::sr_backend_failure(42, words));
     }
@@ -236,7 +272,7 @@ async fn destroy(ctx: CallContext, args: Args) -> ApiResult<Value> {
         sr: sr.to_string(),
         uuid: config.sr,
         driver: backend.facts().name.to_owned(),
-        device_config: config.device_config.clone(),
+        device_config: ctx.db().read(|state| pbd_of(state, &sr)).map(|pbd| hidden_config(&pbd))?,
     };
     let intent = plan.write(&ctx.daemon)?;
     if let Err(error) = backend.erase(&config).await {
@@ -258,17 +294,23 @@ pub fn finish_destroy(daemon: &Daemon, sr: &Ref, intent: &str) -> ApiResult<()> 
     })
 }
 
+fn pbd_of(view: &impl View, sr: &Ref) -> ApiResult<Arc<Record>> {
+    let pbds = view.get("SR", sr)?.refs("PBDs");
+    view.resolve("PBD", &pbds).into_iter().next().ok_or_else(|| ApiError::sr_has_no_pbds(sr))
+}
+
+fn hidden_config(pbd: &Record) -> BTreeMap<String, String> {
+    strings(pbd.map("device_config"))
+}
+
 /// The back end of an SR and what its PBD on this host says.
 pub fn config_of(daemon: &Daemon, sr: &Ref) -> ApiResult<(Arc<dyn Backend>, SrConfig)> {
-    let (record, pbd) = daemon.db.read(|state| {
-        let record = state.get("SR", sr)?;
-        let pbd = state.resolve("PBD", &record.refs("PBDs")).into_iter().next();
-        Ok::<_, ApiError>((record, pbd))
+    let (record, device_config) = daemon.db.read(|state| {
+        let plain = secrets::reveal(state, &hidden_config(&*pbd_of(state, sr)?))?;
+        Ok::<_, ApiError>((state.get("SR", sr)?, plain))
     })?;
-    let pbd = pbd.ok_or_else(|| ApiError::sr_has_no_pbds(sr))?;
     let backend = daemon.storage.backend(record.str("type"))?;
     let uuid = Uuid::parse_str(record.uuid()).map_err(|_| ApiError::uuid_invalid("SR", record.uuid()))?;
-    let device_config = strings(pbd.map("device_config"));
     let config = SrConfig {
         sr: uuid,
         device_config,
@@ -338,6 +380,9 @@ fn adopt_volume(tx: &mut Tx<'_>, sr: &Ref, entry: &ScanEntry) -> ApiResult<Ref> 
         ("managed", Value::from(true)),
         ("is_a_snapshot", Value::from(entry.is_generation)),
     ];
+    if let Some(name) = &entry.name_label {
+        fields.push(("name_label", Value::from(name.as_str())));
+    }
     // A VDI made here has its volume's name as uuid; it gets that back.
     if tx.find_by_uuid("VDI", &uuid).is_none() {
         fields.push(("uuid", Value::from(uuid)));
@@ -408,15 +453,26 @@ pub async fn sizes_changed(daemon: &Daemon, sr: &Ref) {
 
 async fn probe(ctx: CallContext, args: Args) -> ApiResult<Value> {
     let backend = ctx.daemon.storage.backend(args.str("type")?)?;
-    let device_config = strings(args.map("device_config")?);
+    let given = strings(args.map("device_config")?);
+    let device_config = ctx.db().read(|state| secrets::reveal(state, &given))?;
     check_config(backend.as_ref(), &device_config, false)?;
     let found = backend.probe(&device_config).await.map_err(sr_error)?;
+    Ok(Value::from(probe_text(&found)))
+}
+
+/// The list of SRs as XenServer's clients read it.
+fn probe_text(found: &[Found]) -> String {
     let mut xml = String::from("<?xml version=\"1.0\" ?>\n<SRlist>\n");
     for one in found {
-        xml.push_str(&format!("  <SR><UUID>{}</UUID><size>{}</size></SR>\n", one.sr, one.size));
+        let (name, description) = (escape(&one.name_label), escape(&one.name_description));
+        xml.push_str(&format!(
+            "  <SR><UUID>{}</UUID><size>{}</size><name_label>{name}</name_label>\
+             <name_description>{description}</name_description></SR>\n",
+            one.sr, one.size
+        ));
     }
     xml.push_str("</SRlist>\n");
-    Ok(Value::from(xml))
+    xml
 }
 
 async fn get_supported_types(ctx: CallContext) -> ApiResult<Value> {

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use futures_util::FutureExt;
-use tanada_driver::{CloneRequest, CreateRequest, CutPair, CutReport, Driver, DriverErrorKind};
+use tanada_driver::{CloneRequest, CreateRequest, CutPair, CutReport, Driver, DriverErrorKind, DriverResult};
 use tanada_xapi::{ApiError, ApiResult, DateTime, Map, Ref, Value};
 use uuid::Uuid;
 
@@ -283,14 +283,16 @@ pub fn begin(
 async fn snapshot(ctx: CallContext, args: Args) -> ApiResult<Value> {
     let vdi = args.reference("vdi")?;
     let (_mark, record, driver) = begin(&ctx, &vdi, "snapshot", true)?;
-    let (copies, _) = copies(&ctx.daemon, &driver, &[record], true).await?;
+    let (copies, report) = copies(&ctx.daemon, &driver, &[record], true).await?;
+    ctx.task.moved(report.moved);
     copies.first().map(Value::from).ok_or_else(|| ApiError::internal("no snapshot was made"))
 }
 
 async fn clone(ctx: CallContext, args: Args) -> ApiResult<Value> {
     let vdi = args.reference("vdi")?;
     let (_mark, record, driver) = begin(&ctx, &vdi, "clone", true)?;
-    let (copies, _) = copies(&ctx.daemon, &driver, &[record], false).await?;
+    let (copies, report) = copies(&ctx.daemon, &driver, &[record], false).await?;
+    ctx.task.moved(report.moved);
     copies.first().map(Value::from).ok_or_else(|| ApiError::internal("no clone was made"))
 }
 
@@ -307,7 +309,7 @@ async fn copies(
     let volumes: Vec<Uuid> = planned.iter().map(|copy| copy.volume).collect();
     let intent = Plan::Create { sr: sr.to_string(), volumes: volumes.clone() }.write(daemon)?;
     let made = async {
-        let report = copy_volumes(driver.as_ref(), &planned, as_snapshots).await?;
+        let report = copy_volumes(driver.as_ref(), &planned, as_snapshots).await.map_err(driver_error)?;
         let ids = daemon.db.write(|tx| {
             let ids: ApiResult<Vec<Ref>> = planned.iter().map(|copy| copy.record(tx, as_snapshots)).collect();
             tx.clear_intent(&intent);
@@ -340,14 +342,13 @@ pub fn plan_copies(disks: &[Arc<Record>]) -> ApiResult<Vec<PlannedCopy>> {
 }
 
 /// The driver's part: one cut for all snapshots, or a clone each.
-pub async fn copy_volumes(driver: &dyn Driver, planned: &[PlannedCopy], as_snapshots: bool) -> ApiResult<CutReport> {
+pub async fn copy_volumes(driver: &dyn Driver, planned: &[PlannedCopy], as_snapshots: bool) -> DriverResult<CutReport> {
     // A snapshot's content does not change: another name for it is a clone that nobody writes to.
     let (cut, cloned): (Vec<_>, Vec<_>) =
         planned.iter().partition(|copy| as_snapshots && !copy.source.bool("is_a_snapshot"));
     let group: Vec<CutPair> =
         cut.iter().map(|copy| CutPair { volume: copy.source_volume, generation: copy.volume }).collect();
-    let mut report =
-        if group.is_empty() { CutReport::default() } else { driver.snapshot(&group).await.map_err(driver_error)? };
+    let mut report = if group.is_empty() { CutReport::default() } else { driver.snapshot(&group).await? };
     for copy in cloned {
         let request = CloneRequest {
             name_label: copy.source.str("name_label").to_owned(),
@@ -355,9 +356,7 @@ pub async fn copy_volumes(driver: &dyn Driver, planned: &[PlannedCopy], as_snaps
             near: planned.first().map(|first| first.volume).filter(|first| *first != copy.volume),
             ..CloneRequest::new(copy.source_volume, copy.volume)
         };
-        let moved = driver.clone_volume(&request).await.map_err(driver_error)?;
-        report.moved.bytes_by_host += moved.bytes_by_host;
-        report.moved.bytes_by_storage += moved.bytes_by_storage;
+        report.moved += driver.clone_volume(&request).await?;
     }
     Ok(report)
 }
@@ -391,7 +390,7 @@ async fn revert(ctx: CallContext, args: Args) -> ApiResult<Value> {
         return Err(ApiError::sr_operation_not_supported(record.reference("SR")));
     }
     let (volume, generation) = (volume_id(head.str("location"))?, volume_id(record.str("location"))?);
-    driver.revert(volume, generation).await.map_err(driver_error)?;
+    ctx.task.moved(driver.revert(volume, generation).await.map_err(driver_error)?);
     ctx.db().write(|tx| tx.set("VDI", &target, "virtual_size", record.int("virtual_size")))?;
     sizes_changed(&ctx.daemon, &record.reference("SR")).await;
     Ok(Value::Void)
@@ -422,7 +421,10 @@ async fn resize(ctx: CallContext, args: Args, operation: &'static str) -> ApiRes
     let sr = record.reference("SR");
     let intent = Plan::Resize { sr: sr.to_string(), vdi: vdi.to_string(), volume, size }.write(&ctx.daemon)?;
     match driver.resize(volume, size).await {
-        Ok((reached, _)) => finish_resize(&ctx.daemon, &vdi, reached, &intent)?,
+        Ok((reached, moved)) => {
+            ctx.task.moved(moved);
+            finish_resize(&ctx.daemon, &vdi, reached, &intent)?;
+        }
         Err(error) => {
             // It may have taken effect all the same: the storage's word counts.
             if let Ok(facts) = driver.stat(volume).await {

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use futures_util::FutureExt;
+use tanada_driver::Moved;
 use tanada_nbd::client::NbdError;
 use tanada_nbd::copy;
 use tanada_xapi::{ApiError, ApiResult, Ref, Value};
@@ -48,6 +49,7 @@ async fn copy_message(ctx: CallContext, args: Args) -> ApiResult<Value> {
 pub struct Provisional {
     pub vdi: Ref,
     pub intent: String,
+    pub moved: Moved,
 }
 
 /// An independent disk on `sr` with the source's content; progress goes to the context's task.
@@ -66,7 +68,7 @@ pub async fn copy_to_sr(ctx: &CallContext, source: &Record, sr: &Ref) -> ApiResu
         ctx.task.until_cancelled(copy_data(ctx, source.id(), &vdi, true)).await?
     };
     match copied.await {
-        Ok(()) => Ok(Provisional { vdi, intent }),
+        Ok(moved) => Ok(Provisional { vdi, intent, moved }),
         Err(error) => {
             discard(&ctx.daemon, &[vdi], &intent).await;
             Err(error)
@@ -104,10 +106,10 @@ async fn copy_into(ctx: &CallContext, source: &Record, into: &Ref) -> ApiResult<
     if target.int("virtual_size") < needed {
         return Err(ApiError::vdi_too_small(into, needed));
     }
-    ctx.task.until_cancelled(copy_data(ctx, source.id(), into, false)).await?
+    ctx.task.until_cancelled(copy_data(ctx, source.id(), into, false)).await?.map(drop)
 }
 
-async fn copy_data(ctx: &CallContext, source: &Ref, target: &Ref, target_is_zero: bool) -> ApiResult<()> {
+async fn copy_data(ctx: &CallContext, source: &Ref, target: &Ref, target_is_zero: bool) -> ApiResult<Moved> {
     let from = Attached::open(&ctx.daemon, source, Access::Read).await?;
     let to = match Attached::open(&ctx.daemon, target, Access::Write).await {
         Ok(to) => to,
@@ -125,5 +127,7 @@ async fn copy_data(ctx: &CallContext, source: &Ref, target: &Ref, target_is_zero
     let copied = copied.await;
     from.release().await;
     to.release().await;
-    copied.map(drop)
+    let moved = Moved { changed: true, bytes_by_host: copied?.written, bytes_by_storage: 0 };
+    ctx.task.moved(moved);
+    Ok(moved)
 }

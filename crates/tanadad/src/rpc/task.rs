@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tanada_driver::Moved;
 use tanada_xapi::{ApiError, ApiResult, DateTime, Ref, Value, xmlrpc};
 use tokio::sync::watch;
 
@@ -133,6 +134,24 @@ impl TaskHandle {
             if let Err(error) = set {
                 tracing::warn!(task = %self.id, %error, "progress could not be shown");
             }
+        }
+    }
+
+    /// Adds to what the task's `other_config` says was moved: `bytes_moved_by_host` and `bytes_moved_by_storage`.
+    pub fn moved(&self, moved: Moved) {
+        let Some(daemon) = &self.daemon else { return };
+        let told = daemon.db.write(|tx| {
+            let Some(task) = tx.find("task", &self.id) else { return Ok(()) };
+            let sums =
+                [("bytes_moved_by_host", moved.bytes_by_host), ("bytes_moved_by_storage", moved.bytes_by_storage)];
+            for (key, more) in sums {
+                let before: u64 = task.entry("other_config", key).and_then(|text| text.parse().ok()).unwrap_or(0);
+                tx.put_entry("task", &self.id, "other_config", key, before.saturating_add(more).to_string())?;
+            }
+            Ok(())
+        });
+        if let Err(error) = told {
+            tracing::warn!(task = %self.id, %error, "what was moved could not be told");
         }
     }
 

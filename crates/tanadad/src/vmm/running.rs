@@ -1,6 +1,7 @@
 //! The handle on a running machine.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use tanada_qemu::agent::GuestAgent;
@@ -20,6 +21,8 @@ pub struct Running {
     agent: Arc<GuestAgent>,
     agent_open: watch::Sender<bool>,
     ended: watch::Sender<bool>,
+    /// Stopped by us for a moment.
+    held: AtomicBool,
     /// Disks whose unplug was asked for and given up waiting for.
     pending_removals: Mutex<BTreeSet<Uuid>>,
 }
@@ -38,6 +41,7 @@ impl Running {
             agent,
             agent_open,
             ended,
+            held: AtomicBool::new(false),
             pending_removals: Mutex::default(),
         }
     }
@@ -64,6 +68,14 @@ impl Running {
     /// True when that changed.
     pub(super) fn set_agent_open(&self, open: bool) -> bool {
         self.agent_open.send_replace(open) != open
+    }
+
+    pub(super) fn set_held(&self, held: bool) {
+        self.held.store(held, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_held(&self) -> bool {
+        self.held.load(Ordering::SeqCst)
     }
 
     /// Waits until the process has ended, the disks are detached and the records say so.

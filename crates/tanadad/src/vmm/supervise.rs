@@ -207,6 +207,7 @@ impl Supervisor {
                 self.cont_at = None;
                 self.write(|tx, vm| records::power_state(tx, vm, Power::Running));
             }
+            RunState::Paused if self.machine.is_held() => {}
             RunState::Paused => self.write(|tx, vm| records::power_state(tx, vm, Power::Paused)),
             RunState::IoError => self.stopped_by_disk().await,
             RunState::Panicked => self.write(|tx, vm| records::machine_state(tx, vm, "crashed")),

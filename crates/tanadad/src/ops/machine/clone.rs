@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use futures_util::FutureExt;
+use tanada_driver::Moved;
 use tanada_xapi::{ApiError, ApiResult, Ref, Value};
 use uuid::Uuid;
 
@@ -12,10 +13,11 @@ use crate::context::{Args, CallContext, Handlers};
 use crate::db::View;
 use crate::ops::allowed;
 use crate::ops::intents::{self, Plan};
-use crate::ops::records::message;
+use crate::ops::records::{message, moved_text};
 use crate::ops::sr::sizes_changed;
 use crate::ops::vdi::{self, PlannedCopy, copy_volumes, plan_copies};
 use crate::ops::vdi_copy::{Provisional, copy_to_sr, discard};
+use crate::storage::driver_error;
 
 pub fn handlers() -> Handlers {
     vec![("VM.clone", |ctx, args| clone(ctx, args).boxed()), ("VM.copy", |ctx, args| full_copy(ctx, args).boxed())]
@@ -43,17 +45,19 @@ async fn clone(ctx: CallContext, args: Args) -> ApiResult<Value> {
         by_sr.iter().map(put).collect()
     })?;
     let made = async {
+        let mut moved = Moved::default();
         for (sr, places) in &by_sr {
             let driver = ctx.daemon.storage.driver(sr)?;
             let copies: Vec<PlannedCopy> = places.iter().map(|at| planned[*at].clone()).collect();
-            copy_volumes(driver.as_ref(), &copies, false).await?;
+            moved += copy_volumes(driver.as_ref(), &copies, false).await.map_err(driver_error)?.moved;
         }
+        ctx.task.moved(moved);
         ctx.db().write(|tx| {
             let mut vdis = Vec::with_capacity(planned.len());
             for copy in &planned {
                 vdis.push(copy.record(tx, false)?);
             }
-            let id = record(tx, &vm, name, &disks, &vdis)?;
+            let id = record(tx, &vm, name, &disks, &vdis, moved)?;
             intents.iter().for_each(|intent| tx.clear_intent(intent));
             Ok(id)
         })
@@ -69,7 +73,14 @@ async fn clone(ctx: CallContext, args: Args) -> ApiResult<Value> {
 }
 
 /// The new machine over disks that are there.
-fn record(tx: &mut crate::db::Tx<'_>, vm: &Ref, name: &str, disks: &[Disk], vdis: &[Ref]) -> ApiResult<Ref> {
+fn record(
+    tx: &mut crate::db::Tx<'_>,
+    vm: &Ref,
+    name: &str,
+    disks: &[Disk],
+    vdis: &[Ref],
+    moved: Moved,
+) -> ApiResult<Ref> {
     let source = tx.get("VM", vm)?;
     let id = Ref::random();
     copy::machine(tx, &source, &id, name, Kind::Twin)?;
@@ -79,7 +90,7 @@ fn record(tx: &mut crate::db::Tx<'_>, vm: &Ref, name: &str, disks: &[Disk], vdis
     copy_media(tx, &source, &id)?;
     copy::vifs(tx, &source, &id, false)?;
     let uuid = source.uuid().to_owned();
-    message(tx, "VM_CLONED", 5, "VM", &uuid, "")?;
+    message(tx, "VM_CLONED", 5, "VM", &uuid, &moved_text(moved))?;
     Ok(id)
 }
 
@@ -97,17 +108,20 @@ async fn full_copy(ctx: CallContext, args: Args) -> ApiResult<Value> {
     let mut copies: Vec<Provisional> = Vec::new();
     let made = async {
         let mut done = 0.0;
+        let mut moved = Moved::default();
         for disk in &disks {
             let target = if sr.is_null() { disk.vdi.reference("SR") } else { sr.clone() };
             let next = done + disk.vdi.int("virtual_size") as f64;
             let part = CallContext { task: ctx.task.part(done / total, next / total), ..ctx.clone() };
-            copies.push(copy_to_sr(&part, &disk.vdi, &target).await?);
+            let copy = copy_to_sr(&part, &disk.vdi, &target).await?;
+            moved += copy.moved;
+            copies.push(copy);
             done = next;
         }
         let vdis: Vec<Ref> = copies.iter().map(|copy| copy.vdi.clone()).collect();
         ctx.db().write(|tx| {
             copies.iter().for_each(|copy| tx.clear_intent(&copy.intent));
-            record(tx, &vm, name, &disks, &vdis)
+            record(tx, &vm, name, &disks, &vdis, moved)
         })
     };
     let made = made.await;

@@ -5,6 +5,7 @@
 //! | [`create`] | `VM.create`, templates, `VM.destroy` |
 //! | [`copy`] | what snapshots, clones and copies have in common: the new records |
 //! | [`snapshot`] | `VM.snapshot`, `VM.snapshot_with_quiesce` |
+//! | [`cut`] | the instant of a snapshot |
 //! | [`clone`] | `VM.clone`, `VM.copy` |
 //! | [`revert`] | `VM.revert` |
 //! | [`provision`] | `VM.provision` |
@@ -15,6 +16,7 @@ use crate::context::Handlers;
 pub mod clone;
 pub mod copy;
 pub mod create;
+pub mod cut;
 pub mod provision;
 pub mod quiesce;
 pub mod revert;

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use futures_util::FutureExt;
-use tanada_driver::{CloneRequest, Driver, DriverError, DriverErrorKind};
+use tanada_driver::{CloneRequest, Driver, DriverError, DriverErrorKind, Moved};
 use tanada_xapi::{ApiError, ApiResult, Map, Ref, Value, json};
 use uuid::Uuid;
 
@@ -18,7 +18,7 @@ use crate::context::{Args, CallContext, Daemon, Handlers};
 use crate::db::{Record, Tx, View};
 use crate::ops::allowed;
 use crate::ops::intents::{CloneDisk, Plan, RevertDisk, RevertPlan};
-use crate::ops::records::message;
+use crate::ops::records::{message, moved_text};
 use crate::ops::sr::sizes_changed;
 use crate::ops::vdi::{PlannedCopy, destroy_disk};
 use crate::storage::{driver_error, is_attached, volume_id};
@@ -103,7 +103,10 @@ async fn revert(ctx: CallContext, args: Args) -> ApiResult<Value> {
     ctx.task.progress(0.1);
     let intent = Plan::Revert(plan.clone()).write(&ctx.daemon)?;
     match carry_out(&ctx.daemon, &plan, &intent).await {
-        Ok(()) => Ok(Value::Void),
+        Ok(moved) => {
+            ctx.task.moved(moved);
+            Ok(Value::Void)
+        }
         Err(error) => {
             give_up(&ctx.daemon, &plan, &intent).await;
             Err(revert_error(error, &snapshot, &vm))
@@ -195,7 +198,8 @@ fn driver_of(daemon: &Daemon, sr: &str) -> ApiResult<Arc<dyn Driver>> {
 }
 
 /// Does what the plan says, the storage first, then the records. May be repeated.
-pub async fn carry_out(daemon: &Arc<Daemon>, plan: &RevertPlan, intent: &str) -> ApiResult<()> {
+pub async fn carry_out(daemon: &Arc<Daemon>, plan: &RevertPlan, intent: &str) -> ApiResult<Moved> {
+    let mut moved = Moved::default();
     // What may lack room comes before what cannot be taken back.
     for disk in &plan.cloned {
         let request = CloneRequest {
@@ -207,14 +211,14 @@ pub async fn carry_out(daemon: &Arc<Daemon>, plan: &RevertPlan, intent: &str) ->
                 .filter(|first| *first != disk.volume),
             ..CloneRequest::new(disk.generation, disk.volume)
         };
-        driver_of(daemon, &disk.sr)?.clone_volume(&request).await.map_err(driver_error)?;
+        moved += driver_of(daemon, &disk.sr)?.clone_volume(&request).await.map_err(driver_error)?;
     }
     for disk in &plan.in_place {
         let driver = driver_of(daemon, &disk.sr)?;
-        again_if_unreachable(|| driver.revert(disk.volume, disk.generation)).await?;
+        moved += again_if_unreachable(|| driver.revert(disk.volume, disk.generation)).await?;
     }
     let replaced = daemon.db.write(|tx| {
-        let replaced = records(tx, plan)?;
+        let replaced = records(tx, plan, moved)?;
         tx.clear_intent(intent);
         Ok(replaced)
     })?;
@@ -235,7 +239,7 @@ pub async fn carry_out(daemon: &Arc<Daemon>, plan: &RevertPlan, intent: &str) ->
     for sr in srs {
         sizes_changed(daemon, &sr).await;
     }
-    Ok(())
+    Ok(moved)
 }
 
 /// A verb whose fate is unknown is repeated once.
@@ -250,7 +254,7 @@ where
 }
 
 /// The machine's records as they were at the snapshot; answers the VDIs that are replaced and have to go.
-fn records(tx: &mut Tx<'_>, plan: &RevertPlan) -> ApiResult<Vec<Ref>> {
+fn records(tx: &mut Tx<'_>, plan: &RevertPlan, moved: Moved) -> ApiResult<Vec<Ref>> {
     let (vm, snapshot) = (Ref::from(plan.vm.as_str()), Ref::from(plan.snapshot.as_str()));
     let kept = tx.get("VM", &snapshot)?;
     let machine = tx.get("VM", &vm)?;
@@ -285,7 +289,7 @@ fn records(tx: &mut Tx<'_>, plan: &RevertPlan) -> ApiResult<Vec<Ref>> {
     tx.set("VM", &vm, "parent", &snapshot)?;
     devices(tx, &machine, &kept, &vm, &disks)?;
     let uuid = machine.uuid().to_owned();
-    message(tx, "VM_SNAPSHOT_REVERTED", 5, "VM", &uuid, "")?;
+    message(tx, "VM_SNAPSHOT_REVERTED", 5, "VM", &uuid, &moved_text(moved))?;
     Ok(replaced)
 }
 

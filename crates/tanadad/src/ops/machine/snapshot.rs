@@ -3,7 +3,8 @@
 //! ```text
 //!  mark ─▶ names of the generations written down ─▶ freeze? ─▶ one cut ─▶ thaw ─▶ records, intent struck off
 //! ```
-//! No byte of a disk passes the host and the machine is not touched: the cut happens in the storage. Whatever goes wrong
+//! No byte of a disk passes the host; the cut happens in the storage, and the machine is not touched unless the storage
+//! cannot cut its disks together ([`super::cut`]). Whatever goes wrong
 //! before the last step leaves neither generations nor records.
 
 use std::sync::Arc;
@@ -14,13 +15,14 @@ use tanada_xapi::{ApiError, ApiResult, Map, Ref, Value};
 use uuid::Uuid;
 
 use super::copy::{self, Kind};
+use super::cut::{self, Instantness};
 use super::quiesce::{self, Level};
 use crate::context::{Args, CallContext, Handlers};
 use crate::db::{Record, Tx, View};
 use crate::ops::intents::{self, Plan};
 use crate::ops::records::message;
 use crate::ops::sr::sizes_changed;
-use crate::ops::vdi::{PlannedCopy, copy_volumes, plan_copies};
+use crate::ops::vdi::{PlannedCopy, plan_copies};
 use crate::ops::{allowed, vdi};
 
 pub fn handlers() -> Handlers {
@@ -72,11 +74,12 @@ async fn take(ctx: &CallContext, vm: &Ref, name: &str, ignored: &[Ref], wish: Wi
     };
     ctx.task.progress(0.1);
     let made = async {
-        let (report, level) = cut(ctx, &machine, place.as_ref(), &planned, wish).await?;
+        let taken = cut(ctx, &machine, place.as_ref(), &planned, wish).await?;
+        ctx.task.moved(taken.report.moved);
         ctx.task.progress(0.8);
         let id = Ref::random();
         ctx.db().write(|tx| {
-            record(tx, vm, &id, name, &disks, &planned, &report, &level)?;
+            record(tx, vm, &id, name, &disks, &planned, &taken)?;
             if let Some(intent) = &intent {
                 tx.clear_intent(intent);
             }
@@ -129,13 +132,15 @@ impl Place {
             );
             return Err(ApiError::operation_not_allowed(words));
         }
-        let driver = ctx.daemon.storage.driver(&sr)?;
-        let capabilities = driver.capabilities();
-        if disks.len() > 1 && !capabilities.group_snapshot && machine.str("power_state") != "Halted" {
-            return Err(ApiError::sr_operation_not_supported(&sr));
-        }
-        Ok(Some(Place { sr, driver }))
+        Ok(Some(Place { driver: ctx.daemon.storage.driver(&sr)?, sr }))
     }
+}
+
+/// What a cut came to.
+struct Taken {
+    report: CutReport,
+    instantness: Instantness,
+    level: Level,
 }
 
 async fn cut(
@@ -144,15 +149,17 @@ async fn cut(
     place: Option<&Place>,
     planned: &[PlannedCopy],
     wish: Wish,
-) -> ApiResult<(CutReport, Level)> {
+) -> ApiResult<Taken> {
     let cut = async {
         match place {
-            Some(place) => copy_volumes(place.driver.as_ref(), planned, true).await,
-            None => Ok(CutReport::default()),
+            Some(place) => cut::cut(&ctx.daemon, machine.id(), place.driver.as_ref(), planned).await,
+            None => Ok((CutReport::default(), Instantness::Storage)),
         }
     };
+    let taken = |(report, instantness), level| Taken { report, instantness, level };
     if machine.str("power_state") != "Running" {
-        return Ok((cut.await?, Level::Crash { reason: format!("the machine was {}", machine.str("power_state")) }));
+        let level = Level::Crash { reason: format!("the machine was {}", machine.str("power_state")) };
+        return Ok(taken(cut.await?, level));
     }
     match quiesce::freeze(&ctx.daemon, machine.id()).await? {
         Ok(frozen) => {
@@ -164,15 +171,14 @@ async fn cut(
                     report?;
                     Err(ApiError::vm_snapshot_with_quiesce_failed(machine.id(), reason))
                 }
-                level => Ok((report?, level)),
+                level => Ok(taken(report?, level)),
             }
         }
         Err(reason) if wish == Wish::Insist => Err(quiesce::refusal(machine.id(), &reason)),
-        Err(reason) => Ok((cut.await?, Level::Crash { reason })),
+        Err(reason) => Ok(taken(cut.await?, Level::Crash { reason })),
     }
 }
 
-#[allow(clippy::too_many_arguments)]
 fn record(
     tx: &mut Tx<'_>,
     vm: &Ref,
@@ -180,12 +186,11 @@ fn record(
     name: &str,
     disks: &[Disk],
     planned: &[PlannedCopy],
-    report: &CutReport,
-    level: &Level,
+    taken: &Taken,
 ) -> ApiResult<()> {
     let source = tx.get("VM", vm)?;
     copy::machine(tx, &source, id, name, Kind::Snapshot)?;
-    tx.set("VM", id, "snapshot_info", Value::Map(info(&source, report, level)))?;
+    tx.set("VM", id, "snapshot_info", Value::Map(info(&source, taken)))?;
     for (disk, copy) in disks.iter().zip(planned) {
         let vdi = copy.record(tx, true)?;
         copy::vbd(tx, &disk.vbd, id, &vdi)?;
@@ -194,7 +199,12 @@ fn record(
     copy::vifs(tx, &source, id, true)?;
     tx.set("VM", vm, "parent", id)?;
     let uuid = source.uuid().to_owned();
-    message(tx, "VM_SNAPSHOTTED", 5, "VM", &uuid, &format!("<message>{}</message>", level.disk_snapshot_type()))?;
+    let held = match taken.instantness {
+        Instantness::Storage => "",
+        Instantness::Held { .. } => "; the storage cannot cut these disks together: the machine was held meanwhile",
+    };
+    let body = format!("<message>{}{held}</message>", taken.level.disk_snapshot_type());
+    message(tx, "VM_SNAPSHOTTED", 5, "VM", &uuid, &body)?;
     Ok(())
 }
 
@@ -206,13 +216,16 @@ pub fn copy_media(tx: &mut Tx<'_>, source: &Record, vm: &Ref) -> ApiResult<()> {
     Ok(())
 }
 
-fn info(source: &Record, report: &CutReport, level: &Level) -> Map {
+fn info(source: &Record, taken: &Taken) -> Map {
     let mut info: Map =
-        copy::cut_info(report).into_iter().map(|(key, value)| (key.to_owned(), Value::from(value))).collect();
+        copy::cut_info(&taken.report).into_iter().map(|(key, value)| (key.to_owned(), Value::from(value))).collect();
     let mut put = |key: &str, value: String| info.insert(key.to_owned(), Value::from(value));
     put("power-state-at-snapshot", source.str("power_state").to_owned());
-    put("disk-snapshot-type", level.disk_snapshot_type().to_owned());
-    match level {
+    put("disk-snapshot-type", taken.level.disk_snapshot_type().to_owned());
+    if let Instantness::Held { held_us } = taken.instantness {
+        put("held_us", held_us.to_string());
+    }
+    match &taken.level {
         Level::Crash { .. } if source.str("power_state") == "Halted" => {
             put("consistency", "shut down".into());
         }

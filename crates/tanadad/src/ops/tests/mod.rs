@@ -1,5 +1,6 @@
 //! The storage operations over an SR in memory that can fail, and over restarts of the daemon.
 
+mod arrays;
 mod failures;
 mod lifecycle;
 
