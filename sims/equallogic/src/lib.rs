@@ -24,6 +24,7 @@ mod store;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -40,6 +41,8 @@ use store::Store;
 
 /// How often space is measured.
 const TICK: Duration = Duration::from_secs(1);
+/// How long a command that runs may hold up the end.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How a group starts. All but addresses and limits counts at its first start only.
 pub struct Options {
@@ -182,14 +185,16 @@ impl Handle {
         self.router.cut(|_| true);
     }
 
+    /// Ends the group; so does dropping it. When this returns, it may be started again.
     pub fn stop(self) {}
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            // Allowed inside another runtime, unlike waiting for it.
-            runtime.shutdown_background();
-        }
+        let Some(runtime) = self.runtime.take() else { return };
+        // Whoever starts the group again must find it at rest. A thread of its own may wait where this one, which may
+        // belong to another runtime, may not.
+        let ended = thread::spawn(move || runtime.shutdown_timeout(STOP_PATIENCE)).join();
+        debug_assert!(ended.is_ok());
     }
 }

@@ -1,0 +1,7 @@
+//! A simulated group as outsiders see it: OpenSSH's client, QEMU's and libiscsi's initiators.
+
+mod bench;
+mod faults;
+mod iscsi;
+mod reserve;
+mod ssh;
