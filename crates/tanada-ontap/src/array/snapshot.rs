@@ -39,9 +39,11 @@ impl Array {
         Ok(absent(self.delete(&path, &at_once()).await, code::SNAPSHOT_UNKNOWN)?.is_some())
     }
 
-    pub async fn rename_snapshot(&self, flexvol: &str, snapshot: &str, name: &str) -> ArrayResult<()> {
+    /// False where it was not there (any more).
+    pub async fn rename_snapshot(&self, flexvol: &str, snapshot: &str, name: &str) -> ArrayResult<bool> {
         let path = format!("{}/{}", snapshots(flexvol), segment(snapshot));
-        self.patch(&path, &at_once(), &json!({"name": name})).await.map(drop)
+        let done = self.patch(&path, &at_once(), &json!({"name": name})).await;
+        Ok(absent(done, code::SNAPSHOT_UNKNOWN)?.is_some())
     }
 
     /// Makes a consistency group over FlexVols that are there; returns its uuid.

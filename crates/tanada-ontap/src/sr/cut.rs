@@ -59,6 +59,12 @@ impl Sr {
             found.get(&pair.generation).is_some_and(|lun| Identity::of(lun) == Some(wanted))
         };
         if group.iter().all(is_done) {
+            for lun in group.iter().filter_map(|pair| found.get(&pair.generation)) {
+                if let Some(identity) = Identity::of(lun) {
+                    let label = lun.attribute("tanada.name").unwrap_or_default().to_owned();
+                    self.finish(lun.clone(), &identity, &label).await?;
+                }
+            }
             return Ok(None);
         }
         let mut parts = Vec::new();

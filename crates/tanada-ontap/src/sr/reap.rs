@@ -88,10 +88,10 @@ impl Sr {
         match self.array.delete_snapshot(flexvol, &snapshot.uuid).await {
             Err(error) if error.is_any(code::SNAPSHOT_LOCKED) || error.is_busy() => {
                 self.left_over.notify_one();
-                if let Some(rest) = snapshot.name.strip_prefix(CUT_PREFIX) {
-                    self.array.rename_snapshot(flexvol, &snapshot.uuid, &format!("{DELETED_PREFIX}{rest}")).await?;
-                }
-                Ok(false)
+                let Some(rest) = snapshot.name.strip_prefix(CUT_PREFIX) else { return Ok(false) };
+                let name = format!("{DELETED_PREFIX}{rest}");
+                // Somebody else may have ended it meanwhile.
+                Ok(!self.array.rename_snapshot(flexvol, &snapshot.uuid, &name).await?)
             }
             other => other.map(|_| true),
         }
