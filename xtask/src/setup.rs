@@ -80,17 +80,27 @@ fn codename() -> Result<String> {
         .context("/etc/os-release names no VERSION_CODENAME; Debian expected")
 }
 
-/// A Python with the official XenAPI SDK, made once under the target directory; returns the interpreter.
+/// A Python with the official XenAPI SDK.
 pub fn python() -> Result<PathBuf> {
-    let venv = sh::target_dir().join("venv");
+    environment("venv", "XenAPI")
+}
+
+/// A Python with NetApp's own client library for ONTAP.
+pub fn ontap_python() -> Result<PathBuf> {
+    environment("venv-netapp-ontap", "netapp-ontap")
+}
+
+/// A Python environment with one package, made once under the target directory; returns the interpreter.
+fn environment(name: &str, package: &str) -> Result<PathBuf> {
+    let venv = sh::target_dir().join(name);
     let python = venv.join("bin/python");
-    let ready = venv.join("xenapi-installed");
+    let ready = venv.join("package-installed");
     if !ready.exists() {
-        println!("making a Python environment with the XenAPI SDK");
+        println!("making a Python environment with {package}");
         sh::output("/usr/bin/python3", &[Path::new("-m"), Path::new("venv"), &venv])?;
         sh::output(
             &python.to_string_lossy(),
-            &["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "XenAPI"],
+            &["-m", "pip", "install", "--quiet", "--disable-pip-version-check", package],
         )?;
         fs::write(&ready, "").with_context(|| format!("writing {}", ready.display()))?;
     }

@@ -11,6 +11,7 @@ const KILLS: u64 = 15;
 pub fn run() -> Result<()> {
     setup::packages()?;
     let python = setup::python()?;
+    let ontap_python = setup::ontap_python()?;
     let guest = guest::build()?;
     sh::run("cargo", &["fmt", "--all", "--check"])?;
     sh::run("cargo", &["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
@@ -22,6 +23,7 @@ pub fn run() -> Result<()> {
         .current_dir(sh::root())
         .env("TANADA_BIN", &binary)
         .env("TANADA_PYTHON", &python)
+        .env("SIM_ONTAP_PYTHON", &ontap_python)
         .env("TANADA_GUEST_KERNEL", &guest.kernel)
         .env("TANADA_GUEST_INITRD", &guest.initrd)
         .env("TANADA_GUEST_DISK", &guest.disk);

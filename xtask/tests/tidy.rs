@@ -43,6 +43,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("sim-target", &["tanada-witness", "tanada-nbd"]),
     ("sim-equallogic", &["sim-target"]),
     ("tanada-equallogic", &["tanada-driver", "sim-equallogic", "sim-target", "tanada-nbd"]),
+    ("sim-ontap", &["sim-target"]),
     ("xtask", &["tanada-witness", "tanadad", "tanada-sim", "tanada-blockd-api", "tanada-nbd"]),
 ];
 

@@ -25,3 +25,4 @@ mod tgtd;
 
 pub use error::{Result, TargetError};
 pub use target::{Chap, Identity, Target};
+pub use tgtd::{ISCSI_PORT, free_loopback};
