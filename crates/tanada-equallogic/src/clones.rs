@@ -59,7 +59,10 @@ impl Group {
         if of.is_none() && self.options.thin_clones {
             match self.clone_thin(source, volume.in_use, name, &told).await {
                 // The firmware has no templates, or not of this volume.
-                Err(failure) if matches!(failure.kind, DriverErrorKind::Unsupported | DriverErrorKind::Io) => {
+                Err(failure)
+                    if matches!(failure.kind, DriverErrorKind::Unsupported | DriverErrorKind::Io)
+                        && self.page(name).await?.is_none() =>
+                {
                     tracing::info!(%failure, generation = %source.id, "no thin clone: a full one is made");
                     self.drop_template(Some(source.id)).await?;
                 }

@@ -34,6 +34,10 @@ impl Group {
             }
         }
         if missing.is_empty() {
+            if pairs.len() > 1 && self.has_collections().await? {
+                // All was done but the end.
+                self.drop_collection(&names::collection(self.sr, cut_id(pairs))).await?;
+            }
             return Ok(CutReport::default());
         }
         if pairs.len() > 1 {
@@ -132,30 +136,36 @@ impl Group {
     }
 
     async fn cut_group(&self, pairs: &[CutPair], missing: &[(CutPair, VolumePage)]) -> DriverResult<()> {
-        // The same group of generations is the same cut, in whatever order and however often it is asked for.
-        let cut = pairs.iter().fold(0, |cut, pair| cut ^ pair.generation.as_u128().rotate_left(1));
-        let cut = Uuid::from_u128(cut);
-        let told = names::cut_description(cut);
-        if !self.adopt(missing, &told).await? {
-            // Those that have their names are of an earlier instant.
-            self.undo(pairs, missing, &told).await?;
+        let cut = cut_id(pairs);
+        let (told, collection) = (names::cut_description(cut), names::collection(self.sr, cut));
+        let done = self.cut_group_once(pairs, missing, &told, &collection).await;
+        if let Err(failure) = &done
+            && failure.kind != DriverErrorKind::Unreachable
+        {
             let all = self.pages(pairs).await?;
-            let collection = names::collection(self.sr, cut);
-            let done = self.cut_collection(&collection, &all, &told).await;
-            if let Err(failure) = done {
-                if failure.kind != DriverErrorKind::Unreachable {
-                    self.drop_collection(&collection).await?;
-                    self.undo(pairs, &all, &told).await?;
-                }
-                return Err(failure);
-            }
-            if !self.adopt(&all, &told).await? {
-                self.undo(pairs, &all, &told).await?;
-                self.drop_collection(&collection).await?;
-                return Err(unnamed(&collection));
+            self.undo(pairs, &all, &told).await?;
+            self.drop_collection(&collection).await?;
+        }
+        done
+    }
+
+    async fn cut_group_once(
+        &self,
+        pairs: &[CutPair],
+        missing: &[(CutPair, VolumePage)],
+        told: &str,
+        collection: &str,
+    ) -> DriverResult<()> {
+        if !self.adopt(missing, told).await? {
+            // Those that have their names are of an earlier instant.
+            self.undo(pairs, missing, told).await?;
+            let all = self.pages(pairs).await?;
+            self.cut_collection(collection, &all, told).await?;
+            if !self.adopt(&all, told).await? {
+                return Err(unnamed(collection));
             }
         }
-        self.drop_collection(&names::collection(self.sr, cut)).await
+        self.drop_collection(collection).await
     }
 
     async fn cut_collection(&self, collection: &str, all: &[(CutPair, VolumePage)], told: &str) -> DriverResult<()> {
@@ -225,6 +235,11 @@ impl Group {
         }
         Ok(())
     }
+}
+
+/// The same generations are the same cut, in whatever order and however often they are asked for.
+fn cut_id(pairs: &[CutPair]) -> Uuid {
+    Uuid::from_u128(pairs.iter().fold(0, |cut, pair| cut ^ pair.generation.as_u128().rotate_left(1)))
 }
 
 fn unnamed(place: &str) -> DriverError {

@@ -36,6 +36,11 @@ impl CliError {
         self.says(&["not enough space", "insufficient", "no space", "free space", "not enough free", "out of space"])
     }
 
+    /// Thin clones depend on the template.
+    pub fn is_needed(&self) -> bool {
+        self.says(&["thin clone"])
+    }
+
     /// The command itself is not known to this firmware.
     pub fn is_unknown_command(&self) -> bool {
         self.says(&["bad command", "unknown command", "invalid command", "syntax", "bad parameter", "not supported"])

@@ -112,7 +112,11 @@ impl Group {
             return Ok(CHANGED);
         }
         self.delete(&page.name).await?;
-        self.drop_template(told.and_then(|told| told.template)).await?;
+        match told {
+            Some(told) => self.drop_template(told.template).await?,
+            // What was interrupted before it was described may have been a thin clone.
+            None => self.tidy().await?,
+        }
         Ok(CHANGED)
     }
 
@@ -153,8 +157,16 @@ impl Group {
                 return Ok(());
             }
         }
-        self.take_offline(&page).await?;
-        self.delete(&name).await
+        self.delete_template(&page).await
+    }
+
+    /// A group keeps a template that has thin clones, whoever made them.
+    async fn delete_template(&self, page: &VolumePage) -> DriverResult<()> {
+        self.take_offline(page).await?;
+        match self.array.run(&format!("volume delete {}", page.name)).await {
+            Err(failure) if failure.is_missing() || failure.is_needed() => Ok(()),
+            other => Ok(other.map(|_| ())?),
+        }
     }
 
     pub async fn told(&self, volume: &str) -> DriverResult<Option<Description>> {
@@ -201,8 +213,7 @@ impl Group {
         for (row, _) in rows.iter().filter(|(_, role)| *role == Role::Template) {
             let needed = instances.iter().any(|generation| names::template(self.sr, *generation) == row.name);
             if !needed && let Some(page) = self.page(&row.name).await? {
-                self.take_offline(&page).await?;
-                self.delete(&row.name).await?;
+                self.delete_template(&page).await?;
             }
         }
         Ok(())
