@@ -1,8 +1,9 @@
 //! What the fuzzer runs: for each target a function that takes any bytes and panics where something is wrong.
 //!
 //! ```text
-//!   store   bytes -> which small real store, and what to change in it -> checker and engine
-//!   nbd     bytes -> what a client sends, and how it is cut into pieces -> the server's session
+//!   superblock  bytes -> which small real store, and what its superblocks say -> checker and engine
+//!   store       bytes -> which small real store, and what to change in it -> checker and engine
+//!   nbd         bytes -> what a client sends, and how it is cut into pieces -> the server's session
 //! ```
 //! An input is a little program, read off the bytes by [`Script`]: it never runs out (zeros follow), so that every input
 //! means something and small changes of it change little. Checksums are mended after the changes, or nothing behind the
@@ -14,12 +15,14 @@ mod script;
 
 pub mod nbd;
 pub mod store;
+pub mod superblock;
 
 pub use script::Script;
 
 /// A target by name.
 pub fn target(name: &str) -> Option<fn(&[u8])> {
     match name {
+        "superblock" => Some(superblock::run),
         "store" => Some(store::run),
         "nbd" => Some(nbd::run),
         _ => None,

@@ -26,6 +26,11 @@ fn replay(name: &str) {
 }
 
 #[test]
+fn superblock() {
+    replay("superblock");
+}
+
+#[test]
 fn store() {
     replay("store");
 }

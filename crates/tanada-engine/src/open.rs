@@ -192,6 +192,10 @@ impl Handle {
             leaves = below;
         }
         for (place, pointer) in leaves.into_iter().filter(|(_, pointer)| !pointer.is_null()) {
+            if !geometry.is_allocatable(pointer.block()) || !seen.insert(pointer.block()) {
+                let message = format!("the catalog refers to block {} wrongly, or twice", pointer.block());
+                return Err(Failure::new(EIO, message));
+            }
             let bytes = self.verified(pointer, "the catalog").await?;
             if place < REGION_TABLE_PLACE {
                 self.with(|state| state.load_versions(place, &bytes))?;
@@ -387,16 +391,18 @@ fn chain_of(superblock: &Superblock, mut ring: Ring) -> Result<Chain, Failure> {
         }
         incarnation = block.header.incarnation;
         chain.durable = chain.durable.max(block.header.durable_seq);
-        if let Some(Record::Recovered { seq: of, records }) = block.records.first()
+        // It is about the block before it, or does not decode.
+        if let Some(Record::Recovered { records, .. }) = block.records.first()
             && let Some(last) = chain.blocks.last_mut()
-            && last.header.seq == *of
         {
-            last.records.truncate(*records as usize);
+            last.records.truncate(usize::try_from(*records).unwrap_or(usize::MAX));
         }
         chain.blocks.push(block);
         seq += 1;
     }
-    let beyond = ring.range(seq..).map(|(_, block)| header_of(block)).find(|header| header.durable_seq >= seq);
+    let mut beyond = ring.range(seq..).map(|(_, block)| header_of(block));
+    // What a former life says of blocks that this one has written since does not count (J4).
+    let beyond = beyond.find(|header| header.incarnation >= incarnation && header.durable_seq >= seq);
     if let Some(header) = beyond {
         let message = format!(
             "journal block {seq} is missing, though block {} says that it was durable: the journal is damaged",

@@ -47,6 +47,25 @@ fn a_life_without_a_recovery_block_does_not_continue_the_journal() {
 }
 
 #[test]
+fn a_recovery_of_another_block_is_refused() {
+    let mut device = formatted(STORE_BYTES, MIB);
+    let first = header(&device, 1, 1);
+    put_journal(&mut device, first, &[Record::Recovered { seq: 1, records: 0 }]);
+    assert!(refusal(device).contains("its records make no sense"));
+}
+
+#[test]
+fn a_former_life_that_knew_more_to_be_durable_does_not_count() {
+    let mut device = formatted(STORE_BYTES, MIB);
+    let newer = header(&device, 1, 2);
+    put_journal(&mut device, newer, &[Record::Recovered { seq: 0, records: 0 }]);
+    let former = JournalHeader { durable_seq: 2, ..header(&device, 3, 1) };
+    put_journal(&mut device, former, &[Record::Destroy { version: 1 }]);
+    let mut shell = Shell::open(device, EngineConfig::new(STORE_BYTES));
+    assert!(matches!(shell.must(Control::List), Reply::List(volumes) if volumes.is_empty()));
+}
+
+#[test]
 fn a_store_that_grew_beyond_its_device_is_refused() {
     let mut device = formatted(STORE_BYTES, MIB);
     let first = header(&device, 1, 1);

@@ -69,11 +69,11 @@ impl Field {
         if value <= most { Ok(value) } else { Err(FormatError::TooLarge { what, field: self.name, value, most }) }
     }
 
-    /// Errors where any byte of the field is set.
+    /// Errors where any byte of the field is set; the error's value is all of them, or-ed.
     pub(crate) fn check_zero(self, what: &'static str, structure: &[u8]) -> Result<(), FormatError> {
-        match structure[self.at..self.end()].iter().find(|byte| **byte != 0) {
-            None => Ok(()),
-            Some(byte) => self.refuse(what, u64::from(*byte), "zero bytes only"),
+        match structure[self.at..self.end()].iter().fold(0, |all, byte| all | byte) {
+            0 => Ok(()),
+            bits => self.refuse(what, u64::from(bits), "zero bytes only"),
         }
     }
 }

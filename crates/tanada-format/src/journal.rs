@@ -147,7 +147,8 @@ impl JournalHeader {
 
 impl JournalBlock {
     /// Decodes a block of `store`. Errors: as [`JournalHeader::decode`]; a record that is malformed or runs over the
-    /// end; records fewer or more than the header says; bytes behind them.
+    /// end; records fewer or more than the header says; bytes behind them; a recovery record elsewhere than in front,
+    /// or of another block than the one before.
     pub fn decode(bytes: &[u8], store: Uuid) -> Result<JournalBlock, FormatError> {
         let header = JournalHeader::decode(bytes, store)?;
         let used = F_USED.get_most(WHAT, bytes, RECORDS_BYTES as u64)? as usize;
@@ -162,8 +163,16 @@ impl JournalBlock {
         if records.len() as u64 != count {
             return F_COUNT.refuse(WHAT, count, "the number of its records");
         }
-        if behind.iter().any(|byte| *byte != 0) {
+        if *behind != [0; RECORDS_BYTES][..behind.len()] {
             return F_RECORDS.refuse(WHAT, used as u64, "zero bytes behind the last record");
+        }
+        for (n, record) in records.iter().enumerate() {
+            if let Record::Recovered { seq, .. } = record
+                && (n > 0 || *seq != header.seq - 1)
+            {
+                let accepted = "the number before its block's own, in the first record";
+                return Err(FormatError::Field { what: "recovery record", field: "seq", value: *seq, accepted });
+            }
         }
         Ok(JournalBlock { header, records })
     }

@@ -119,6 +119,17 @@ fn a_block_of_a_former_life_ends_the_journal() {
 }
 
 #[test]
+fn a_whole_journal_block_that_makes_no_sense_is_damage() {
+    let destroy = Record::Destroy { version: 1 };
+    let of_another_block = Record::Recovered { seq: 1, records: 0 };
+    for records in [vec![of_another_block], vec![destroy, Record::Recovered { seq: 0, records: 0 }]] {
+        let (image, superblock) = fresh();
+        journal(&image, &superblock, header(1), &records);
+        assert_found(&image.check(), "make no sense");
+    }
+}
+
+#[test]
 fn a_hole_below_the_durable_mark_is_damage() {
     let (image, superblock) = fresh();
     journal(&image, &superblock, JournalHeader { durable_seq: 2, ..header(3) }, &[Record::Destroy { version: 1 }]);

@@ -121,11 +121,14 @@ proptest! {
 
     #[test]
     fn journal_blocks_survive_and_a_flipped_bit_is_noticed(
-        many in prop::collection::vec(records(), 0..12), seq in 1..1u64 << 50, at in 0..BLOCK_BYTES, bit in 0..8,
+        many in prop::collection::vec(records(), 0..12), recovered in prop::option::of(0..1u64 << 20),
+        seq in 1..1u64 << 50, at in 0..BLOCK_BYTES, bit in 0..8,
     ) {
         let header = JournalHeader { store: STORE, incarnation: 3, seq, durable_seq: seq / 2, checkpoint: 9 };
         let mut builder = JournalBuilder::new();
-        let kept: Vec<Record> = many.into_iter().filter(|record| builder.push(record)).collect();
+        let first = recovered.map(|records| Record::Recovered { seq: seq - 1, records });
+        let others = many.into_iter().filter(|record| !matches!(record, Record::Recovered { .. }));
+        let kept: Vec<Record> = first.into_iter().chain(others).filter(|record| builder.push(record)).collect();
         let mut bytes = builder.seal(&header);
         prop_assert_eq!(JournalBlock::decode(&bytes, STORE), Ok(JournalBlock { header, records: kept }));
         prop_assert!(JournalBlock::decode(&bytes, Uuid::nil()).is_err());

@@ -33,7 +33,7 @@ fn change(image: &mut Image, base: &Base, script: &mut Script<'_>) {
         5 => copy_block(image, base, script),
         6 => clear(image, base, script),
         7 | 8 => append_records(image, script),
-        _ => image.length_blocks = script.value(image.length_blocks).min(1 << 20),
+        _ => image.length_blocks = script.value(image.length_blocks).min(1 << 18),
     }
 }
 
@@ -84,7 +84,7 @@ fn set_version_field(image: &mut Image, base: &Base, script: &mut Script<'_>) {
 
 fn copy_pointer(image: &mut Image, base: &Base, script: &mut Script<'_>) {
     let (Some(from), Some(to)) = (slot(base, script), slot(base, script)) else { return };
-    let source = image.get(from.0);
+    let source = *image.get(from.0);
     image.edit(to.0, |block| {
         block[to.1..to.1 + POINTER_BYTES].copy_from_slice(&source[from.1..from.1 + POINTER_BYTES]);
     });
@@ -106,7 +106,7 @@ fn set_pointer(image: &mut Image, base: &Base, script: &mut Script<'_>) {
 
 fn copy_block(image: &mut Image, base: &Base, script: &mut Script<'_>) {
     let (Some(from), Some(to)) = (block(base, script), block(base, script)) else { return };
-    image.put(to, image.get(from));
+    image.put(to, *image.get(from));
 }
 
 fn clear(image: &mut Image, base: &Base, script: &mut Script<'_>) {
@@ -120,12 +120,12 @@ fn clear(image: &mut Image, base: &Base, script: &mut Script<'_>) {
 /// Further blocks at the journal's end, whole and with records that may make no sense.
 fn append_records(image: &mut Image, script: &mut Script<'_>) {
     let Some(superblock) = newest(image).map(|at| image.get(at)) else { return };
-    let field = |at| number(&superblock, at, 8);
+    let field = |at| number(superblock, at, 8);
     let (ring, first) = (field(96).clamp(1, 1 << 20), field(104));
     let place = |seq: u64| 1024 + seq % ring;
     let is_here = |seq: u64| {
         let bytes = image.get(place(seq));
-        bytes[..8] == *b"TANADAJB" && number(&bytes, 40, 8) == seq
+        bytes[..8] == *b"TANADAJB" && number(bytes, 40, 8) == seq
     };
     let mut seq = first;
     while seq - first < ring.min(256) && is_here(seq) {
@@ -133,10 +133,10 @@ fn append_records(image: &mut Image, script: &mut Script<'_>) {
     }
     let last = image.get(place(seq.wrapping_sub(1)));
     let follows = seq > first;
-    let incarnation = if follows { number(&last, 32, 8) } else { field(56) } + u64::from(script.byte() % 3);
+    let incarnation = if follows { number(last, 32, 8) } else { field(56) } + u64::from(script.byte() % 3);
     let mut builder = JournalBuilder::new();
     for _ in 0..1 + script.byte() % 4 {
-        if !builder.push(&record(image, script)) {
+        if !builder.push(&record(image, seq, script)) {
             break;
         }
     }
@@ -151,8 +151,8 @@ fn append_records(image: &mut Image, script: &mut Script<'_>) {
     image.put(place(seq), builder.seal(&header));
 }
 
-/// A record that can be encoded; what it names may or may not exist.
-fn record(image: &Image, script: &mut Script<'_>) -> Record {
+/// A record for block `seq` of the journal that can be encoded; what it names may or may not exist.
+fn record(image: &Image, seq: u64, script: &mut Script<'_>) -> Record {
     let version = |script: &mut Script<'_>| 1 + u64::from(script.byte() % 24);
     let size = |script: &mut Script<'_>| (script.value(2048) % (1 << 40)) * 4096;
     match script.byte() % 10 {
@@ -179,6 +179,9 @@ fn record(image: &Image, script: &mut Script<'_>) -> Record {
         7 => Record::Destroy { version: version(script) },
         8 => Record::Resize { head: version(script), size: size(script) },
         _ if script.byte() % 2 == 0 => Record::Grow { store_blocks: script.value(image.length_blocks) % (1 << 44) },
-        _ => Record::Recovered { seq: script.value(3) % (1 << 62), records: script.value(1) % (1 << 40) },
+        _ => Record::Recovered {
+            seq: script.value(seq.wrapping_sub(1)) % (1 << 62),
+            records: script.value(1) % (1 << 40),
+        },
     }
 }

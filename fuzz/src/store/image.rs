@@ -1,51 +1,70 @@
 //! A store in memory: what the checker reads and the engine's operations change.
 
-use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::{Arc, LazyLock};
 
 use tanada_disk::{Buf, DiskError, DiskOp, DiskResult};
-use tanada_format::BLOCK_BYTES;
 use tanada_format::check::ReadAt;
+use tanada_format::{BLOCK_BYTES, crc32c};
 
 pub type Block = [u8; BLOCK_BYTES];
 
-/// A device of a certain length; what was never written reads as zeros.
+/// A device of a certain length over blocks that it shares with others; what was never written reads as zeros.
 #[derive(Clone, Default)]
 pub struct Image {
-    blocks: BTreeMap<u64, Rc<Block>>,
+    /// With their checksums.
+    shared: Arc<BTreeMap<u64, (Block, u32)>>,
+    changed: BTreeMap<u64, Block>,
     pub length_blocks: u64,
 }
 
+static ZEROS: Block = [0; BLOCK_BYTES];
+static ZEROS_CRC: LazyLock<u32> = LazyLock::new(|| crc32c(&ZEROS));
+
 impl Image {
     pub fn new(bytes: u64) -> Image {
-        Image { blocks: BTreeMap::new(), length_blocks: bytes / BLOCK_BYTES as u64 }
+        Image { length_blocks: bytes / BLOCK_BYTES as u64, ..Image::default() }
     }
 
-    pub fn get(&self, block: u64) -> Block {
-        self.blocks.get(&block).map_or([0; BLOCK_BYTES], |bytes| **bytes)
+    /// Shares everything from now on: a clone copies no block.
+    pub fn freeze(&mut self) {
+        let kept = self.written(0..u64::MAX).into_iter();
+        let blocks = kept.map(|block| (block, (*self.get(block), crc32c(self.get(block))))).collect();
+        (self.shared, self.changed) = (Arc::new(blocks), BTreeMap::new());
+    }
+
+    pub fn get(&self, block: u64) -> &Block {
+        let shared = || self.shared.get(&block).map(|(bytes, _)| bytes);
+        self.changed.get(&block).or_else(shared).unwrap_or(&ZEROS)
+    }
+
+    pub fn crc(&self, block: u64) -> u32 {
+        match (self.changed.get(&block), self.shared.get(&block)) {
+            (Some(bytes), _) => crc32c(bytes),
+            (None, Some((_, crc))) => *crc,
+            (None, None) => *ZEROS_CRC,
+        }
     }
 
     pub fn put(&mut self, block: u64, bytes: Block) {
-        if block < self.length_blocks {
-            self.blocks.insert(block, Rc::new(bytes));
+        if block < self.length_blocks && *self.get(block) != bytes {
+            self.changed.insert(block, bytes);
         }
     }
 
     /// Changes a block in place.
     pub fn edit(&mut self, block: u64, change: impl FnOnce(&mut Block)) {
-        let mut bytes = self.get(block);
+        let mut bytes = *self.get(block);
         change(&mut bytes);
         self.put(block, bytes);
     }
 
-    /// The block reads as zeros from now on.
-    pub fn forget(&mut self, block: u64) {
-        self.blocks.remove(&block);
-    }
-
-    /// Blocks that were ever written.
-    pub fn written(&self) -> Vec<u64> {
-        self.blocks.keys().copied().collect()
+    /// Blocks of the range with anything in them.
+    pub fn written(&self, range: Range<u64>) -> BTreeSet<u64> {
+        let shared = self.shared.range(range.clone()).map(|(block, _)| *block);
+        let changed = self.changed.range(range).map(|(block, _)| *block);
+        shared.chain(changed).filter(|block| *self.get(*block) != ZEROS).collect()
     }
 
     /// Does what the engine asks for.

@@ -15,8 +15,8 @@
 
 pub mod base;
 mod change;
-mod image;
-mod seal;
+pub(crate) mod image;
+pub(crate) mod seal;
 mod shell;
 
 use tanada_engine::{Alert, Control, ExtentKind, VolumeInfo, VolumeState};
@@ -36,7 +36,7 @@ pub fn run(input: &[u8]) {
     let bases = base::all();
     let base = &bases[script.below(bases.len())];
     let flags = script.byte();
-    let mut image = base.image();
+    let mut image = base.image.clone();
     change::apply(&mut image, base, &mut script);
     if flags & 1 == 0 {
         let options = SealOptions { mirror: flags & 2 == 0, count: flags & 4 == 0, journal_data: flags & 8 == 0 };
@@ -45,17 +45,23 @@ pub fn run(input: &[u8]) {
     judge(image);
 }
 
-fn judge(image: Image) {
+/// Checks and opens: what the checker calls clean opens. Returns the open store and whether it is clean.
+pub(crate) fn judge_opening(image: Image) -> Option<(Shell, bool)> {
     let report = check(&image, CheckOptions { data: true }).ok();
     let is_clean = report.as_ref().is_some_and(|report| report.is_clean() && report.superblock.may_write());
-    let mut shell = match Shell::open(image) {
-        Ok(shell) => shell,
+    match Shell::open(image) {
+        Ok(shell) => Some((shell, is_clean)),
         Err(failure) => {
             let journal = report.map(|report| report.journal);
             assert!(!is_clean, "the checker finds nothing wrong, the engine does not open it: {failure}; {journal:?}");
-            return;
+            None
         }
-    };
+    }
+}
+
+/// Checks, opens, reads, works; panics where what must hold does not.
+pub(crate) fn judge(image: Image) {
+    let Some((mut shell, is_clean)) = judge_opening(image) else { return };
     let contents = read_everything(&mut shell, is_clean);
     if is_clean {
         work(&mut shell);
@@ -153,9 +159,9 @@ mod tests {
     #[test]
     fn every_base_is_sound_and_has_what_it_is_there_for() {
         for (n, base) in base::all().iter().enumerate() {
-            let report = recheck(&base.image());
+            let report = recheck(&base.image);
             println!("base {n}: {} versions, {:?} records", report.versions.len(), report.journal.records());
-            judge(base.image());
+            judge(base.image.clone());
         }
         let classes = |n: usize| base::all()[n].classes.keys().copied().collect::<Vec<_>>();
         assert_eq!(classes(2), base::CLASSES, "the checkpointed family has blocks of all kinds");

@@ -47,12 +47,12 @@ struct Sealer<'a> {
 }
 
 pub fn seal(image: &mut Image, options: SealOptions) {
-    let journal_blocks = newest(image).map_or(0, |at| number(&image.get(at), JOURNAL_BLOCKS, 8));
+    let journal_blocks = newest(image).map_or(0, |at| number(image.get(at), JOURNAL_BLOCKS, 8));
     let journal_blocks = journal_blocks.min(JOURNAL_BLOCKS_MAX).min(image.length_blocks);
     let regions_start = (JOURNAL_START + journal_blocks).next_multiple_of(1024);
     seal_journal(image, journal_blocks, options);
     if let Some(at) = newest(image) {
-        let mut bytes = image.get(at);
+        let mut bytes = *image.get(at);
         let mut sealer = Sealer { image, options, done: BTreeMap::new(), regions_start, used: 0 };
         sealer.pointer(&mut bytes[CATALOG..CATALOG + POINTER_BYTES], ROOT_LEVEL, 0, true);
         if options.count {
@@ -65,6 +65,11 @@ pub fn seal(image: &mut Image, options: SealOptions) {
             slot.iter().for_each(|copy| image.put(*copy, bytes));
         }
     }
+    seal_superblocks(image);
+}
+
+/// Gives every superblock the checksum of what it says.
+pub fn seal_superblocks(image: &mut Image) {
     for at in SUPERBLOCK_AT.into_iter().flatten() {
         image.edit(at, |bytes| put_crc(bytes, SUPERBLOCK_CRC));
     }
@@ -73,7 +78,7 @@ pub fn seal(image: &mut Image, options: SealOptions) {
 /// The superblock that says it is the newest.
 pub fn newest(image: &Image) -> Option<u64> {
     let copies = SUPERBLOCK_AT.into_iter().flatten().filter(|at| image.get(*at)[..8] == *b"TANADAST");
-    copies.max_by_key(|at| number(&image.get(*at), CHECKPOINT, 8))
+    copies.max_by_key(|at| number(image.get(*at), CHECKPOINT, 8))
 }
 
 pub fn number(bytes: &[u8], at: usize, length: usize) -> u64 {
@@ -87,8 +92,8 @@ fn put_crc(bytes: &mut Block, at: usize) {
 }
 
 fn seal_journal(image: &mut Image, blocks: u64, options: SealOptions) {
-    for block in JOURNAL_START..JOURNAL_START + blocks {
-        let mut bytes = image.get(block);
+    for block in image.written(JOURNAL_START..JOURNAL_START + blocks) {
+        let mut bytes = *image.get(block);
         if bytes[..8] != *b"TANADAJB" {
             continue;
         }
@@ -117,7 +122,7 @@ fn seal_records(image: &Image, records: &mut [u8]) {
         if kind == 1 && at + length <= records.len() {
             let block = number(records, at + 14, 6);
             for n in 0..=small {
-                let crc = crc32c(&image.get(block.wrapping_add(n as u64)));
+                let crc = image.crc(block.wrapping_add(n as u64));
                 records[at + 20 + 4 * n..at + 24 + 4 * n].copy_from_slice(&crc.to_le_bytes());
             }
         }
@@ -142,7 +147,7 @@ impl Sealer<'_> {
             return *crc;
         }
         self.done.insert(block, None);
-        let mut bytes = self.image.get(block);
+        let mut bytes = *self.image.get(block);
         for (slot, pointer) in bytes.as_chunks_mut::<POINTER_BYTES>().0.iter_mut().enumerate() {
             let place = place << 8 | slot as u64;
             match level.checked_sub(1) {
@@ -151,7 +156,7 @@ impl Sealer<'_> {
             }
         }
         self.image.put(block, bytes);
-        let crc = crc32c(&bytes);
+        let crc = self.image.crc(block);
         self.done.insert(block, Some(crc));
         Some(crc)
     }
@@ -163,7 +168,7 @@ impl Sealer<'_> {
         }
         if is_catalog && !self.done.contains_key(&block) {
             self.done.insert(block, None);
-            let mut bytes = self.image.get(block);
+            let mut bytes = *self.image.get(block);
             if place < REGION_TABLE_PLACE {
                 for record in bytes.as_chunks_mut::<VERSION_BYTES>().0 {
                     self.pointer(&mut record[VERSION_TREE..VERSION_TREE + POINTER_BYTES], ROOT_LEVEL, 0, false);
@@ -175,9 +180,9 @@ impl Sealer<'_> {
                 }
             }
             self.image.put(block, bytes);
-            self.done.insert(block, Some(crc32c(&bytes)));
+            self.done.insert(block, Some(self.image.crc(block)));
         }
-        let crc = self.done.get(&block).copied().flatten().unwrap_or_else(|| crc32c(&self.image.get(block)));
+        let crc = self.done.get(&block).copied().flatten().unwrap_or_else(|| self.image.crc(block));
         pointer[POINTER_CRC..].copy_from_slice(&crc.to_le_bytes());
     }
 
@@ -186,9 +191,9 @@ impl Sealer<'_> {
         if copy == 0 {
             return;
         }
-        let page =
-            self.image.get(self.regions_start.saturating_add(region.saturating_mul(REGION_BLOCKS)) + (copy - 1) % 2);
-        entry[..4].copy_from_slice(&crc32c(&page).to_le_bytes());
+        let at = self.regions_start.saturating_add(region.saturating_mul(REGION_BLOCKS)).saturating_add((copy - 1) % 2);
+        let page = self.image.get(at);
+        entry[..4].copy_from_slice(&self.image.crc(at).to_le_bytes());
         let used = page.iter().map(|byte| byte.count_ones()).sum::<u32>().saturating_sub(2);
         if self.options.count {
             entry[4..8].copy_from_slice(&used.to_le_bytes());

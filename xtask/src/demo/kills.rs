@@ -11,6 +11,9 @@ use super::machine::{DATA_BYTES, Machine, RING_SLOTS};
 use super::prepare::writer_progress;
 use super::world::World;
 
+/// Whoever waits longer has found a hang, also on a machine that does other things, too.
+const PATIENCE: Duration = Duration::from_secs(300);
+
 /// The control plane is killed while it takes a snapshot; the guest does not notice.
 pub fn control_plane(world: &mut World, origin: &Machine) -> Result<()> {
     let process_before = qemu_of(world, origin)?;
@@ -55,11 +58,16 @@ pub fn data_plane(world: &mut World, origin: &Machine, deaths: u64, pause: &mut 
         let pid = blockd_pid(world)?;
         // SAFETY: kill has no preconditions; the pid is blockd's, from its own file.
         unsafe { libc::kill(pid, libc::SIGKILL) };
-        let after = writer_advances(world, origin, before)?;
-        let successor = blockd_pid(world)?;
-        if successor == pid {
-            bail!("blockd {pid} is still there after kill -9");
-        }
+        let successor = eventually("another blockd takes over", PATIENCE, || {
+            let now = blockd_pid(world)?;
+            if now == pid {
+                bail!("the pid file still names {pid}, which was killed");
+            }
+            Ok(now)
+        })?;
+        // What the writer did during the pause proves nothing.
+        let at_death = writer_progress(world, origin)?;
+        let after = writer_advances(world, origin, at_death)?;
         world.note(format!(
             "round {round}: blockd {pid} killed, {successor} took over, the writer went on from {before} to {after}"
         ));
@@ -78,7 +86,7 @@ pub fn data_plane(world: &mut World, origin: &Machine, deaths: u64, pause: &mut 
 
 /// Waits until the writer has passed `before` by far more than what was in flight.
 fn writer_advances(world: &World, origin: &Machine, before: u64) -> Result<u64> {
-    eventually("the guest's writer goes on", Duration::from_secs(60), || {
+    eventually("the guest's writer goes on", PATIENCE, || {
         let now = writer_progress(world, origin)?;
         if now < before + 64 {
             bail!("the writer is at {now}, it was at {before}");

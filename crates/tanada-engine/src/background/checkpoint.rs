@@ -327,6 +327,7 @@ impl Handle {
         self.add_slowly(&mut garbage, &cut.dropped).await;
         let (superblock, writes, freed) = self.with(|state| state.put_together(&cut, number, journal_seq, &merged))?;
         self.add_slowly(&mut garbage, &freed).await;
+        garbage.require_regions()?;
         let io = MergeIo::new(self, Pace::NONE);
         for (block, bytes) in &writes {
             io.work.borrow_mut().batch.push((*block, **bytes));
@@ -466,9 +467,7 @@ impl State {
             cut.records.iter().map(|record| (record.slot, record.resolve(merged))).collect();
         let slots = records.iter().map(|(slot, _)| slot + 1).max().unwrap_or(0);
         self.checkpoint.slots = self.checkpoint.slots.max(slots);
-        let Some(saved) = self.catalog.save(&records, cut.epoch, &mut self.alloc) else {
-            return Err(Failure::new(ENOSPC, "no block is free for the catalog: the reserve was too small"));
-        };
+        let saved = self.catalog.save(&records, cut.epoch, &mut self.alloc)?;
         let Some(last) = &self.superblock else { return Err(Failure::new(ENOSPC, "the store is not open")) };
         let superblock = Superblock {
             features_required: last.features_required | self.checkpoint.features_required,

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tanada_format::catalog::{REGION_TABLE_PLACE, REGIONS_PER_BLOCK, region_place, version_place};
 use tanada_format::{BLOCK_BYTES, LEVELS, Node, Pointer, ROOT_LEVEL, Version, crc32c};
 
+use crate::failure::{ENOSPC, Failure};
 use crate::space::alloc::{Allocator, Stream};
 
 type Block = [u8; BLOCK_BYTES];
@@ -86,9 +87,14 @@ impl Catalog {
         node.pointers[(index & 0xff) as usize] = pointer;
     }
 
-    /// Saves `versions` (slot and record) and all dirty regions of `allocator`. `None` where no block is free.
-    /// New pointers are born in `epoch`.
-    pub fn save(&mut self, versions: &[(u64, Version)], epoch: u64, allocator: &mut Allocator) -> Option<Saved> {
+    /// Saves `versions` (slot and record) and all dirty regions of `allocator`. New pointers are born in `epoch`.
+    /// Errors where no block is free, or bitmaps that came from the device contradict the catalog.
+    pub fn save(
+        &mut self,
+        versions: &[(u64, Version)],
+        epoch: u64,
+        allocator: &mut Allocator,
+    ) -> Result<Saved, Failure> {
         let mut dirty: BTreeSet<u64> = self.update_tables(versions);
         let mut saved = Saved { root: Pointer::NULL, writes: Vec::new(), freed: Vec::new() };
         let mut placed: BTreeMap<(u8, u64), u64> = BTreeMap::new();
@@ -120,7 +126,7 @@ impl Catalog {
         }
         saved.writes.sort_by_key(|(block, _)| *block);
         saved.root = self.root;
-        Some(saved)
+        Ok(saved)
     }
 
     /// Writes the records into the tables' blocks; returns the places that changed.
@@ -149,24 +155,26 @@ impl Catalog {
         placed: &mut BTreeMap<(u8, u64), u64>,
         freed: &mut Vec<u64>,
         allocator: &mut Allocator,
-    ) -> Option<()> {
+    ) -> Result<(), Failure> {
         let above = (0..LEVELS).map(|level| (level, place >> (8 * (u32::from(level) + 1))));
         for (level, index) in std::iter::once((TABLE, place)).chain(above) {
             if placed.contains_key(&(level, index)) {
                 break; // and with it everything above
             }
-            let (block, _) = allocator.allocate(Stream::Map, 1)?;
+            let Some((block, _)) = allocator.allocate(Stream::Map, 1) else {
+                return Err(Failure::new(ENOSPC, "no block is free for the catalog: the reserve was too small"));
+            };
             allocator.adopt(block);
             placed.insert((level, index), block);
             let old = self.pointer(level, index);
             if old.is_null() {
                 self.blocks += 1;
             } else {
-                allocator.disown(old.block());
+                allocator.disown(old.block())?;
                 freed.push(old.block());
             }
         }
-        Some(())
+        Ok(())
     }
 
     fn table_block(&self, place: u64, allocator: &Allocator) -> Box<Block> {

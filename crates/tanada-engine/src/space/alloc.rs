@@ -25,6 +25,7 @@ use tanada_format::catalog::RegionEntry;
 use tanada_format::geometry::{PAGE_COPIES, REGION_SEGMENTS, SEGMENT_BLOCKS};
 use tanada_format::{BitmapPage, Geometry};
 
+use crate::failure::{EIO, Failure};
 use crate::space::region::{Bits, Region};
 
 /// What a block is wanted for: data and map nodes come from different segments.
@@ -449,12 +450,18 @@ impl Allocator {
         self.used += 1;
     }
 
-    /// used -> busy: the checkpoint being written refers to it no more. Its region must be in memory.
-    pub fn disown(&mut self, block: u64) {
+    /// used -> busy: the checkpoint being written refers to it no more. Its region must be in memory. Errors where the
+    /// bitmap on the device says that it was free: that comes from outside, and the store is damaged (I4).
+    pub fn disown(&mut self, block: u64) -> Result<(), Failure> {
         let (region, bit, _) = self.locate(block);
+        if !self.regions[region].bits().used.get(bit) {
+            let message = format!("block {block} is referred to twice, or by the map and free in its bitmap (I2, I4)");
+            return Err(Failure::new(EIO, message));
+        }
         self.touch(region as u64);
         self.regions[region].bits().used.clear(bit);
         self.used -= 1;
+        Ok(())
     }
 
     fn touch(&mut self, region: u64) {

@@ -81,3 +81,13 @@ fn releasing_a_used_block_is_a_bug() {
     allocator.adopt(block);
     allocator.release(block);
 }
+
+#[test]
+fn a_block_that_is_free_in_its_bitmap_is_not_dropped() {
+    let mut allocator = small();
+    let (block, _) = allocator.allocate(Stream::Data, 1).expect("room");
+    assert!(allocator.disown(block).is_err(), "the map refers to what its bitmap calls free");
+    allocator.adopt(block);
+    assert!(allocator.disown(block).is_ok());
+    assert!(allocator.disown(block).is_err(), "the map refers to it twice");
+}

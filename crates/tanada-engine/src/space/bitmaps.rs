@@ -106,6 +106,7 @@ impl Handle {
         dropped: &Blocks,
         write: impl AsyncFn(Vec<PageWrite>) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
+        adopted.require_regions().and_then(|()| dropped.require_regions())?;
         let of_catalog = self.with(|state| {
             let geometry = state.alloc.geometry();
             let regions = state.catalog.blocks().filter_map(|block| geometry.bit_of(block)).map(|(region, _)| region);
@@ -122,7 +123,7 @@ impl Handle {
             self.with(|state| batch.iter().for_each(|region| state.alloc.hold(*region)));
             self.load_regions(batch).await?;
             for region in batch {
-                self.apply(*region, adopted.of_region(*region), dropped.of_region(*region)).await;
+                self.apply(*region, adopted.of_region(*region), dropped.of_region(*region)).await?;
             }
             let pages = self.with(|state| {
                 let of_catalog = |region: &u64| of_catalog.binary_search(region).is_ok();
@@ -139,16 +140,17 @@ impl Handle {
         Ok(())
     }
 
-    async fn apply(&self, region: u64, adopted: &[u16], dropped: &[u16]) {
+    async fn apply(&self, region: u64, adopted: &[u16], dropped: &[u16]) -> Result<(), Failure> {
         let start = self.with(|state| state.alloc.geometry().region_start(region));
         for chunk in adopted.chunks(BLOCKS_PER_TURN) {
             self.with(|state| chunk.iter().for_each(|bit| state.alloc.adopt(start + u64::from(*bit))));
             self.give_way().await;
         }
         for chunk in dropped.chunks(BLOCKS_PER_TURN) {
-            self.with(|state| chunk.iter().for_each(|bit| state.alloc.disown(start + u64::from(*bit))));
+            self.with(|state| chunk.iter().try_for_each(|bit| state.alloc.disown(start + u64::from(*bit))))?;
             self.give_way().await;
         }
+        Ok(())
     }
 
     /// Marks what the journal names: nothing of it may be in use already. Errors name the block.

@@ -4,19 +4,33 @@ use std::collections::BTreeMap;
 
 use tanada_format::Geometry;
 
+use crate::failure::{EIO, Failure};
+
 /// Blocks by region, in no order within one.
 #[derive(Debug, Default)]
 pub struct Blocks {
     by_region: BTreeMap<u64, Vec<u16>>,
     count: u64,
+    /// One that no region holds. A map on the device may refer to anything.
+    stray: Option<u64>,
 }
 
 impl Blocks {
-    /// Panics where no region holds the block: nothing else is ever allocated.
     pub fn push(&mut self, geometry: &Geometry, block: u64) {
-        let Some((region, bit)) = geometry.bit_of(block) else { panic!("block {block} lies in no region") };
+        let Some((region, bit)) = geometry.bit_of(block).filter(|_| geometry.is_allocatable(block)) else {
+            self.stray = Some(block);
+            return;
+        };
         self.by_region.entry(region).or_default().push(bit as u16);
         self.count += 1;
+    }
+
+    /// Errors where one was added that lies in no region, or is a bitmap page: nothing there is ever allocated.
+    pub fn require_regions(&self) -> Result<(), Failure> {
+        match self.stray {
+            Some(block) => Err(Failure::new(EIO, format!("a map refers to block {block}, which cannot hold anything"))),
+            None => Ok(()),
+        }
     }
 
     pub fn len(&self) -> u64 {
@@ -67,5 +81,17 @@ mod tests {
         assert_eq!(blocks.take(9), Some((1, vec![9])));
         assert_eq!(blocks.take(9), Some((0, vec![5])));
         assert!(blocks.is_empty() && blocks.take(9).is_none());
+    }
+
+    #[test]
+    fn what_no_region_holds_is_told_and_not_kept() {
+        let geometry = Geometry::new(80 * SEGMENT_BLOCKS, 64).expect("valid");
+        for stray in [0, geometry.regions_start() - 1, geometry.page_block(1, 0), geometry.store_blocks()] {
+            let mut blocks = Blocks::default();
+            blocks.push(&geometry, geometry.region_start(0) + 5);
+            assert!(blocks.require_regions().is_ok());
+            blocks.push(&geometry, stray);
+            assert!(blocks.require_regions().is_err() && blocks.len() == 1, "block {stray}");
+        }
     }
 }

@@ -54,6 +54,9 @@ pub fn scan(source: &dyn ReadAt, superblock: &Superblock, findings: &mut Finding
                 scan.take(block);
             }
             Err(why) => {
+                if is_whole(&bytes, superblock, seq, incarnation) {
+                    findings.add(format!("journal block {seq} is whole, but its records make no sense: {why}"));
+                }
                 scan.end_reason = why;
                 break;
             }
@@ -90,14 +93,20 @@ fn accept(bytes: &[u8], superblock: &Superblock, seq: u64, incarnation: u64) -> 
     Ok(block)
 }
 
+/// Whether a block that does not decode continues the journal all the same: nobody tears it so that its checksum holds.
+fn is_whole(bytes: &[u8], superblock: &Superblock, seq: u64, incarnation: u64) -> bool {
+    let header = JournalHeader::decode(bytes, superblock.store);
+    header.is_ok_and(|header| header.seq == seq && header.incarnation >= incarnation)
+        && JournalBlock::decode(bytes, superblock.store).is_err()
+}
+
 impl JournalScan {
     fn take(&mut self, block: JournalBlock) {
         let JournalBlock { header, records } = block;
-        if let Some(Record::Recovered { seq, records: counted }) = records.first() {
-            self.blocks.retain(|block| block.header.seq <= *seq);
-            if let Some(last) = self.blocks.last_mut().filter(|last| last.header.seq == *seq) {
-                last.records.truncate(*counted as usize);
-            }
+        if let Some(Record::Recovered { records: counted, .. }) = records.first()
+            && let Some(last) = self.blocks.last_mut()
+        {
+            last.records.truncate(usize::try_from(*counted).unwrap_or(usize::MAX));
         }
         self.durable_seq = self.durable_seq.max(header.durable_seq);
         self.newest_checkpoint = self.newest_checkpoint.max(header.checkpoint);
