@@ -1,0 +1,7 @@
+//! The driver over the simulated array: real iSCSI, real blocks. The simulator refuses whatever ONTAP's reference does not
+//! know (strict), which the array made of memory does not.
+
+mod array;
+mod concurrency;
+mod data;
+mod faults;
