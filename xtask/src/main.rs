@@ -16,7 +16,7 @@ use anyhow::{Result, bail};
 
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
-  setup   installs the Debian packages that demo and tests need (as root)
+  setup   installs the Debian packages (as root) and Python environments that demo and tests need
   guest   makes the test guest from Debian packages
   demo [--keep] [--dev] [--generations N]
           the main job end to end on a real guest, one line per step
@@ -47,7 +47,11 @@ fn main() -> ExitCode {
 
 fn run(args: &[String]) -> Result<()> {
     match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        ["setup"] => setup::packages(),
+        ["setup"] => setup::packages()
+            .and_then(|()| setup::python())
+            .and_then(|_| setup::ontap_python())
+            .and_then(|_| setup::cinder())
+            .map(drop),
         ["guest"] => setup::packages().and_then(|()| guest::build()).map(|guest| println!("{}", guest.disk.display())),
         ["demo", "--stop", dir] => {
             demo::stop(dir);

@@ -82,27 +82,57 @@ fn codename() -> Result<String> {
 
 /// A Python with the official XenAPI SDK.
 pub fn python() -> Result<PathBuf> {
-    environment("venv", "XenAPI")
+    Ok(environment("venv", &["XenAPI"], |_| Ok(()))?.join("bin/python"))
 }
 
 /// A Python with NetApp's own client library for ONTAP.
 pub fn ontap_python() -> Result<PathBuf> {
-    environment("venv-netapp-ontap", "netapp-ontap")
+    Ok(environment("venv-netapp-ontap", &["netapp-ontap"], |_| Ok(()))?.join("bin/python"))
 }
 
-/// A Python environment with one package, made once under the target directory; returns the interpreter.
-fn environment(name: &str, package: &str) -> Result<PathBuf> {
+/// What the last EqualLogic driver of OpenStack Cinder runs on, in versions that ran with it.
+const CINDER_NEEDS: &[&str] = &[
+    "paramiko==3.5.1",
+    "eventlet==0.41.3",
+    "greenlet==3.5.6",
+    "oslo.config==10.7.0",
+    "oslo.concurrency==7.6.1",
+    "oslo.log==8.3.2",
+    "oslo.utils==10.2.0",
+    "six==1.17.0",
+];
+/// The files of the driver: `files/` of its environment has nothing else of Cinder.
+const CINDER_FILES: &[&str] = &[
+    "cinder/ssh_utils.py",
+    "cinder/volume/configuration.py",
+    "cinder/volume/drivers/san/__init__.py",
+    "cinder/volume/drivers/san/san.py",
+    "cinder/volume/drivers/dell_emc/ps.py",
+];
+
+/// The last EqualLogic driver of OpenStack Cinder with a Python to run it; returns the environment.
+pub fn cinder() -> Result<PathBuf> {
+    environment("venv-cinder", CINDER_NEEDS, |venv| {
+        let (python, files) = (venv.join("bin/python").display().to_string(), venv.join("files").display().to_string());
+        let pip = ["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--dest", &files];
+        sh::output(&python, &[&pip[..], &["cinder==15.6.0"]].concat())?;
+        let unpack = "import glob, sys, zipfile; wheel = glob.glob(sys.argv[1] + '/cinder-*.whl')[0]; \
+                      zipfile.ZipFile(wheel).extractall(sys.argv[1], sys.argv[2:])";
+        sh::output(&python, &[&["-c", unpack, &files][..], CINDER_FILES].concat()).map(drop)
+    })
+}
+
+/// A Python environment with some packages, made once under the target directory; returns its folder.
+fn environment(name: &str, needs: &[&str], more: fn(&Path) -> Result<()>) -> Result<PathBuf> {
     let venv = sh::target_dir().join(name);
-    let python = venv.join("bin/python");
     let ready = venv.join("package-installed");
     if !ready.exists() {
-        println!("making a Python environment with {package}");
+        println!("making a Python environment with {}", needs.join(" "));
         sh::output("/usr/bin/python3", &[Path::new("-m"), Path::new("venv"), &venv])?;
-        sh::output(
-            &python.to_string_lossy(),
-            &["-m", "pip", "install", "--quiet", "--disable-pip-version-check", package],
-        )?;
+        let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
+        sh::output(&venv.join("bin/python").to_string_lossy(), &[&pip[..], needs].concat())?;
+        more(&venv)?;
         fs::write(&ready, "").with_context(|| format!("writing {}", ready.display()))?;
     }
-    Ok(python)
+    Ok(venv)
 }

@@ -12,6 +12,7 @@ pub fn run() -> Result<()> {
     setup::packages()?;
     let python = setup::python()?;
     let ontap_python = setup::ontap_python()?;
+    let cinder = setup::cinder()?;
     let guest = guest::build()?;
     sh::run("cargo", &["fmt", "--all", "--check"])?;
     sh::run("cargo", &["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
@@ -24,6 +25,7 @@ pub fn run() -> Result<()> {
         .env("TANADA_BIN", &binary)
         .env("TANADA_PYTHON", &python)
         .env("SIM_ONTAP_PYTHON", &ontap_python)
+        .env("TANADA_CINDER", &cinder)
         .env("TANADA_GUEST_KERNEL", &guest.kernel)
         .env("TANADA_GUEST_INITRD", &guest.initrd)
         .env("TANADA_GUEST_DISK", &guest.disk);

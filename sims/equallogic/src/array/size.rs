@@ -69,7 +69,7 @@ pub fn show_mb(mb: u64, always_mb: bool) -> String {
         GB.. => (GB, "GB"),
         _ => (1, "MB"),
     };
-    let hundredths = (u128::from(mb) * 100 / unit as u128) as u64;
+    let hundredths = mb.saturating_mul(100).saturating_add(unit / 2) / unit;
     let text = format!("{}.{:02}", hundredths / 100, hundredths % 100);
     format!("{}{name}", text.trim_end_matches('0').trim_end_matches('.'))
 }
@@ -98,7 +98,14 @@ mod tests {
 
     #[test]
     fn the_unit_follows_the_magnitude() {
-        for (mb, text) in [(0, "0MB"), (1023, "1023MB"), (1024, "1GB"), (922_112, "900.5GB"), (1_572_864, "1.5TB")] {
+        for (mb, text) in [
+            (0, "0MB"),
+            (1023, "1023MB"),
+            (1024, "1GB"),
+            (922_112, "900.5GB"),
+            (1_572_864, "1.5TB"),
+            (2_097_150, "2TB"),
+        ] {
             assert_eq!(show_mb(mb, false), text);
         }
         assert_eq!(show_mb(1 << 20, true), "1048576MB");
