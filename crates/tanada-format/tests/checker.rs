@@ -109,6 +109,23 @@ fn the_journal_ends_at_the_first_record_whose_data_is_torn() {
 }
 
 #[test]
+fn rotten_data_of_a_durable_record_is_damage() {
+    let (image, superblock) = fresh();
+    let first = superblock.geometry.regions_start() + 2;
+    let records = [
+        Record::Recovered { seq: 0, records: 0 },
+        Record::Create { head: 1, size: 1 << 20, uuid: Uuid::from_u128(1) },
+        Record::Map { head: 1, place: 7, block: first, crcs: vec![crc32c(&[1; BLOCK_BYTES])] },
+    ];
+    journal(&image, &superblock, header(1), &records);
+    let durable = JournalHeader { durable_seq: 1, ..header(2) };
+    journal(&image, &superblock, durable, &[Record::Resize { head: 1, size: 2 << 20 }]);
+    assert_found(&image.check(), "journal block 1, head 1, offset 28672");
+    image.put(first, [1; BLOCK_BYTES]);
+    assert!(image.check().is_clean());
+}
+
+#[test]
 fn a_block_of_a_former_life_ends_the_journal() {
     let (image, superblock) = fresh();
     let recovered = Record::Recovered { seq: 0, records: 0 };

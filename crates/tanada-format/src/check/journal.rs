@@ -1,6 +1,7 @@
 //! What a recovery would replay.
 
 use super::{Findings, ReadAt};
+use crate::error::FormatError;
 use crate::journal::{JournalBlock, JournalHeader};
 use crate::node::BLOCK_BYTES;
 use crate::record::Record;
@@ -101,6 +102,12 @@ fn is_whole(bytes: &[u8], superblock: &Superblock, seq: u64, incarnation: u64) -
 }
 
 impl JournalScan {
+    /// Whether nothing of the block can be torn: it was synced, or a later life has verified it.
+    fn is_certain(&self, block: &ScannedBlock) -> bool {
+        let newest = self.blocks.last().map_or(0, |block| block.header.incarnation);
+        block.header.seq <= self.durable_seq || block.header.incarnation < newest
+    }
+
     fn take(&mut self, block: JournalBlock) {
         let JournalBlock { header, records } = block;
         if let Some(Record::Recovered { records: counted, .. }) = records.first()
@@ -142,12 +149,34 @@ fn look_past_the_end(
     Ok(())
 }
 
+/// Compares the data of records whose durability is certain: what recovery does not look at. No block that the journal
+/// names is reused before the checkpoint that takes its records out, so that all of it must be there.
+pub(super) fn check_data(source: &dyn ReadAt, scan: &JournalScan, findings: &mut Findings) {
+    for scanned in scan.blocks.iter().filter(|block| scan.is_certain(block)) {
+        for record in &scanned.records {
+            let Record::Map { head, place, block, crcs } = record else { continue };
+            for (n, crc) in (0..).zip(crcs) {
+                let text = |why: String| {
+                    let (seq, offset) = (scanned.header.seq, (place + n) * BLOCK_BYTES as u64);
+                    format!("journal block {seq}, head {head}, offset {offset}: block {}: {why}", block + n)
+                };
+                match source.read_block(block + n).map(|bytes| crc32c::crc32c(&bytes)) {
+                    Ok(computed) if computed == *crc => {}
+                    Ok(computed) => {
+                        let error = FormatError::Checksum { what: "data", stored: *crc, computed };
+                        findings.add(text(error.to_string()));
+                    }
+                    Err(why) => findings.add(text(why)),
+                }
+            }
+        }
+    }
+}
+
 /// Above the durable mark, the first record whose data does not match its checksums ends the journal (J2).
 fn verify_tail(source: &dyn ReadAt, superblock: &Superblock, scan: &mut JournalScan) -> Result<(), String> {
-    let newest = scan.blocks.last().map_or(0, |block| block.header.incarnation);
-    let certain = |block: &ScannedBlock, durable: u64| block.header.seq <= durable || block.header.incarnation < newest;
     for at in 0..scan.blocks.len() {
-        if certain(&scan.blocks[at], scan.durable_seq) {
+        if scan.is_certain(&scan.blocks[at]) {
             continue;
         }
         for n in 0..scan.blocks[at].records.len() {

@@ -142,6 +142,9 @@ pub fn check(source: &dyn ReadAt, options: CheckOptions) -> Result<CheckReport, 
     let superblock = state::choose(&copies, &mut findings, &mut notes)?;
     require_length(source, &superblock)?;
     let journal = scan(source, &superblock, &mut findings).map_err(CheckError::Unreadable)?;
+    if options.data {
+        journal::check_data(source, &journal, &mut findings);
+    }
     let mut marks = space::Marks::new(&superblock.geometry);
     let catalog = state::check_catalog(source, &superblock, &mut marks, &mut findings);
     let catalog_blocks = marks.count();
