@@ -16,7 +16,7 @@ use crate::error::sm;
 use crate::model::{Aggregate, FlexVol};
 use crate::names::{self, Container};
 use crate::rest::Patience;
-use crate::sr::Sr;
+use crate::sr::{Sr, VMHINT};
 
 pub static FACTS: DriverType = DriverType {
     name: "netapp",
@@ -67,7 +67,7 @@ pub static FACTS: DriverType = DriverType {
         ConfigKey::optional("controlport", "the same, as older clients call it"),
         ConfigKey::optional("iscsiport", "iSCSI port of the portals (3260)"),
     ],
-    options: &[],
+    options: &[VMHINT],
 };
 
 pub struct OntapBackend {

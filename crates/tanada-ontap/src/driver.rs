@@ -1,6 +1,7 @@
 //! The trait's face of an open SR.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use tanada_driver::{
@@ -15,28 +16,37 @@ use crate::sr::{Sr, reaper};
 
 /// Alerts kept for a reader that is slow.
 const ALERTS_KEPT: usize = 64;
+/// Less than this part of what the SR has and could have is scarce.
+const SCARCE_PART: u64 = 10;
 
 /// An open SR on an ONTAP array. The reaper of leftovers runs as long as it lives.
 pub struct OntapDriver {
     sr: Arc<Sr>,
     alerts: broadcast::Sender<Alert>,
     reaper: JoinHandle<()>,
+    scarce: AtomicBool,
 }
 
 impl OntapDriver {
     pub(crate) fn start(sr: Sr) -> OntapDriver {
         let sr = Arc::new(sr);
         let reaper = tokio::spawn(reaper(Arc::downgrade(&sr), sr.left_over()));
-        OntapDriver { sr, alerts: broadcast::channel(ALERTS_KEPT).0, reaper }
+        OntapDriver { sr, alerts: broadcast::channel(ALERTS_KEPT).0, reaper, scarce: AtomicBool::new(false) }
     }
 
-    /// A full array is told to whoever listens, not only to the caller whose verb failed.
-    fn heard<T>(&self, result: DriverResult<T>) -> DriverResult<T> {
-        if matches!(&result, Err(error) if error.kind == DriverErrorKind::NoSpace) {
-            // Nobody may be listening.
-            drop(self.alerts.send(Alert::Full));
+    /// Told once when room gets scarce, and once when there is room again. There is no event to wait for: whoever asks for
+    /// the space, sees.
+    fn watch(&self, space: &SpaceFacts) {
+        let scarce = space.free < space.physical / SCARCE_PART;
+        if self.scarce.swap(scarce, Ordering::Relaxed) == scarce {
+            return;
         }
-        result
+        let alert = match scarce {
+            true => Alert::NearlyFull { free: space.free, physical: space.physical },
+            false => Alert::RoomAgain { free: space.free },
+        };
+        // Nobody may be listening.
+        drop(self.alerts.send(alert));
     }
 }
 
@@ -64,11 +74,11 @@ impl Driver for OntapDriver {
     }
 
     async fn create(&self, request: &CreateRequest) -> DriverResult<(u64, Moved)> {
-        self.heard(self.sr.create(request).await)
+        self.sr.create(request).await
     }
 
     async fn resize(&self, volume: Uuid, size: u64) -> DriverResult<(u64, Moved)> {
-        self.heard(self.sr.resize(volume, size).await)
+        self.sr.resize(volume, size).await
     }
 
     async fn destroy(&self, target: Uuid) -> DriverResult<Moved> {
@@ -79,15 +89,15 @@ impl Driver for OntapDriver {
         if group.is_empty() {
             return Ok(CutReport::default());
         }
-        self.heard(self.sr.snapshot(group).await)
+        self.sr.snapshot(group).await
     }
 
     async fn clone_volume(&self, request: &CloneRequest) -> DriverResult<Moved> {
-        self.heard(self.sr.clone_volume(request).await)
+        self.sr.clone_volume(request).await
     }
 
     async fn revert(&self, volume: Uuid, generation: Uuid) -> DriverResult<Moved> {
-        self.heard(self.sr.revert(volume, generation).await)
+        self.sr.revert(volume, generation).await
     }
 
     async fn difference(&self, from: Uuid, to: Uuid) -> DriverResult<Vec<Extent>> {
@@ -112,7 +122,9 @@ impl Driver for OntapDriver {
     }
 
     async fn space(&self) -> DriverResult<SpaceFacts> {
-        self.sr.space().await
+        let space = self.sr.space().await?;
+        self.watch(&space);
+        Ok(space)
     }
 
     async fn scan(&self) -> DriverResult<Vec<ScanEntry>> {

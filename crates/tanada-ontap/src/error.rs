@@ -9,6 +9,8 @@ pub mod code {
     pub const DENIED: u64 = 6;
     pub const RPC_TIMEOUT: u64 = 65541;
     pub const TOO_MANY_REQUESTS: u64 = 262_160;
+    /// Unexpected argument, invalid value, field not allowed here.
+    pub const FILTER_UNKNOWN: &[u64] = &[262_179, 262_185, 262_197, 262_186, 262_196];
     pub const NOT_AUTHORISED: u64 = 6_691_623;
 
     pub const VOLUME_EXISTS: u64 = 917_526;

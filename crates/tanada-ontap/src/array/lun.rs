@@ -31,6 +31,21 @@ impl Array {
         self.rest.list("/storage/luns", &query).await
     }
 
+    /// The same, with their paths alone.
+    pub async fn lun_paths(&self, pattern: &str) -> ArrayResult<Vec<Lun>> {
+        let query = self.here().with("location.volume.name", pattern).fields("uuid,name");
+        self.rest.list("/storage/luns", &query).await
+    }
+
+    /// Those with an attribute whose name matches. Releases that cannot filter by attributes give all.
+    pub async fn luns_with(&self, pattern: &str, attribute: &str) -> ArrayResult<Vec<Lun>> {
+        let query = self.here().with("location.volume.name", pattern).with("attributes.name", attribute);
+        match self.rest.list("/storage/luns", &query.fields(FIELDS)).await {
+            Err(error) if error.is_any(code::FILTER_UNKNOWN) => self.luns(pattern).await,
+            other => other,
+        }
+    }
+
     /// Those of the LUNs in `pattern` whose base name is one of `names`.
     pub async fn luns_named(&self, pattern: &str, names: &[String]) -> ArrayResult<Vec<Lun>> {
         let mut found = Vec::new();

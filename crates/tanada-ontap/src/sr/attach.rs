@@ -18,7 +18,7 @@ use super::Sr;
 use super::volume::moved;
 use crate::error::{code, sm};
 use crate::model::Lun;
-use crate::names::{self, Attachment, Identity, Kind, METADATA_LUN};
+use crate::names::{self, Attachment, Identity, Kind, METADATA_LUN, TOKEN_PREFIX};
 
 /// One lock for each initiator, over all SRs of the process.
 static INITIATORS: Mutex<BTreeMap<String, Arc<AsyncMutex<()>>>> = Mutex::new(BTreeMap::new());
@@ -134,9 +134,14 @@ impl Sr {
         Chap { user: CHAP_USER.to_owned(), secret: Secret::new(secret) }
     }
 
+    async fn luns_with(&self, attribute: &str) -> DriverResult<Vec<Lun>> {
+        let found = self.array.luns_with(&self.pattern(), attribute).await?;
+        Ok(found.into_iter().filter(|lun| self.owns_flexvol(lun.flexvol())).collect())
+    }
+
     pub async fn detach(&self, token: &str) -> DriverResult<Moved> {
         let mut changed = false;
-        for lun in self.luns().await? {
+        for lun in self.luns_with(&format!("{TOKEN_PREFIX}{token}")).await? {
             if let Some(found) = Attachment::all_of(&lun).into_iter().find(|one| one.token == token) {
                 self.conceal(&lun, &found).await?;
                 changed = true;
@@ -191,7 +196,7 @@ impl Sr {
 
     /// Tokens of all hosts; the driver's own use of the metadata LUN is not shown.
     pub async fn attachments(&self) -> DriverResult<Vec<String>> {
-        let luns = self.luns().await?;
+        let luns = self.luns_with(&format!("{TOKEN_PREFIX}*")).await?;
         let shown = luns.iter().filter(|lun| lun.base() != METADATA_LUN && Identity::of(lun).is_some());
         Ok(shown.flat_map(|lun| Attachment::all_of(lun).into_iter().map(|one| one.token)).collect())
     }

@@ -29,7 +29,7 @@ impl Sr {
         })
     }
 
-    /// Room is the aggregate's, which others use too; where the account cannot see it, the FlexVols'.
+    /// `physical` is what the SR has and could have now. Room is the aggregate's, which others use too; where the account cannot see it, the FlexVols'.
     pub async fn space(&self) -> DriverResult<SpaceFacts> {
         let flexvols = self.flexvols().await?;
         let used: u64 = flexvols.iter().map(|one| one.space.used).sum();

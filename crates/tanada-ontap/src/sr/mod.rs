@@ -43,6 +43,7 @@ use crate::model::{FlexVol, Lun};
 use crate::names::{self, Container, Identity, Kind, TOKEN_PREFIX};
 use crate::tls::hex;
 
+pub use place::VMHINT;
 pub use reap::reaper;
 
 /// An open SR.

@@ -6,9 +6,8 @@
 
 use std::collections::BTreeMap;
 
-use tanada_driver::{DriverError, DriverErrorKind, DriverResult};
+use tanada_driver::{CreateRequest, DriverError, DriverErrorKind, DriverResult};
 use tanada_units::{GIB, MIB};
-use uuid::Uuid;
 
 use super::Sr;
 use crate::array::FlexVolSpec;
@@ -26,6 +25,9 @@ const THIN_BYTES: u64 = 1024 * GIB;
 const THICK_BYTES: u64 = 4 * GIB;
 /// FlexVols grow by themselves up to this, which all releases accept.
 const SIZE_MAX: u64 = 100 * 1024 * GIB;
+
+/// Key of `sm_config` that names a FlexVol by its number.
+pub const VMHINT: &str = "vmhint";
 
 /// Where a disk goes.
 #[derive(Debug, PartialEq, Eq)]
@@ -53,15 +55,21 @@ fn choose(counts: &BTreeMap<String, usize>, beside: Option<&str>, flexvols_max: 
     }
 }
 
+/// XenServer's hint is a machine or the number of a FlexVol; machines are kept together without it.
+fn hint(options: &BTreeMap<String, String>) -> Option<u32> {
+    options.get(VMHINT)?.trim().parse().ok()
+}
+
 impl Sr {
     /// The FlexVol for a disk of `size` bytes, made or grown where needed.
-    pub(super) async fn place(&self, near: Option<Uuid>, size: u64) -> DriverResult<String> {
+    pub(super) async fn place(&self, request: &CreateRequest, size: u64) -> DriverResult<String> {
         let _one_at_a_time = self.placing.lock().await;
         let flexvols = self.flexvols().await?;
+        let near = request.near;
         let mut counts: BTreeMap<String, usize> =
             flexvols.iter().filter(|one| one.state == "online").map(|one| (one.name.clone(), 0)).collect();
         let mut beside = None;
-        for lun in self.luns().await? {
+        for lun in self.array.lun_paths(&self.pattern()).await? {
             if let Some(count) = counts.get_mut(lun.flexvol()) {
                 *count += 1;
             }
@@ -69,7 +77,13 @@ impl Sr {
                 beside = Some(lun.flexvol().to_owned());
             }
         }
-        match choose(&counts, beside.as_deref(), self.config.flexvols_max) {
+        let hinted = hint(&request.options).filter(|number| (1..=self.config.flexvols_max).contains(number));
+        let choice = match hinted.map(|number| (number, names::flexvol(self.sr, number))) {
+            Some((number, name)) if !counts.contains_key(&name) => Choice::New(number),
+            Some((_, name)) => choose(&counts, Some(&name), self.config.flexvols_max),
+            None => choose(&counts, beside.as_deref(), self.config.flexvols_max),
+        };
+        match choice {
             Choice::Existing(name) => {
                 let found = flexvols.iter().find(|one| one.name == name);
                 self.make_room(found, size).await?;

@@ -44,7 +44,7 @@ impl Sr {
             let found = self.finish(found, &identity, &request.name_label).await?;
             return Ok((found.space.size, moved(false)));
         }
-        let flexvol = self.place(request.near, size).await?;
+        let flexvol = self.place(request, size).await?;
         let mut attributes = identity.attributes();
         if !request.name_label.is_empty() {
             attributes.push(("tanada.name", request.name_label.chars().take(500).collect()));

@@ -243,3 +243,24 @@ async fn an_sr_is_found_again_and_only_what_is_ours_is_erased() {
     fake.backend().erase(&fake.config(other)).await.unwrap();
     assert_eq!(fake.objects(), empty);
 }
+
+#[tokio::test]
+async fn room_that_gets_scarce_is_told_once_and_so_is_room_again() {
+    let fake = Fake::start().await;
+    let driver = opened(&fake, Uuid::new_v4()).await;
+    let used = |used: u64, free: u64| {
+        let mut state = fake.state();
+        state.collections.get_mut("/storage/volumes").unwrap()[0]["space"]["used"] = Value::from(used);
+        state.collections.get_mut("/storage/aggregates").unwrap()[0]["space"]["block_storage"]["available"] =
+            free.into();
+    };
+    let mut alerts = driver.alerts();
+    for (usage, free, told) in [(10, 90, None), (95, 5, Some("NearlyFull")), (96, 4, None), (50, 50, Some("RoomAgain"))]
+    {
+        used(usage, free);
+        let space = driver.space().await.unwrap();
+        assert_eq!((space.used, space.free, space.physical), (usage, free, usage + free));
+        let alert = alerts.try_recv().ok().map(|alert| format!("{alert:?}"));
+        assert_eq!(alert.as_deref().and_then(|alert| alert.split_whitespace().next()), told);
+    }
+}

@@ -1,8 +1,10 @@
 //! What a guest would see.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use sim_target::faults::{Action, Rule};
 use tanada_driver::registry::Backend;
 use tanada_driver::{CloneRequest, CreateRequest, CutPair, Driver, DriverErrorKind, Endpoint, Secret};
 use uuid::Uuid;
@@ -28,8 +30,12 @@ async fn snapshots_clones_and_reverts_hold_the_bytes_they_should() {
     let volume = disk(&driver, 16 * MIB, None).await;
     array.write(&driver, volume, MIB, &[1; 8192]).await;
     let cut = pair(volume);
+    let facts = driver.stat(volume).await.unwrap();
+    assert!(facts.mapped >= 8192 && facts.exclusive == facts.mapped, "{facts:?}");
     let report = driver.snapshot(&[cut]).await.unwrap();
     assert_eq!(report.moved.bytes_by_host, 0);
+    let facts = driver.stat(volume).await.unwrap();
+    assert_eq!((facts.exclusive, facts.shared), (0, facts.mapped));
     array.write(&driver, volume, MIB, &[2; 4096]).await;
     assert_eq!(array.read(&driver, cut.generation, MIB, 8192).await, [1; 8192]);
     let copy = Uuid::new_v4();
@@ -57,10 +63,24 @@ async fn snapshots_clones_and_reverts_hold_the_bytes_they_should() {
 /// the first disk never behind the last.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_group_is_cut_at_one_instant_while_it_is_written() {
+    cut_under_writers(["1", "1", "1"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn so_is_one_whose_disks_lie_in_three_flexvols() {
+    cut_under_writers(["1", "2", "3"]).await;
+}
+
+async fn cut_under_writers(flexvols: [&str; 3]) {
     let array = Array::start();
     let driver = array.made(Uuid::new_v4()).await;
-    let first = disk(&driver, 4 * MIB, None).await;
-    let disks = [first, disk(&driver, 4 * MIB, Some(first)).await, disk(&driver, 4 * MIB, Some(first)).await];
+    let disks = flexvols.map(|_| Uuid::new_v4());
+    for (volume, flexvol) in disks.into_iter().zip(flexvols) {
+        let options = BTreeMap::from([(String::from("vmhint"), flexvol.to_owned())]);
+        driver.create(&CreateRequest { options, ..CreateRequest::new(volume, 4 * MIB) }).await.unwrap();
+    }
+    let made: BTreeSet<&str> = flexvols.into_iter().collect();
+    assert_eq!(array.sim.census().volumes, made.len());
     let mut clients = Vec::new();
     let mut open = Vec::new();
     for target in disks {
@@ -109,7 +129,8 @@ async fn a_group_is_cut_at_one_instant_while_it_is_written() {
     }
     assert!(last > 0, "nothing was written before the last cut");
     driver.settle().await.unwrap();
-    assert_eq!(array.sim.census().snapshots, 0);
+    let census = array.sim.census();
+    assert_eq!((census.snapshots, census.groups), (0, 0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -230,7 +251,75 @@ async fn a_full_flexvol_fails_one_call_and_not_the_sr() {
     driver.snapshot(&[pair(volume)]).await.unwrap();
     let before = array.sim.census();
     let error = driver.snapshot(&[pair(volume)]).await.unwrap_err();
-    assert!(matches!(error.kind, DriverErrorKind::NoSpace | DriverErrorKind::Io), "{error:?}");
+    assert_eq!(error.kind, DriverErrorKind::NoSpace, "{error:?}");
     assert_eq!(array.sim.census(), before);
     assert_eq!(driver.scan().await.unwrap().len(), 3);
+    // What is full is one FlexVol; the SR has others.
+    let options = BTreeMap::from([(String::from("vmhint"), String::from("2"))]);
+    driver.create(&CreateRequest { options, ..CreateRequest::new(Uuid::new_v4(), MIB) }).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thick_flexvols_grow_before_their_disks_do() {
+    let array = Array::start();
+    let sr = Uuid::new_v4();
+    let mut config = array.config(sr);
+    config.device_config.insert("allocation".into(), "thick".into());
+    config.device_config.insert("asis".into(), "true".into());
+    array.backend().create(&config).await.unwrap();
+    let driver = array.backend().open(&config).await.unwrap();
+    let before = driver.space().await.unwrap();
+    let volume = disk(&driver, 8 << 30, None).await;
+    assert_eq!(driver.resize(volume, 16 << 30).await.unwrap().0, 16 << 30);
+    driver.snapshot(&[pair(volume)]).await.unwrap();
+    assert!(driver.space().await.unwrap().free < before.free, "nothing was set aside");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_space_is_said_as_such_and_nothing_stays() {
+    let array = Array::start();
+    let driver = array.made(Uuid::new_v4()).await;
+    let disks = [disk(&driver, MIB, None).await, disk(&driver, MIB, None).await];
+    let before = array.sim.census();
+    for call in ["POST /api/storage/luns", "/snapshots"] {
+        array.sim.faults().add(Rule::always(call, Action::NoSpace));
+        let error = driver.snapshot(&disks.map(pair)).await.unwrap_err();
+        assert_eq!(error.kind, DriverErrorKind::NoSpace, "{call}: {error:?}");
+        array.sim.faults().clear();
+        driver.settle().await.unwrap();
+        assert_eq!(array.sim.census(), before, "{call}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn jobs_that_fail_or_vanish_or_drag_leave_nothing() {
+    let array = Array::with(|options| {
+        options.lun_jobs = true;
+        options.job_ms = 5;
+    });
+    let driver = array.made(Uuid::new_v4()).await;
+    let disks = [disk(&driver, MIB, None).await, disk(&driver, MIB, None).await];
+    let before = array.sim.census();
+    for trouble in ["job_fail:262185", "job_fail_after:262185", "job_vanish", "job_slow:200"] {
+        for nth in 0..4 {
+            let place = format!("{trouble}, change {nth}");
+            array.sim.faults().add(Rule::nth("POST /api/storage", nth, Action::Other(trouble.into())));
+            let group = disks.map(pair);
+            let told = driver.snapshot(&group).await;
+            array.sim.faults().clear();
+            match told {
+                Ok(report) => assert!(report.moved.changed, "{place}"),
+                Err(_) => {
+                    driver.settle().await.unwrap();
+                    assert_eq!(array.sim.census(), before, "{place}");
+                    driver.snapshot(&group).await.unwrap_or_else(|error| panic!("{place}: {error}"));
+                }
+            }
+            for pair in group {
+                assert!(driver.destroy(pair.generation).await.unwrap().changed, "{place}");
+            }
+            driver.settle().await.unwrap();
+            assert_eq!(array.sim.census(), before, "{place}");
+        }
+    }
 }

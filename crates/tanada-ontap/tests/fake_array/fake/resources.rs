@@ -81,7 +81,12 @@ fn list(state: &State, path: &str, query: &Query) -> Answer {
     let all = state.collections.get(path).map(Vec::as_slice).unwrap_or_default();
     let wanted = |record: &&Value| {
         let filters = query.iter().filter(|(key, _)| !NOT_FILTERS.contains(&key.as_str()));
-        filters.into_iter().all(|(key, pattern)| matches(pattern, &field(record, key)))
+        filters.into_iter().all(|(key, pattern)| match key.split_once('.') {
+            Some((list, inner)) if record[list].is_array() => {
+                record[list].as_array().into_iter().flatten().any(|one| matches(pattern, &field(one, inner)))
+            }
+            _ => matches(pattern, &field(record, key)),
+        })
     };
     let found: Vec<&Value> = all.iter().filter(wanted).collect();
     let Some(page) = state.page else { return (200, json!({"records": found, "num_records": found.len()})) };
