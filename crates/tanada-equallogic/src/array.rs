@@ -10,7 +10,7 @@ use crate::size::{in_parentheses, parse, percent, volume_bytes};
 use crate::text::{Page, Table};
 
 /// Attempts to look, each in a session of its own.
-const LOOKS_MAX: u32 = 3;
+const LOOKS_MAX: u32 = 2;
 
 type Result<T> = std::result::Result<T, CliError>;
 

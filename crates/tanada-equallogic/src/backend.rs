@@ -10,7 +10,7 @@ use tanada_driver::registry::{Backend, DriverType, Found, SrConfig};
 use tanada_driver::{Driver, DriverError, DriverErrorKind, DriverResult, METADATA_BYTES_MAX, metadata};
 
 use crate::array::{Array, PoolRow};
-use crate::driver::{EqualDriver, Group};
+use crate::driver::{EqualDriver, Group, again};
 use crate::error::sm;
 use crate::names::{self, Description, Kind};
 use crate::options::{DISK_KEYS, KEYS, Options};
@@ -104,25 +104,7 @@ impl Backend for EqualBackend {
     /// Makes the management volume, which is the SR.
     async fn create(&self, config: &SrConfig) -> DriverResult<()> {
         let group = self.group(config)?;
-        let pools = group.array.pools().await?;
-        let pool = &group.options.pool;
-        if pool.is_empty() {
-            let words = "device-config:storagepool is missing";
-            let failure = DriverError::new(DriverErrorKind::InvalidArgument, words);
-            return Err(failure.with_sm(sm::POOL_MISSING).with_detail(pool_list(&pools)));
-        }
-        if !pools.iter().any(|row| row.name == *pool) {
-            let words = format!("there is no pool {pool:?} on the group");
-            let failure = DriverError::new(DriverErrorKind::InvalidArgument, words);
-            return Err(failure.with_sm(sm::POOL).with_detail(pool_list(&pools)));
-        }
-        let name = names::management(config.sr);
-        if group.page(&name).await?.is_none() {
-            let told = Description { name: config.name_label.clone(), ..Description::new(Kind::Sr, uuid::Uuid::nil()) };
-            let size_mb = request_mb(metadata::volume_bytes(METADATA_BYTES_MAX));
-            group.make(&name, size_mb, &told, true).await?;
-        }
-        Ok(())
+        again(|| make(&group, config)).await.map(|_| ())
     }
 
     async fn open(&self, config: &SrConfig) -> DriverResult<Arc<dyn Driver>> {
@@ -136,24 +118,7 @@ impl Backend for EqualBackend {
     /// Deletes everything with a name of this SR, the management volume last: until then the SR is found again.
     async fn erase(&self, config: &SrConfig) -> DriverResult<()> {
         let group = self.group(config)?;
-        group.drop_collections().await?;
-        for user in group.array.chap_users().await? {
-            if let Some(token) = names::token_of(config.sr, &user) {
-                group.detach(token).await?;
-            }
-        }
-        // Thin clones before the templates that they depend on.
-        for wanted in [names::Role::Disk, names::Role::Template, names::Role::Management] {
-            for (row, role) in group.rows().await? {
-                if role == wanted
-                    && let Some(page) = group.page(&row.name).await?
-                {
-                    group.take_offline(&page).await?;
-                    group.delete(&row.name).await?;
-                }
-            }
-        }
-        Ok(())
+        again(|| wipe(&group)).await.map(|_| ())
     }
 
     async fn probe(&self, device_config: &BTreeMap<String, String>) -> DriverResult<Vec<Found>> {
@@ -171,6 +136,49 @@ impl Backend for EqualBackend {
         }
         Ok(found)
     }
+}
+
+async fn make(group: &Group, config: &SrConfig) -> DriverResult<()> {
+    let pools = group.array.pools().await?;
+    let pool = &group.options.pool;
+    if pool.is_empty() {
+        let words = "device-config:storagepool is missing";
+        let failure = DriverError::new(DriverErrorKind::InvalidArgument, words);
+        return Err(failure.with_sm(sm::POOL_MISSING).with_detail(pool_list(&pools)));
+    }
+    if !pools.iter().any(|row| row.name == *pool) {
+        let words = format!("there is no pool {pool:?} on the group");
+        let failure = DriverError::new(DriverErrorKind::InvalidArgument, words);
+        return Err(failure.with_sm(sm::POOL).with_detail(pool_list(&pools)));
+    }
+    let name = names::management(config.sr);
+    if group.page(&name).await?.is_none() {
+        let told = Description { name: config.name_label.clone(), ..Description::new(Kind::Sr, uuid::Uuid::nil()) };
+        let size_mb = request_mb(metadata::volume_bytes(METADATA_BYTES_MAX));
+        group.make(&name, size_mb, &told, true).await?;
+    }
+    Ok(())
+}
+
+async fn wipe(group: &Group) -> DriverResult<()> {
+    group.drop_collections().await?;
+    for user in group.array.chap_users().await? {
+        if let Some(token) = names::token_of(group.sr, &user) {
+            group.detach(token).await?;
+        }
+    }
+    // Thin clones before the templates that they depend on.
+    for wanted in [names::Role::Disk, names::Role::Template, names::Role::Management] {
+        for (row, role) in group.rows().await? {
+            if role == wanted
+                && let Some(page) = group.page(&row.name).await?
+            {
+                group.take_offline(&page).await?;
+                group.delete(&row.name).await?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The choices for `storagepool`, as XenServer's clients read them.

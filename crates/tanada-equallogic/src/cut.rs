@@ -172,6 +172,7 @@ impl Group {
         let volumes: Vec<&str> = all.iter().map(|(_, page)| page.name.as_str()).collect();
         self.drop_collection(collection).await?;
         self.array.run(&format!("volume collection create {collection} volume {}", volumes.join(","))).await?;
+        all.iter().for_each(|(_, page)| self.was_cut(&page.name));
         let command = format!("volume collection select {collection} snapcoll create-now description {told}");
         self.array.run(&command).await?;
         Ok(())

@@ -13,10 +13,10 @@
 //! | attach, detach | [`crate::access`] |
 //! | stat, scan, space | [`crate::facts`] |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tanada_driver::bridge::Bridges;
@@ -24,7 +24,7 @@ use tanada_driver::{
     Alert, AttachRequest, Capabilities, CloneRequest, CreateRequest, CutPair, CutReport, Driver, DriverError,
     DriverErrorKind, DriverResult, Endpoint, Extent, Moved, ScanEntry, SpaceFacts, VolumeFacts, metadata,
 };
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
@@ -32,9 +32,11 @@ use crate::array::{Array, VolumePage, VolumeRow};
 use crate::error::sm;
 use crate::names::{self, Description, Kind, Role};
 use crate::options::Options;
+use crate::reserve::LAG;
 
-/// Attempts at a verb whose session was lost.
+/// Attempts at a verb whose session was lost, and the time after which none is begun.
 const ATTEMPTS_MAX: u32 = 4;
+const ATTEMPTS_END: Duration = Duration::from_secs(120);
 const ALERTS_MAX: usize = 64;
 /// How often the snapshot space is looked at; a group has events only for those who read its syslog or SNMP traps.
 const PATROL_PERIOD: Duration = Duration::from_secs(300);
@@ -50,6 +52,8 @@ pub struct Group {
     pub alerts: broadcast::Sender<Alert>,
     /// Held by each verb that changes something.
     pub gate: tokio::sync::Mutex<()>,
+    /// Told of each cut.
+    pub cut_done: Notify,
     hints: Mutex<Hints>,
 }
 
@@ -60,6 +64,10 @@ pub struct Hints {
     pub generations: BTreeMap<Uuid, String>,
     /// Token: name of the volume with the access record.
     pub tokens: BTreeMap<String, String>,
+    /// When volumes were cut of late.
+    pub cuts: BTreeMap<String, Vec<Instant>>,
+    /// Volumes whose snapshot space an alert was about.
+    pub warned: BTreeSet<String>,
     /// Whether the firmware takes collections; `None` before it was asked.
     pub collections: Option<bool>,
 }
@@ -84,7 +92,8 @@ pub struct Ours {
 impl Group {
     pub fn new(array: Array, sr: Uuid, options: Options, bridges: Bridges, initiator: String) -> Group {
         let (alerts, gate) = (broadcast::channel(ALERTS_MAX).0, tokio::sync::Mutex::default());
-        Group { array, sr, options, bridges, initiator, alerts, gate, hints: Mutex::default() }
+        let (cut_done, hints) = (Notify::new(), Mutex::default());
+        Group { array, sr, options, bridges, initiator, alerts, gate, cut_done, hints }
     }
 
     pub fn hints(&self) -> MutexGuard<'_, Hints> {
@@ -172,11 +181,16 @@ impl Group {
 
 /// Repeats a verb whose session was lost. True with it when there was more than one attempt: then the first may have done
 /// what the last one found done.
-async fn again<T, F: Future<Output = DriverResult<T>>>(verb: impl Fn() -> F) -> DriverResult<(T, bool)> {
+pub async fn again<T, F: Future<Output = DriverResult<T>>>(verb: impl Fn() -> F) -> DriverResult<(T, bool)> {
+    let begun = Instant::now();
     let mut attempt = 1;
     loop {
         match verb().await {
-            Err(failure) if failure.kind == DriverErrorKind::Unreachable && attempt < ATTEMPTS_MAX => {
+            Err(failure)
+                if failure.kind == DriverErrorKind::Unreachable
+                    && attempt < ATTEMPTS_MAX
+                    && begun.elapsed() < ATTEMPTS_END =>
+            {
                 tracing::info!(%failure, attempt, "a command was lost; the verb is repeated");
                 attempt += 1;
             }
@@ -202,7 +216,10 @@ impl EqualDriver {
         let watched = group.clone();
         let patrol = tokio::spawn(async move {
             loop {
-                tokio::time::sleep(PATROL_PERIOD).await;
+                tokio::select! {
+                    () = tokio::time::sleep(PATROL_PERIOD) => {}
+                    () = watched.cut_done.notified() => tokio::time::sleep(LAG).await,
+                }
                 if let Err(failure) = watched.patrol().await {
                     tracing::warn!(%failure, "the snapshot space could not be looked at");
                 }

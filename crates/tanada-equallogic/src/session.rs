@@ -21,7 +21,7 @@ use crate::screen::{COLUMNS, Screen, Seen, is_error, refusal};
 /// Of the seven that a group has for all its administrators and programs.
 pub const SESSIONS_MAX: usize = 2;
 /// `pool show` with 1,024 volumes has been seen to take longer than 30 s.
-const COMMAND_DEADLINE: Duration = Duration::from_secs(120);
+const COMMAND_DEADLINE: Duration = Duration::from_secs(90);
 const PROMPT_DEADLINE: Duration = Duration::from_secs(30);
 /// Pauses between attempts to open a session; their sum is what a group with all its sessions taken is waited for.
 const PAUSES_MS: [u64; 6] = [100, 300, 1000, 2000, 4000, 8000];

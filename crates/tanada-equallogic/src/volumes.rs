@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use crate::array::VolumePage;
 use crate::driver::{Generation, Group, Ours};
+use crate::error::CliError;
 use crate::names::{self, Description, Kind, Role};
 use crate::size::{PAGE_BYTES, VOLUME_BYTES_MAX, request_mb};
 
@@ -146,27 +147,30 @@ impl Group {
         Ok(())
     }
 
-    /// Deletes the template of a generation when no thin clone depends on it any more. The group refuses it anyway while
-    /// one does.
+    /// Deletes the template of a generation, unless thin clones depend on it: the group knows that best and refuses.
     pub async fn drop_template(&self, generation: Option<Uuid>) -> DriverResult<()> {
         let Some(generation) = generation else { return Ok(()) };
-        let name = names::template(self.sr, generation);
-        let Some(page) = self.page(&name).await? else { return Ok(()) };
-        for (row, role) in self.rows().await? {
-            if role == Role::Disk && self.told(&row.name).await?.and_then(|told| told.template) == Some(generation) {
-                return Ok(());
-            }
-        }
-        self.delete_template(&page).await
-    }
-
-    /// A group keeps a template that has thin clones, whoever made them.
-    async fn delete_template(&self, page: &VolumePage) -> DriverResult<()> {
-        self.take_offline(page).await?;
+        let Some(page) = self.page(&names::template(self.sr, generation)).await? else { return Ok(()) };
+        self.take_offline(&page).await?;
         match self.array.run(&format!("volume delete {}", page.name)).await {
             Err(failure) if failure.is_missing() || failure.is_needed() => Ok(()),
+            // Perhaps the same in words that are not known here.
+            Err(failure @ CliError::Refused { .. }) => match self.is_needed(generation).await? {
+                true => Ok(()),
+                false => Err(failure.into()),
+            },
             other => Ok(other.map(|_| ())?),
         }
+    }
+
+    /// Whether a disk says that it is a thin clone of this generation.
+    async fn is_needed(&self, generation: Uuid) -> DriverResult<bool> {
+        for (row, role) in self.rows().await? {
+            if role == Role::Disk && self.told(&row.name).await?.and_then(|told| told.template) == Some(generation) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     pub async fn told(&self, volume: &str) -> DriverResult<Option<Description>> {
@@ -213,7 +217,15 @@ impl Group {
         for (row, _) in rows.iter().filter(|(_, role)| *role == Role::Template) {
             let needed = instances.iter().any(|generation| names::template(self.sr, *generation) == row.name);
             if !needed && let Some(page) = self.page(&row.name).await? {
-                self.delete_template(&page).await?;
+                let generation = Description::parse(&page.description).map(|told| told.id);
+                match generation {
+                    Some(generation) => self.drop_template(Some(generation)).await?,
+                    // Not yet described, so not yet a template.
+                    None => {
+                        self.take_offline(&page).await?;
+                        self.delete(&row.name).await?;
+                    }
+                }
             }
         }
         Ok(())

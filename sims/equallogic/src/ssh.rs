@@ -213,7 +213,7 @@ impl Desk {
                     match after {
                         After::Cut => return self.cut().await,
                         After::CutMidway => half = true,
-                        After::Hang => pending::<()>().await,
+                        After::Hang => return self.hang().await,
                         After::WrongPrompt => wrong_prompt = true,
                         After::Answer => {}
                     }
@@ -264,6 +264,12 @@ impl Desk {
             }
         }
         true
+    }
+
+    /// Answers nothing until the client has gone.
+    async fn hang(&mut self) -> bool {
+        while !matches!(self.channel.wait().await, Some(ChannelMsg::Close) | None) {}
+        false
     }
 
     /// Ends the connection under the client's feet.

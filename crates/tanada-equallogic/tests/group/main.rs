@@ -3,5 +3,6 @@
 mod access;
 mod faults;
 mod sr;
+mod together;
 mod verbs;
 mod world;
