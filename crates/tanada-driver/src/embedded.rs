@@ -94,11 +94,19 @@ pub struct EmbeddedPlaces {
     pub program: PathBuf,
     /// One directory per SR is made in it, with the sockets.
     pub run_dir: PathBuf,
+    /// One directory per SR is made in it, with what outlives a boot: how far the last scrub came.
+    pub state_dir: PathBuf,
+    /// A scrub begins by itself so many days after the last; 0 for never.
+    pub scrub_every_days: u32,
 }
 
 impl EmbeddedPlaces {
-    fn of(&self, sr: Uuid) -> PathBuf {
+    pub(crate) fn of(&self, sr: Uuid) -> PathBuf {
         self.run_dir.join(sr.to_string())
+    }
+
+    pub(crate) fn state_of(&self, sr: Uuid) -> PathBuf {
+        self.state_dir.join(sr.to_string())
     }
 }
 
@@ -157,12 +165,12 @@ impl Backend for EmbeddedBackend {
             return Err(error(DriverErrorKind::NotFound, format!("{} does not exist", location.display())));
         }
         let dir = self.places.of(config.sr);
-        ensure_keeper(&self.places.program, &location, &dir).await?;
+        ensure_keeper(&self.places, config.sr, &location).await?;
         let revive: Revive = {
-            let (program, location, dir) = (self.places.program.clone(), location.clone(), dir.clone());
+            let (places, sr, location) = (self.places.clone(), config.sr, location.clone());
             Arc::new(move || {
-                let (program, location, dir) = (program.clone(), location.clone(), dir.clone());
-                Box::pin(async move { ensure_keeper(&program, &location, &dir).await.map_err(|error| error.message) })
+                let (places, location) = (places.clone(), location.clone());
+                Box::pin(async move { ensure_keeper(&places, sr, &location).await.map_err(|error| error.message) })
             })
         };
         let control = ControlClient::start(control_socket(&dir), Some(revive));
@@ -183,6 +191,7 @@ impl Backend for EmbeddedBackend {
         let dir = self.places.of(config.sr);
         stop_keeper(&dir).await?;
         drop(fs::remove_dir_all(&dir));
+        drop(fs::remove_dir_all(self.places.state_of(config.sr)));
         let found = match fs::metadata(&location) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(io_error(&location, &error)),

@@ -1,5 +1,6 @@
 //! The programs beside the embedded store: its keeper, started and ended, and the tools that are run to their end.
 
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -9,8 +10,9 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::process::Command as Process;
 use tokio::time::timeout;
+use uuid::Uuid;
 
-use crate::embedded::{error, io_error};
+use crate::embedded::{EmbeddedPlaces, error, io_error};
 use crate::{DriverErrorKind, DriverResult};
 
 pub(crate) const START_DEADLINE: Duration = Duration::from_secs(60);
@@ -25,15 +27,31 @@ pub(crate) fn nbd_socket(dir: &Path) -> PathBuf {
 }
 
 /// Starts the keeper unless the control socket is served already.
-pub(crate) async fn ensure_keeper(program: &Path, location: &Path, dir: &Path) -> DriverResult<()> {
+pub(crate) async fn ensure_keeper(places: &EmbeddedPlaces, sr: Uuid, location: &Path) -> DriverResult<()> {
+    let dir = &places.of(sr);
     if UnixStream::connect(control_socket(dir)).await.is_ok() {
         return Ok(());
     }
     let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(dir);
     made.map_err(|error| io_error(dir, &error))?;
-    let mut keeper = Process::new(program);
-    keeper.args(["blockd-keeper", "--daemonize", "--store"]).arg(location).arg("--runtime-dir").arg(dir);
+    let state = places.state_of(sr);
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&state);
+    made.map_err(|error| io_error(&state, &error))?;
+    let mut keeper = Process::new(&places.program);
+    keeper.args(arguments(location, dir, &state, places.scrub_every_days));
     run(keeper, START_DEADLINE, "blockd-keeper").await
+}
+
+/// The keeper's command line.
+fn arguments(location: &Path, dir: &Path, state: &Path, scrub_every_days: u32) -> Vec<OsString> {
+    let mut line: Vec<OsString> = vec!["blockd-keeper".into(), "--daemonize".into()];
+    for (name, value) in [("--store", location), ("--runtime-dir", dir), ("--state-dir", state)] {
+        line.extend([name.into(), value.into()]);
+    }
+    if scrub_every_days > 0 {
+        line.extend(["--scrub-every".into(), scrub_every_days.to_string().into()]);
+    }
+    line
 }
 
 /// Ends the keeper named by the run directory's pid file and waits until its socket is dead.
@@ -90,4 +108,23 @@ pub(crate) async fn output(mut process: Process, deadline: Duration, what: &str)
     let words = String::from_utf8_lossy(&ended.stderr);
     let words = words.trim();
     Err(error(DriverErrorKind::Io, format!("{what} failed ({}): {words}", ended.status)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::arguments;
+
+    fn line(days: u32) -> String {
+        let words = arguments(Path::new("/s/store"), Path::new("/run/x"), Path::new("/var/x"), days);
+        words.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn the_keeper_is_told_where_its_state_is_and_when_to_scrub() {
+        let usual = "blockd-keeper --daemonize --store /s/store --runtime-dir /run/x --state-dir /var/x";
+        assert_eq!(line(30), format!("{usual} --scrub-every 30"));
+        assert_eq!(line(0), usual);
+    }
 }

@@ -15,6 +15,8 @@ usage: tanada daemon [options]
   --listen-plain ADDR:PORT   HTTP on a loopback address, without encryption (default: none)
   --probe-kernel FILE        Linux kernel that finds out whether KVM works (default: the newest in /boot)
   --root-password-file FILE  set root's password for remote logins to the first line of FILE
+  --scrub-every DAYS         embedded stores verify all they hold by themselves, at 50 MiB/s at most, so many
+                             days after the last time (default 30; 0 for never)
   --log LEVEL                error, warn, info, debug or trace (default info)
   --help                     this text
 ";
@@ -51,6 +53,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String
             "--listen-plain" => {
                 config.listen_plain = Some(parsed(&option, value()?, "a loopback address and port as 127.0.0.1:80")?);
             }
+            "--scrub-every" => config.scrub_every_days = parsed(&option, value()?, "a number of days, or 0 for never")?,
             "--log" => config.log = parsed(&option, value()?, "error, warn, info, debug or trace")?,
             _ => return Err(format!("unknown option {option}; see --help")),
         }
@@ -68,7 +71,7 @@ fn parsed<T: std::str::FromStr>(option: &str, value: OsString, accepted: &str) -
 mod tests {
     use std::ffi::OsString;
 
-    use super::{Command, parse};
+    use super::{Command, Config, parse};
 
     fn parse_text(text: &str) -> Result<Command, String> {
         parse(text.split_whitespace().map(OsString::from))
@@ -77,14 +80,21 @@ mod tests {
     #[test]
     fn options_are_read_and_wrong_ones_named() {
         let Ok(Command::Run(config)) =
-            parse_text("--state-dir /s --runtime-dir=/r --listen 127.0.0.1:4443 --log debug")
+            parse_text("--state-dir /s --runtime-dir=/r --listen 127.0.0.1:4443 --log debug --scrub-every 7")
         else {
             panic!("a valid command line was refused");
         };
         assert_eq!(config.unix_socket, std::path::Path::new("/r/xapi"));
         assert_eq!(config.listen.map(|a| a.port()), Some(4443));
+        assert_eq!(config.scrub_every_days, 7);
+        assert_eq!(Config::default().scrub_every_days, 30);
         assert!(matches!(parse_text("--help"), Ok(Command::Help)));
-        for (text, part) in [("--colour", "--colour"), ("--listen nowhere", "nowhere"), ("--log", "needs a value")] {
+        for (text, part) in [
+            ("--colour", "--colour"),
+            ("--listen nowhere", "nowhere"),
+            ("--log", "needs a value"),
+            ("--scrub-every weekly", "0 for never"),
+        ] {
             assert!(parse_text(text).unwrap_err().contains(part), "{text}");
         }
     }

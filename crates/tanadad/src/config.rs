@@ -26,11 +26,16 @@ pub struct Config {
     pub login_failure_delay: Duration,
     /// How machines are run.
     pub machines: MachineConfig,
+    /// Embedded stores verify all they hold by themselves so many days after the last time; 0 for never.
+    pub scrub_every_days: u32,
     /// Least level that is logged.
     pub log: tracing::Level,
 }
 
 pub const STATE_DIR: &str = "/var/lib/tanada";
+/// As often as an administrator expects of an array: bits rot slowly, and a month of backups is still there.
+const SCRUB_EVERY_DAYS: u32 = 30;
+
 pub const RUNTIME_DIR: &str = "/run/tanada";
 
 impl Default for Config {
@@ -44,6 +49,7 @@ impl Default for Config {
             root_password_file: None,
             login_failure_delay: FAILURE_DELAY,
             machines: MachineConfig::default(),
+            scrub_every_days: SCRUB_EVERY_DAYS,
             log: tracing::Level::INFO,
         }
     }

@@ -52,7 +52,12 @@ impl Storage {
     /// All kinds that this program has.
     pub fn from_config(config: &Config) -> Storage {
         let program = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
-        let places = EmbeddedPlaces { program, run_dir: config.runtime_dir.join("sr") };
+        let places = EmbeddedPlaces {
+            program,
+            run_dir: config.runtime_dir.join("sr"),
+            state_dir: config.state_dir.join("sr"),
+            scrub_every_days: config.scrub_every_days,
+        };
         let embedded: Arc<dyn Backend> = Arc::new(EmbeddedBackend::new(places));
         let bridges = Bridges::new(config.runtime_dir.join("bridges"));
         Storage::new(Registry::new([embedded]), bridges)
