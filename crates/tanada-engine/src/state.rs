@@ -142,6 +142,10 @@ pub struct CheckpointState {
     /// Blocks that it will let go.
     pub garbage: u64,
     pub slots: u64,
+    /// How long the running one is expected to take, in microseconds, where the last one was late.
+    pub expected_micros: Option<u64>,
+    /// What the last one took for each delta node, where it was late.
+    pub late_nanos_per_node: Option<u64>,
     /// Features that its superblock asks for, beside those of the last one.
     pub features_required: u32,
 }

@@ -17,6 +17,9 @@ use crate::tasks::exec::Slot;
 /// Reads in flight at once: enough to keep a disk busy beside guests, few enough that these do not queue behind them.
 const READS_IN_FLIGHT_MAX: usize = 8;
 
+/// The same where guests wait for what is read: they are slowed by it more than by a queue at the disk.
+const READS_IN_FLIGHT_LATE: usize = 24;
+
 /// Blocks of one read at most: 128 KiB.
 const READ_BLOCKS_MAX: u64 = 32;
 
@@ -70,8 +73,10 @@ impl Ahead {
             self.held.borrow_mut().clear();
         }
         let mut in_flight: VecDeque<(&[Pointer], Slot<DiskResult>)> = VecDeque::new();
+        let is_late = self.handle.with(|state| state.is_checkpoint_late());
+        let reads_max = if is_late { READS_IN_FLIGHT_LATE } else { READS_IN_FLIGHT_MAX };
         for run in runs(&missing) {
-            if in_flight.len() >= READS_IN_FLIGHT_MAX
+            if in_flight.len() >= reads_max
                 && let Some((run, slot)) = in_flight.pop_front()
             {
                 self.take(level, run, slot.await, &pace).await;

@@ -311,6 +311,7 @@ impl Handle {
 
     async fn write_checkpoint(&self) -> Result<(), Failure> {
         let (cut, number, journal_seq, pace) = self.with(State::begin_checkpoint);
+        let span = pace.span;
         let io = MergeIo::new(self, pace);
         let merged = merge_all(&io, &cut).await?;
         io.finish_all().await?;
@@ -341,6 +342,7 @@ impl Handle {
             self.write_stubbornly(op, TRIES).await?;
         }
         self.with(State::barrier).await?;
+        self.with(|state| state.note_checkpoint(cut.cost.nodes, span));
         self.with(|state| state.end_checkpoint(&cut, &merged, superblock, journal_seq, garbage));
         self.drop_slowly(cut).await;
         Ok(())
@@ -450,6 +452,7 @@ impl State {
         // A small merge disturbs nobody.
         let nodes = if cut.cost.nodes >= self.config.paced_nodes_min { cut.cost.nodes } else { 0 };
         let pace = Pace { began: self.now, span: (era / 2).min(nodes * PACED_MICROS_PER_NODE), nodes };
+        self.expect_checkpoint(cut.cost.nodes);
         (cut, self.journal.checkpoint + 1, self.journal.next_seq(), pace)
     }
 

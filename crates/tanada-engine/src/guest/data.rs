@@ -11,6 +11,7 @@ use tanada_format::{LEVELS, Record, crc32c};
 use crate::api::Alert;
 use crate::failure::{EIO, ENOSPC, Failure};
 use crate::guest::OpId;
+use crate::guest::brake::HELD_PER_MILLE;
 use crate::journal::Journal;
 use crate::map::delta::DeltaCost;
 use crate::space::alloc::Stream;
@@ -54,15 +55,6 @@ pub struct DataWrite {
 
 /// Blocks in one device write at most: 1 MiB.
 const WRITE_BLOCKS_MAX: u64 = MAP_BLOCKS_MAX as u64;
-
-/// Writers are delayed while the journal or the delta is filled beyond the first of these, more the fuller it is, and
-/// held beyond the second, until the running checkpoint makes room: latency bends instead of breaking.
-const DELAYED_PER_MILLE: u64 = 750;
-const HELD_PER_MILLE: u64 = 920;
-
-/// What a small write waits for where writers are all but held, in microseconds: a thousand of them pass in a second
-/// then, and any checkpoint keeps up with that.
-const DELAY_MICROS_MAX: u64 = 1000;
 
 /// Whether a piece may go on now.
 enum Admission {
@@ -127,7 +119,7 @@ impl State {
             self.need_checkpoint();
             return Admission::Wait;
         }
-        if pressure > DELAYED_PER_MILLE && !self.pay_delay(pressure, blocks) {
+        if !self.pass_brake(pressure, blocks) {
             return Admission::Wait;
         }
         if blocks == 0 && self.pairs.is_busy() {
@@ -140,28 +132,6 @@ impl State {
             return if self.has_data_at_hand(blocks) { Admission::Yes } else { Admission::Wait };
         }
         self.wait_for_space()
-    }
-
-    /// How full journal or delta are, whichever is fuller, in per mille.
-    fn pressure(&self) -> u64 {
-        let journal = self.journal.used() * 1000 / self.journal.blocks();
-        journal.max(self.versions.cost.bytes() * 1000 / self.delta_limit())
-    }
-
-    /// True where a writer of `blocks` has waited long enough; the next one's wait begins then.
-    fn pay_delay(&mut self, pressure: u64, blocks: u64) -> bool {
-        if self.now < self.admit_at {
-            return false;
-        }
-        let above = pressure.min(HELD_PER_MILLE) - DELAYED_PER_MILLE;
-        let part = above * 1000 / (HELD_PER_MILLE - DELAYED_PER_MILLE);
-        self.admit_at = self.now + DELAY_MICROS_MAX * part * part / 1_000_000 * (1 + blocks / 8);
-        true
-    }
-
-    /// When a writer that is delayed may go on, if one is.
-    pub fn admission_at(&self) -> Option<u64> {
-        (!self.pending.is_empty() && self.admit_at > self.now).then_some(self.admit_at)
     }
 
     /// There is no room: waits for what checkpoints and walks can release, and only then says no.

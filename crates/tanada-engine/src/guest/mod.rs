@@ -6,6 +6,7 @@
 //!          last part recorded: busy blocks given back -> journal kept or written (J6) -> [FUA: sync] -> answer
 //! ```
 
+pub mod brake;
 pub mod busy;
 pub mod data;
 pub mod holes;
