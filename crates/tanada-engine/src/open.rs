@@ -12,7 +12,7 @@
 //! The first record whose data fails its checksum ends the journal (J2). A recovery block fixes that verdict before
 //! anything new is written, and begins a new incarnation (J4).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use tanada_disk::{Buf, BufMut, DiskOp};
 use tanada_format::catalog::{REGION_ENTRY_BYTES, REGION_TABLE_PLACE, REGIONS_PER_BLOCK, RegionEntry, region_place};
@@ -34,13 +34,16 @@ use crate::versions::Versions;
 /// Journal blocks read at once: 1 MiB.
 const RING_READ_BLOCKS: u64 = 256;
 
+/// Such reads at once: 8 MiB.
+const RING_READS_IN_FLIGHT: usize = 8;
+
 /// Bitmap pages read at once.
 const PAGES_AT_ONCE: usize = 64;
 
 /// Data runs verified at once.
 const VERIFY_AT_ONCE: usize = 64;
 
-/// What the ring holds that belongs to this store, by number.
+/// What the ring holds that belongs to this store and is not in its checkpoint, by number.
 type Ring = BTreeMap<u64, Result<JournalBlock, JournalHeader>>;
 
 /// Blocks that came from kept memory, as they are to be written, by number.
@@ -154,19 +157,29 @@ impl Handle {
         Ok(newest)
     }
 
+    /// Reads the whole ring, for a block behind a gap tells damage from a torn tail (J3), and keeps what is not in the
+    /// checkpoint yet: what came before it neither counts nor knows anything newer, and is most of the ring.
     async fn read_ring(&self, superblock: &Superblock) -> Result<Ring, Failure> {
-        let geometry = superblock.geometry;
+        let (first, blocks) = (superblock.geometry.journal_block(0), superblock.geometry.journal_blocks());
         let mut ring = Ring::new();
+        let mut in_flight = VecDeque::new();
         let mut at = 0;
-        while at < geometry.journal_blocks() {
-            let count = RING_READ_BLOCKS.min(geometry.journal_blocks() - at);
-            let bytes = self.read_blocks(geometry.journal_block(0) + at, (count * BLOCK) as u32).await;
-            let bytes = bytes.map_err(|error| State::data_failure(error.errno, "reading the journal"))?;
-            for block in bytes.chunks_exact(BLOCK_BYTES) {
-                let Ok(header) = JournalHeader::decode(block, superblock.store) else { continue };
-                ring.insert(header.seq, JournalBlock::decode(block, superblock.store).map_err(|_| header));
+        while at < blocks || !in_flight.is_empty() {
+            if at < blocks && in_flight.len() < RING_READS_IN_FLIGHT {
+                let count = RING_READ_BLOCKS.min(blocks - at);
+                let op = DiskOp::Read { at: (first + at) * BLOCK, length: (count * BLOCK) as u32 };
+                in_flight.push_back(self.with(|state| state.task_io(op)));
+                at += count;
+                continue;
             }
-            at += count;
+            let Some(slot) = in_flight.pop_front() else { break };
+            let bytes = slot.await.map_err(|error| State::data_failure(error.errno, "reading the journal"))?;
+            for block in bytes.iter().flat_map(|bytes| bytes.chunks_exact(BLOCK_BYTES)) {
+                let Ok(header) = JournalHeader::decode(block, superblock.store) else { continue };
+                if header.seq >= superblock.journal_seq {
+                    ring.insert(header.seq, JournalBlock::decode(block, superblock.store).map_err(|_| header));
+                }
+            }
         }
         Ok(ring)
     }
