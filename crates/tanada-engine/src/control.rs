@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::api::{Control, ExportId, ExtentKind, Reply, Request, RequestId, VolumeInfo};
 use crate::background::relayout::Stream;
-use crate::failure::{EBUSY, EEXIST, EINVAL, ENOENT, ENOSPC, EROFS, Failure};
+use crate::failure::{EBUSY, EEXIST, EINVAL, ENOENT, ENOSPC, Failure};
 use crate::guest::Export;
 use crate::guest::lookup::ExtentList;
 use crate::map::tree::diff::diff;
@@ -262,7 +262,7 @@ impl State {
         let version = self.live(id)?;
         let (version_id, size, generation) = (version.id, version.size, version.kind == VersionKind::Generation);
         if generation && writable {
-            return Err(Failure::new(EROFS, format!("{id} is a generation: it can be opened for reading only")));
+            return Err(Failure::new(EINVAL, format!("{id} is a generation: it can be opened for reading only")));
         }
         let kind = if generation { crate::api::VolumeKind::Generation } else { crate::api::VolumeKind::Volume };
         let export = self.next_export;

@@ -1,6 +1,7 @@
 //! One binary for all programs. They stay apart as processes: the control plane, one data plane per store with its keeper,
 //! the offline tools, the command line. Called by the name `xe` it is that command line.
 
+mod driver_test;
 mod store;
 
 use std::env::args_os;
@@ -18,6 +19,7 @@ usage: tanada COMMAND
   store scrub ...     has a store that is served verify everything it holds
   store grow ...      gives a store that is served more space
   store check|dump|stat|id FILE   looks at a store from outside, without writing
+  driver-test ...     plays the conformance suite over a storage of one's own
   version             prints the version
   help                prints this";
 
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         ["store", "scrub"] => tanada_blockd::main_scrub(rest(2)),
         ["store", "grow"] => tanada_blockd::main_grow(rest(2)),
         ["store", verb @ ("check" | "dump" | "stat" | "id")] => store::main(verb, rest(2)),
+        ["driver-test", ..] => driver_test::main(rest(1)),
         ["version" | "--version" | "-V"] => {
             println!("tanada {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
