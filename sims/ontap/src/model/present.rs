@@ -51,6 +51,15 @@ struct Views {
     made: u64,
 }
 
+impl Views {
+    /// One initiator is of one SVM at a portal.
+    fn lun(&self, login: &Login, number: u16) -> Option<&Shown> {
+        self.views.iter().find_map(|((_, initiator), view)| {
+            (*initiator == login.initiator).then(|| view.luns.get(&number)).flatten()
+        })
+    }
+}
+
 /// Judges logins for the router.
 #[derive(Default)]
 pub struct Doorkeeper {
@@ -115,15 +124,16 @@ impl Director for Doorkeeper {
     }
 
     fn naa(&self, login: &Login, lun: u16) -> Option<[u8; 16]> {
-        let views = self.views();
-        // One initiator is of one SVM at a portal; serial numbers differ all over the array.
-        let shown = views.views.iter().find_map(|((_, initiator), view)| {
-            (*initiator == login.initiator).then(|| view.luns.get(&lun)).flatten()
-        })?;
+        let serial = self.views().lun(login, lun)?.serial.clone();
         let mut naa = [0; 16];
         naa[..4].copy_from_slice(&NAA_PREFIX);
-        naa[4..].copy_from_slice(shown.serial.as_bytes().get(..12)?);
+        naa[4..].copy_from_slice(serial.as_bytes().get(..12)?);
         Some(naa)
+    }
+
+    fn is_full(&self, login: &Login, lun: u16) -> bool {
+        // Nothing else makes a LUN read-only here.
+        self.views().lun(login, lun).is_some_and(|shown| shown.read_only)
     }
 }
 

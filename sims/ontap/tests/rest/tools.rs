@@ -3,14 +3,67 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use sim_ontap::{Handle, Options};
+
+/// An initiator.
+pub const HOST: &str = "iqn.2026-01.test:host";
 
 /// A quick array in a directory of its own.
 pub fn array() -> (tempfile::TempDir, Handle) {
+    array_with(|options| options)
+}
+
+pub fn array_with(change: impl FnOnce(Options) -> Options) -> (tempfile::TempDir, Handle) {
     let dir = tempfile::tempdir().unwrap();
-    let handle = sim_ontap::start(Options { job_ms: 5, ..Options::new(dir.path()) }).unwrap();
+    let options = Options { job_ms: 5, space_ms: 20, ..Options::new(dir.path()) };
+    let handle = sim_ontap::start(change(options)).unwrap();
     (dir, handle)
+}
+
+/// Adds what `more` says to a body.
+fn with(mut body: Value, more: Value) -> Value {
+    if let (Some(body), Value::Object(more)) = (body.as_object_mut(), more) {
+        body.extend(more);
+    }
+    body
+}
+
+/// Makes a thin FlexVol of a terabyte (or what `more` says); its uuid.
+pub fn volume(array: &Handle, name: &str, more: Value) -> String {
+    let body = json!({ "svm": { "name": "svm1" }, "name": name, "aggregates": [{ "name": "aggr1" }], "size": 1u64 << 40,
+        "guarantee": { "type": "none" }, "snapshot_policy": { "name": "none" },
+        "space": { "snapshot": { "reserve_percent": 0 } } });
+    made(call(array, "POST", "/api/storage/volumes?return_timeout=30&return_records=true", Some(with(body, more))))
+}
+
+/// Makes a LUN without a reservation; its uuid.
+pub fn lun(array: &Handle, name: &str, size: u64, more: Value) -> String {
+    let body = json!({ "svm": { "name": "svm1" }, "name": name, "os_type": "linux", "space.size": size,
+        "space.guarantee.requested": false });
+    made(call(array, "POST", "/api/storage/luns?return_records=true", Some(with(body, more))))
+}
+
+/// Shows a LUN to [`HOST`]; the igroup's uuid.
+pub fn map(array: &Handle, lun: &str) -> String {
+    let svm = json!({ "name": "svm1" });
+    let igroup =
+        json!({ "svm": svm, "name": "h1", "os_type": "linux", "protocol": "iscsi", "initiators": [{ "name": HOST }] });
+    let igroup = made(call(array, "POST", "/api/protocols/san/igroups?return_records=true", Some(igroup)));
+    let map = json!({ "svm": svm, "lun": { "uuid": lun }, "igroup": { "uuid": igroup } });
+    assert_eq!(call(array, "POST", "/api/protocols/san/lun-maps", Some(map)).0, 201);
+    igroup
+}
+
+fn made((status, answer): (u16, Value)) -> String {
+    assert_eq!(status, 201, "{answer}");
+    answer["records"][0]["uuid"].as_str().expect("a record").to_string()
+}
+
+/// The SVM's iSCSI name.
+pub fn target(array: &Handle) -> String {
+    let (_, service) = call(array, "GET", "/api/protocols/san/iscsi/services?fields=target.name", None);
+    service["records"][0]["target"]["name"].as_str().expect("a service").to_string()
 }
 
 /// Runs a program; its output of both kinds, and whether it succeeded.

@@ -5,13 +5,14 @@
 //!     Discovery -> answered here: the targets that the director shows to this initiator
 //!     Normal    -> Director::login: refuse | redirect | accept(target in tgtd)
 //!                    rewrite TargetName and CHAP_N, in both directions until the full-feature phase
-//!                    then pump PDUs: LUN numbers shifted; REPORT LUNS, VPD 0x80 and 0x83 put right
+//!                    then pump PDUs: LUN numbers shifted; REPORT LUNS, VPD 0x80 and 0x83, and the
+//!                    words for a full LUN, put right
 //! ```
 //! Several initiators of one IQN so see different LUNs, as an ONTAP SVM shows them; and redirects, refusals, dead portals
 //! and cut connections are had without tgtd's help. CHAP of normal sessions is judged by tgtd itself, of discovery
 //! sessions here.
 //!
-//! The router never looks at data except for the three answers named above.
+//! The router never looks at data except for the answers named above.
 
 mod login;
 mod scsi;
@@ -82,6 +83,11 @@ pub trait Director: Send + Sync + 'static {
     fn discover(&self, initiator: &str, portal: SocketAddr) -> std::result::Result<Discovery, Refusal>;
     /// The NAA identifier that LUN `lun` of `login` tells in VPD page 0x83; none leaves tgt's own.
     fn naa(&self, login: &Login, lun: u16) -> Option<[u8; 16]>;
+    /// Whether a LUN that tgtd shows read-only is writable in truth, and only lacks space: initiators are then told
+    /// "space allocation failed" instead of "write protected".
+    fn is_full(&self, _login: &Login, _lun: u16) -> bool {
+        false
+    }
 }
 
 /// A logged-in session.

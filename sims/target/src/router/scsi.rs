@@ -1,4 +1,4 @@
-//! Commands under way: how many there are, and the three whose answers have to be put right.
+//! Commands under way: how many there are, and those whose answers have to be put right.
 
 use std::collections::HashMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -10,6 +10,16 @@ use crate::pdu::{DATA_IN, Pdu, SCSI_COMMAND, SCSI_RESPONSE, TASK_MANAGEMENT, dec
 
 pub const REPORT_LUNS: u8 = 0xa0;
 const INQUIRY: u8 = 0x12;
+const MODE_SENSE_6: u8 = 0x1a;
+const MODE_SENSE_10: u8 = 0x5a;
+/// In the device-specific parameter of a mode page header.
+const WRITE_PROTECTED: u8 = 0x80;
+/// Sense data in a response have their length in front.
+const SENSE_LENGTH_BYTES: usize = 2;
+/// DATA PROTECT, WRITE PROTECTED.
+const SENSE_PROTECTED: (u8, u8, u8) = (7, 0x27, 0);
+/// "Space allocation failed", where the qualifier of WRITE PROTECTED stands.
+const QUALIFIER_NO_SPACE: u8 = 7;
 const PAGE_SERIAL: u8 = 0x80;
 const PAGE_DEVICE_ID: u8 = 0x83;
 
@@ -98,12 +108,27 @@ enum Kind {
     Other,
     ReportLuns,
     Serial,
-    DeviceId { lun: u16, allocation: usize },
+    DeviceId {
+        allocation: usize,
+    },
+    /// Where the byte with the write-protect bit stands in the answer.
+    ModeSense {
+        at: usize,
+    },
+}
+
+/// What has to be known of a LUN before a PDU from it can go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Question {
+    Identity(u16),
+    /// tgt says "write protected": is the LUN really, or is its volume full?
+    Fullness(u16),
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Command {
     kind: Kind,
+    lun: u16,
     /// Bytes that the initiator expects.
     expected: usize,
     /// Bytes that it got, where we changed them and the status comes later.
@@ -132,7 +157,7 @@ impl<'a> Commands<'a> {
                 if !self.gate.enter() {
                     return false;
                 }
-                let command = Command { kind: kind(pdu), expected: pdu.word(20) as usize, told: None };
+                let command = Command { kind: kind(pdu), lun: pdu.lun(), expected: pdu.word(20) as usize, told: None };
                 if self.table().insert(pdu.task_tag(), command).is_some() {
                     self.gate.leave(1);
                 }
@@ -153,11 +178,34 @@ impl<'a> Commands<'a> {
         }
     }
 
-    /// The LUN whose VPD page 0x83 this PDU carries.
-    pub fn asks_identity(&self, pdu: &Pdu) -> Option<u16> {
-        match self.table().get(&pdu.task_tag()) {
-            Some(Command { kind: Kind::DeviceId { lun, .. }, .. }) if pdu.opcode() == DATA_IN => Some(*lun),
+    /// What this PDU for the initiator makes us ask the array.
+    pub fn asks(&self, pdu: &Pdu) -> Option<Question> {
+        let table = self.table();
+        let command = table.get(&pdu.task_tag())?;
+        match (pdu.opcode(), command.kind) {
+            (DATA_IN, Kind::DeviceId { .. }) => Some(Question::Identity(command.lun)),
+            (DATA_IN, Kind::ModeSense { at }) if pdu.data.get(at).is_some_and(|byte| byte & WRITE_PROTECTED != 0) => {
+                Some(Question::Fullness(command.lun))
+            }
+            (SCSI_RESPONSE, _) if sense(&pdu.data) == Some(SENSE_PROTECTED) => Some(Question::Fullness(command.lun)),
             _ => None,
+        }
+    }
+
+    /// A full LUN is not write protected: it has no space for what was written.
+    pub fn tell_fullness(&self, pdu: &mut Pdu) {
+        let kind = self.table().get(&pdu.task_tag()).map(|command| command.kind);
+        match kind {
+            Some(Kind::ModeSense { at }) if pdu.opcode() == DATA_IN => {
+                if let Some(byte) = pdu.data.get_mut(at) {
+                    *byte &= !WRITE_PROTECTED;
+                }
+            }
+            _ => {
+                if let Some(qualifier) = pdu.data.get_mut(SENSE_LENGTH_BYTES + 13) {
+                    *qualifier = QUALIFIER_NO_SPACE;
+                }
+            }
         }
     }
 
@@ -183,7 +231,7 @@ impl<'a> Commands<'a> {
                     match command.kind {
                         Kind::ReportLuns => replace(pdu, shown_luns(&pdu.data), command),
                         Kind::Serial => replace(pdu, unpadded_serial(&pdu.data), command),
-                        Kind::DeviceId { .. } | Kind::Other => {}
+                        Kind::DeviceId { .. } | Kind::ModeSense { .. } | Kind::Other => {}
                     }
                 }
                 if pdu.header[1] & HAS_STATUS != 0 {
@@ -214,10 +262,18 @@ fn kind(pdu: &Pdu) -> Kind {
         REPORT_LUNS => Kind::ReportLuns,
         INQUIRY if cdb[1] & 1 == 1 && cdb[2] == PAGE_SERIAL => Kind::Serial,
         INQUIRY if cdb[1] & 1 == 1 && cdb[2] == PAGE_DEVICE_ID => {
-            Kind::DeviceId { lun: pdu.lun(), allocation: usize::from(u16::from_be_bytes([cdb[3], cdb[4]])) }
+            Kind::DeviceId { allocation: usize::from(u16::from_be_bytes([cdb[3], cdb[4]])) }
         }
+        MODE_SENSE_6 => Kind::ModeSense { at: 2 },
+        MODE_SENSE_10 => Kind::ModeSense { at: 3 },
         _ => Kind::Other,
     }
+}
+
+/// Sense key, additional code and qualifier of fixed-format sense data after their length.
+fn sense(data: &[u8]) -> Option<(u8, u8, u8)> {
+    let sense = data.get(SENSE_LENGTH_BYTES..)?;
+    Some((sense.get(2)? & 0x0f, *sense.get(12)?, *sense.get(13)?))
 }
 
 fn replace(pdu: &mut Pdu, mut data: Vec<u8>, command: &mut Command) {

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 use crate::pdu::{DATA_OUT, Pdu, R2T, SCSI_COMMAND, TASK_MANAGEMENT};
 use crate::router::Shared;
 use crate::router::login::{LoggedIn, blocking};
-use crate::router::scsi::{Commands, REPORT_LUNS};
+use crate::router::scsi::{Commands, Question, REPORT_LUNS};
 
 /// PDUs read ahead of the pump.
 const AHEAD: usize = 4;
@@ -60,10 +60,18 @@ pub async fn pump(shared: &Arc<Shared>, ends: LoggedIn, mut cut: watch::Receiver
             if pdu.opcode() == R2T {
                 pdu.set_lun(pdu.lun().saturating_sub(1));
             }
-            if let Some(lun) = commands.asks_identity(&pdu) {
-                let (shared, login) = (Arc::clone(shared), session.login.clone());
-                let naa = blocking(move || shared.director.naa(&login, lun)).await?;
-                commands.tell_identity(&mut pdu, naa);
+            let (ours, login) = (Arc::clone(shared), session.login.clone());
+            match commands.asks(&pdu) {
+                Some(Question::Identity(lun)) => {
+                    let naa = blocking(move || ours.director.naa(&login, lun)).await?;
+                    commands.tell_identity(&mut pdu, naa);
+                }
+                Some(Question::Fullness(lun)) => {
+                    if blocking(move || ours.director.is_full(&login, lun)).await? {
+                        commands.tell_fullness(&mut pdu);
+                    }
+                }
+                None => {}
             }
             commands.pass(&mut pdu);
             pdu.write(&mut to_initiator).await?;

@@ -3,27 +3,20 @@
 use serde_json::json;
 use sim_ontap::Options;
 
-use crate::tools::{array, call, image, qemu_io};
-
-const HOST: &str = "iqn.2026-01.test:host";
+use crate::tools::{HOST, array, call, image, lun, qemu_io, target, volume};
 
 #[test]
 fn a_mapped_lun_is_reached_with_chap_and_not_without() {
     let (dir, array) = array();
     let svm = json!({ "name": "svm1" });
-    let volume = json!({ "svm": svm, "name": "fv0", "aggregates": [{ "name": "aggr1" }], "size": 1u64 << 40,
-        "guarantee": { "type": "none" } });
-    assert_eq!(call(&array, "POST", "/api/storage/volumes?return_timeout=30", Some(volume)).0, 201);
-    let lun = json!({ "svm": svm, "name": "/vol/fv0/a", "os_type": "linux", "space.size": 64 << 20,
-        "space.guarantee.requested": false });
-    let (status, made) = call(&array, "POST", "/api/storage/luns?return_records=true", Some(lun));
-    assert_eq!(status, 201, "{made}");
-    let (uuid, serial) = (made["records"][0]["uuid"].clone(), made["records"][0]["serial_number"].clone());
+    volume(&array, "fv0", json!({}));
+    let uuid = lun(&array, "/vol/fv0/a", 64 << 20, json!({}));
+    let path = format!("/api/storage/luns/{uuid}");
+    let serial = call(&array, "GET", &path, None).1["serial_number"].clone();
     let igroup =
         json!({ "svm": svm, "name": "h1", "os_type": "linux", "protocol": "iscsi", "initiators": [{ "name": HOST }] });
     assert_eq!(call(&array, "POST", "/api/protocols/san/igroups", Some(igroup)).0, 201);
-    let (_, service) = call(&array, "GET", "/api/protocols/san/iscsi/services?fields=target.name", None);
-    let target = service["records"][0]["target"]["name"].as_str().unwrap().to_string();
+    let target = target(&array);
     let portal = array.portals("svm1")[0];
     let (ok, said) = qemu_io(&image(portal, &target, 0, HOST, None), "x", &["read 0 512"]);
     assert!(!ok, "nothing is mapped yet: {said}");
@@ -47,7 +40,6 @@ fn a_mapped_lun_is_reached_with_chap_and_not_without() {
     let clone = json!({ "svm": svm, "name": "/vol/fv0/keep", "clone": { "source": { "uuid": uuid } } });
     let (_, kept) = call(&array, "POST", "/api/storage/luns?return_records=true", Some(clone));
     assert!(qemu_io(&proven, "a long secret", &["write -P 9 0 1M"]).0);
-    let path = format!("/api/storage/luns/{}", uuid.as_str().unwrap());
     let back = json!({ "clone": { "source": { "uuid": kept["records"][0]["uuid"] } } });
     assert_eq!(call(&array, "PATCH", &path, Some(back)).0, 200);
     let (ok, said) = qemu_io(&proven, "a long secret", &["read -P 7 0 1M"]);
@@ -66,11 +58,8 @@ fn a_mapped_lun_is_reached_with_chap_and_not_without() {
     assert_eq!(call(&array, "GET", &path, None).1["serial_number"], serial);
     let (ok, said) = qemu_io(&proven, "a long secret", &["read -P 7 0 1M", "read -P 5 100M 64k"]);
     assert!(ok, "{said}");
-    let unmap = format!(
-        "/api/protocols/san/lun-maps/{}/{}",
-        uuid.as_str().unwrap(),
-        mapped["records"][0]["igroup"]["uuid"].as_str().unwrap()
-    );
+    let unmap =
+        format!("/api/protocols/san/lun-maps/{uuid}/{}", mapped["records"][0]["igroup"]["uuid"].as_str().unwrap());
     assert_eq!(call(&array, "DELETE", &unmap, None).0, 200);
     assert!(!qemu_io(&proven, "a long secret", &["read 0 512"]).0, "unmapped");
 }
