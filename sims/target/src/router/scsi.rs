@@ -193,7 +193,10 @@ impl<'a> Commands<'a> {
     }
 
     /// A full LUN is not write protected: it has no space for what was written.
-    pub fn tell_fullness(&self, pdu: &mut Pdu) {
+    pub fn tell_fullness(&self, pdu: &mut Pdu, is_full: bool) {
+        if !is_full {
+            return;
+        }
         let kind = self.table().get(&pdu.task_tag()).map(|command| command.kind);
         match kind {
             Some(Kind::ModeSense { at }) if pdu.opcode() == DATA_IN => {

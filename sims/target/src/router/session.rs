@@ -67,9 +67,8 @@ pub async fn pump(shared: &Arc<Shared>, ends: LoggedIn, mut cut: watch::Receiver
                     commands.tell_identity(&mut pdu, naa);
                 }
                 Some(Question::Fullness(lun)) => {
-                    if blocking(move || ours.director.is_full(&login, lun)).await? {
-                        commands.tell_fullness(&mut pdu);
-                    }
+                    let is_full = blocking(move || ours.director.is_full(&login, lun)).await?;
+                    commands.tell_fullness(&mut pdu, is_full);
                 }
                 None => {}
             }
