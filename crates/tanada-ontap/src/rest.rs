@@ -77,6 +77,11 @@ impl Rest {
         Rest { transport, patience, random: SystemRandom::new() }
     }
 
+    /// The first pause between two attempts.
+    pub fn pause(&self) -> Duration {
+        self.patience.pause.0
+    }
+
     /// One object. `path` begins after `/api`.
     pub async fn get<T: DeserializeOwned>(&self, path: &str, query: &Query) -> ArrayResult<T> {
         let value = self.send(&Method::GET, &query.after(&format!("/api{path}")), None).await?;

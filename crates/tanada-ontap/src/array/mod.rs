@@ -37,6 +37,11 @@ impl Array {
         &self.svm
     }
 
+    /// The first pause between two attempts at something that is busy.
+    pub fn pause(&self) -> Duration {
+        self.rest.pause()
+    }
+
     fn here(&self) -> Query {
         Query::new().with("svm.name", &self.svm.name)
     }

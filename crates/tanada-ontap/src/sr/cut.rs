@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tanada_driver::{CutPair, CutReport, DriverError, DriverErrorKind, DriverResult};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
@@ -115,10 +116,10 @@ impl Sr {
                     taken?;
                 }
             }
-            for part in parts {
-                self.clone_part(part, Some(&cut)).await?;
-            }
-            Ok(())
+            // A guest may be frozen until all are there. Each is waited for: one that is dropped half-way could still take
+            // effect after the undoing.
+            let clones = join_all(parts.iter().map(|part| self.clone_part(part, Some(&cut)))).await;
+            clones.into_iter().collect::<DriverResult<()>>()
         };
         let done = done.await;
         for uuid in flexvols.values() {

@@ -139,7 +139,7 @@ impl Sr {
     /// Waits until no leftover of a cut is pending.
     pub async fn settle(&self) -> DriverResult<()> {
         let deadline = Instant::now() + SETTLE_WITHIN;
-        let mut pause = Duration::from_millis(200);
+        let mut pause = self.array.pause();
         loop {
             match self.reap().await? {
                 0 => return Ok(()),

@@ -7,7 +7,7 @@ use tanada_driver::registry::Backend;
 use tanada_driver::{AttachRequest, CloneRequest, CreateRequest, CutPair, Driver, DriverErrorKind, Endpoint};
 use uuid::Uuid;
 
-use crate::fake::Fake;
+use crate::fake::{Fake, Trouble};
 
 const MIB: u64 = 1 << 20;
 const VM: &str = "iqn.2026-01.org.tanada:vm-1";
@@ -100,6 +100,7 @@ async fn disks_of_a_machine_lie_together_and_are_cut_together() {
     fake.state().log.clear();
     driver.snapshot(&group).await.unwrap();
     let calls = fake.state().log.clone();
+    println!("{} requests for a snapshot of {} disks", calls.len(), group.len());
     let posts = |end: &str| calls.iter().filter(|call| call.starts_with("POST") && call.ends_with(end)).count();
     assert_eq!((posts("/snapshots"), posts("/luns")), (1, 4), "{calls:?}");
     assert_eq!(fake.state().collections["/snapshots"].len(), 0);
@@ -148,6 +149,50 @@ async fn a_snapshot_that_does_not_go_is_left_to_the_reaper() {
     assert!(left[0]["name"].as_str().unwrap().starts_with("tanada_del_"), "{left:?}");
     driver.settle().await.unwrap();
     assert_eq!(fake.state().collections["/snapshots"].len(), 0);
+}
+
+/// Another host's cut may be under way, and administrators take snapshots of their own.
+#[tokio::test]
+async fn the_reaper_touches_its_own_leftovers_only() {
+    let fake = Fake::start().await;
+    let sr = Uuid::new_v4();
+    drop(opened(&fake, sr).await);
+    let flexvol = fake.state().collections["/storage/volumes"][0]["uuid"].clone();
+    let of_host = |initiator: &str| {
+        let mut config = fake.config(sr);
+        config.initiator = initiator.into();
+        config
+    };
+    // What a host that was killed leaves: its tag is in the name of what it made.
+    let driver = fake.backend().open(&of_host("iqn.x:a")).await.unwrap();
+    let disks = [Uuid::new_v4(), Uuid::new_v4()];
+    for disk in disks {
+        driver.create(&CreateRequest::new(disk, MIB)).await.unwrap();
+    }
+    fake.state().log.clear();
+    let requests_until_cut = 4;
+    fake.trouble(requests_until_cut, Trouble::DeadAfter);
+    driver.snapshot(&disks.map(pair)).await.unwrap_err();
+    drop(driver);
+    fake.recover();
+    let names = || -> Vec<String> {
+        let state = fake.state();
+        let all = state.collections["/snapshots"].iter();
+        all.map(|one| one["name"].as_str().unwrap_or_default().to_owned()).collect()
+    };
+    let left = names();
+    assert!(left.len() == 1 && left[0].starts_with("tanada_cut_"), "{left:?} after {:?}", fake.state().log);
+    for name in ["nightly", "tanada_backup", "tanada_del_x_y"] {
+        let record =
+            serde_json::json!({"name": name, "uuid": Uuid::new_v4().to_string(), "volume": flexvol, "luns": []});
+        fake.state().collections.get_mut("/snapshots").unwrap().push(record);
+    }
+    let other = fake.backend().open(&of_host("iqn.x:b")).await.unwrap();
+    other.settle().await.unwrap();
+    assert_eq!(names(), [left[0].as_str(), "nightly", "tanada_backup"]);
+    let same = fake.backend().open(&of_host("iqn.x:a")).await.unwrap();
+    same.settle().await.unwrap();
+    assert_eq!(names(), ["nightly", "tanada_backup"]);
 }
 
 #[tokio::test]
