@@ -1,5 +1,6 @@
 //! The array as all sessions share it: one command at a time, faults on request, events to everybody.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -8,7 +9,7 @@ use sim_target::faults::{Action, Faults};
 use tokio::sync::broadcast;
 
 use crate::array::volume::Trouble;
-use crate::array::{Array, Event, Severity};
+use crate::array::{Account, Array, Event, Severity};
 use crate::cli::{self, CliError, Reply, Request, View};
 use crate::store::Store;
 
@@ -38,7 +39,10 @@ pub struct Ran {
 }
 
 pub struct Front {
+    /// Held while a command works; copies take their time.
     inside: Mutex<Inside>,
+    /// What sessions ask for at every turn, as of the last change.
+    desk: Mutex<Desk>,
     pub faults: Faults,
     events: broadcast::Sender<String>,
     pub sessions_max: usize,
@@ -52,9 +56,21 @@ struct Inside {
     store: Store,
 }
 
+struct Desk {
+    name: String,
+    accounts: BTreeMap<String, Account>,
+}
+
+impl Desk {
+    fn of(array: &Array) -> Desk {
+        Desk { name: array.group.name.clone(), accounts: array.group.accounts.clone() }
+    }
+}
+
 impl Front {
     pub fn new(array: Array, store: Store, faults: Faults, sessions_max: usize, idle: Duration) -> Front {
         Front {
+            desk: Mutex::new(Desk::of(&array)),
             inside: Mutex::new(Inside { array, store }),
             faults,
             events: broadcast::Sender::new(EVENTS_KEPT),
@@ -69,13 +85,17 @@ impl Front {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn desk(&self) -> MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub fn events(&self) -> broadcast::Receiver<String> {
         self.events.subscribe()
     }
 
     /// Whether this account has this password.
     pub fn admits(&self, account: &str, password: &str) -> bool {
-        let admitted = self.inside().array.group.accounts.get(account).is_some_and(|known| known.admits(password));
+        let admitted = self.desk().accounts.get(account).is_some_and(|known| known.admits(password));
         let (severity, what) = match admitted {
             true => (Severity::Info, "succeeded"),
             false => (Severity::Warning, "failed"),
@@ -101,12 +121,9 @@ impl Front {
     }
 
     pub fn view(&self, account: &str) -> View {
-        let inside = self.inside();
-        let known = inside.array.group.accounts.get(account);
-        View {
-            settings: known.map(|account| account.settings).unwrap_or_default(),
-            prompt: inside.array.group.name.clone(),
-        }
+        let desk = self.desk();
+        let settings = desk.accounts.get(account).map(|known| known.settings).unwrap_or_default();
+        View { settings, prompt: desk.name.clone() }
     }
 
     /// Runs a command, with the fault that was asked for. May take its time: not for the event loop's thread.
@@ -144,6 +161,7 @@ impl Front {
 
     fn commit(&self, inside: &mut Inside) -> Result<(), CliError> {
         let settled = inside.array.settle();
+        *self.desk() = Desk::of(&inside.array);
         let saved = inside.store.save(&inside.array.group);
         let quiet = !inside.array.group.info_messages;
         for event in inside.array.take_events() {

@@ -28,12 +28,20 @@ use crate::array::{Group, LoginRefusal};
 pub struct Judge {
     group: Mutex<Group>,
     router: OnceLock<Weak<Router>>,
+    /// The group's portal and the member's: the first only redirects to the second.
+    portals: OnceLock<(SocketAddr, SocketAddr)>,
     faults: Faults,
 }
 
 impl Judge {
     pub fn new(group: Group, faults: Faults) -> Judge {
-        Judge { group: Mutex::new(group), router: OnceLock::new(), faults }
+        Judge { group: Mutex::new(group), router: OnceLock::new(), portals: OnceLock::new(), faults }
+    }
+
+    /// From now on logins at `group` are redirected to `member`.
+    pub fn redirect(&self, group: SocketAddr, member: SocketAddr) {
+        // A group has one pair of portals for as long as it runs.
+        let _ = self.portals.set((group, member));
     }
 
     fn group(&self) -> MutexGuard<'_, Group> {
@@ -65,15 +73,17 @@ impl Director for Judge {
             None => {}
         }
         let logins = self.logins();
-        match self.group().admit(&knock.initiator, &address(knock), &knock.target, &logins) {
-            Ok(admission) => Route::Accept { target: inner(admission.disk, admission.chap_user.as_deref()) },
-            Err(LoginRefusal::NoTarget) => Route::Refuse(Refusal::NOT_FOUND),
-            Err(LoginRefusal::NoRecord | LoginRefusal::SecondHost) => Route::Refuse(Refusal::NOT_AUTHORISED),
+        let admitted = self.group().admit(&knock.initiator, &knock.peer.ip().to_string(), &knock.target, &logins);
+        match (admitted, self.portals.get()) {
+            (Ok(_), Some((group, member))) if *group == knock.portal => Route::Redirect { portal: member.to_string() },
+            (Ok(admission), _) => Route::Accept { target: inner(admission.disk, admission.chap_user.as_deref()) },
+            (Err(LoginRefusal::NoTarget), _) => Route::Refuse(Refusal::NOT_FOUND),
+            (Err(LoginRefusal::NoRecord | LoginRefusal::SecondHost), _) => Route::Refuse(Refusal::NOT_AUTHORISED),
         }
     }
 
     fn discover(&self, initiator: &str, portal: SocketAddr) -> Result<Discovery, Refusal> {
-        let visible = self.group().visible(initiator, &portal.ip().to_string());
+        let visible = self.group().visible(initiator);
         let portals = vec![format!("{portal},1")];
         Ok(Discovery { targets: visible.into_iter().map(|iqn| (iqn, portals.clone())).collect(), chap: None })
     }
@@ -81,11 +91,6 @@ impl Director for Judge {
     fn naa(&self, knock: &Knock, _: u16) -> Option<[u8; 16]> {
         u128::from_str_radix(&naa(&knock.target)?, 16).ok().map(u128::to_be_bytes)
     }
-}
-
-/// Portal and initiators share a network here, so an initiator's address is taken for the portal's.
-fn address(knock: &Knock) -> String {
-    knock.portal.ip().to_string()
 }
 
 /// The name in tgtd.
@@ -113,10 +118,25 @@ pub struct Disks {
 type Stamp = (i64, i64, u64);
 
 impl Disks {
-    pub fn new(dir: &Path, target: Arc<Target>, router: Arc<Router>, judge: Arc<Judge>) -> Disks {
+    /// Removes the disks that the group does not know: they were under way when it ended.
+    pub fn new(
+        dir: &Path,
+        group: &Group,
+        target: Arc<Target>,
+        router: Arc<Router>,
+        judge: Arc<Judge>,
+    ) -> io::Result<Disks> {
         // A second call would find the same router.
         let _ = judge.router.set(Arc::downgrade(&router));
-        Disks { dir: dir.to_path_buf(), target, router, judge, shown: BTreeMap::new(), compared: BTreeMap::new() }
+        let disks = Disks { dir: dir.into(), target, router, judge, shown: BTreeMap::new(), compared: BTreeMap::new() };
+        let known: Vec<PathBuf> = group.disks().map(|disk| disks.path(disk)).collect();
+        for entry in fs::read_dir(dir)? {
+            let path = entry?.path();
+            if !known.contains(&path) {
+                fs::remove_file(path)?;
+            }
+        }
+        Ok(disks)
     }
 
     fn path(&self, disk: DiskId) -> PathBuf {
@@ -276,4 +296,39 @@ fn read_page(file: &File, page: u64, buffer: &mut Vec<u8>) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use sim_target::faults::Faults;
+    use sim_target::router::{Director, Login as Knock, Refusal, Route};
+
+    use super::{Judge, inner};
+    use crate::array::volume::AccessRecord;
+    use crate::array::{VolumeSpec, array};
+
+    #[test]
+    fn the_groups_portal_sends_whom_it_knows_to_the_member() {
+        let (mut array, _) = array(10_000);
+        let iqn = array.create_volume(VolumeSpec::new("v", 100)).expect("a volume");
+        let disk = array.group.volumes["v"].disk;
+        let group = "127.0.0.1:3260".parse().expect("an address");
+        let member = "127.0.0.2:3260".parse().expect("an address");
+        let knock = |portal| Knock {
+            initiator: "iqn.a".into(),
+            target: iqn.clone(),
+            portal,
+            peer: "127.0.0.9:40000".parse().expect("an address"),
+        };
+        let judge = Judge::new(array.group.clone(), Faults::default());
+        judge.redirect(group, member);
+        assert_eq!(judge.login(&knock(group)), Route::Refuse(Refusal::NOT_AUTHORISED));
+        let record = AccessRecord { address: "127.0.0.9".into(), ..AccessRecord::unrestricted() };
+        array.create_access("v", record).expect("a record");
+        *judge.group() = array.group.clone();
+        assert_eq!(judge.login(&knock(group)), Route::Redirect { portal: member.to_string() });
+        assert_eq!(judge.login(&knock(member)), Route::Accept { target: inner(disk, None) });
+        let elsewhere = Knock { peer: "127.0.0.8:1".parse().expect("an address"), ..knock(member) };
+        assert_eq!(judge.login(&elsewhere), Route::Refuse(Refusal::NOT_AUTHORISED));
+    }
 }

@@ -8,6 +8,8 @@
 //!  ssh ──▶ ssh ──bytes──▶ cli::Session ──Request──▶ front ──▶ array (records) ──▶ iscsi (files, targets)
 //!  initiators ───────────────────────────────────────────────────── router ───────▶ tgtd
 //! ```
+//! The portal is the group's address: logins there are redirected to a member's port beside it, as on the array.
+//!
 //! ## Faults
 //! Commands are named in full (`volume create v1 1G`), besides them `login`, `session` and `iscsi login`. `Other` knows
 //! `hang`, `cut-midway`, `wrong-prompt`, `event-storm`, and for the volume that the command names `delete-oldest` and
@@ -60,6 +62,8 @@ pub struct Options {
     pub sessions_max: usize,
     /// After this time an idle session is logged out, unless its account said otherwise.
     pub idle: Duration,
+    /// Speak only what old firmware may have had: 14-SHA1, AES in CBC mode, HMAC-SHA1.
+    pub legacy_ssh: bool,
 }
 
 impl Options {
@@ -74,6 +78,7 @@ impl Options {
             pools: vec![("default".into(), 2 << 20)],
             sessions_max: 7,
             idle: Duration::from_secs(30 * 60),
+            legacy_ssh: false,
         }
     }
 }
@@ -103,7 +108,8 @@ pub fn start(options: Options) -> Result<Handle> {
     let router = Arc::new(Router::new(Arc::clone(&target), Arc::clone(&judge) as _)?);
     let portal = router.open(options.portal)?;
     group.address = portal.ip().to_string();
-    let disks = Disks::new(&options.dir.join("disks"), target, Arc::clone(&router), judge);
+    judge.redirect(portal, router.open(SocketAddr::new(portal.ip(), 0))?);
+    let disks = Disks::new(&options.dir.join("disks"), &group, target, Arc::clone(&router), judge)?;
     let mut array = Array::new(group, Box::new(disks));
     array.settle()?;
     let front = Arc::new(Front::new(array, store, faults, options.sessions_max, options.idle));
@@ -115,7 +121,7 @@ pub fn start(options: Options) -> Result<Handle> {
         .context("the group manager's threads")?;
     let listener = listen(&runtime, options.ssh).with_context(|| format!("listening on {}", options.ssh))?;
     let ssh = listener.local_addr().context("the SSH port")?;
-    runtime.spawn(ssh::serve(listener, key, Arc::clone(&front)));
+    runtime.spawn(ssh::serve(listener, key, options.legacy_ssh, Arc::clone(&front)));
     runtime.spawn(tick(Arc::clone(&front)));
     Ok(Handle { front, router, ssh, portal, fingerprint, runtime: Some(runtime) })
 }

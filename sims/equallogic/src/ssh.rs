@@ -4,6 +4,7 @@
 //! Each channel has a task of its own, which feeds a [`Session`] and does what it says. A channel counts as a session
 //! from its shell or command on; over the limit it gets one line and is closed without a prompt.
 
+use std::borrow::Cow;
 use std::future::pending;
 use std::net::{Shutdown, SocketAddr, TcpStream as StdStream};
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use russh::keys::PrivateKey;
 use russh::server::{Auth, ChannelOpenHandle, Config, Handler, Msg, Session as Connection, run_stream};
-use russh::{Channel, ChannelId, ChannelMsg, MethodKind, MethodSet, Pty};
+use russh::{Channel, ChannelId, ChannelMsg, MethodKind, MethodSet, Preferred, Pty, cipher, kex, mac};
 use sim_target::faults::Action;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::broadcast;
@@ -25,13 +26,23 @@ use crate::front::{After, Front, Ran};
 const FULL: &[u8] = b"Maximum number of CLI sessions reached. Try again later.\r\n";
 
 /// Serves connections until the task is dropped.
-pub async fn serve(listener: TcpListener, key: PrivateKey, front: Arc<Front>) {
+pub async fn serve(listener: TcpListener, key: PrivateKey, legacy: bool, front: Arc<Front>) {
+    let preferred = match legacy {
+        true => Preferred {
+            kex: Cow::Borrowed(&[kex::DH_G14_SHA1]),
+            cipher: Cow::Borrowed(&[cipher::AES_256_CBC]),
+            mac: Cow::Borrowed(&[mac::HMAC_SHA1]),
+            ..Preferred::default()
+        },
+        false => Preferred::default(),
+    };
     let config = Arc::new(Config {
         methods: MethodSet::from(&[MethodKind::Password][..]),
         auth_rejection_time: Duration::from_millis(300),
         auth_rejection_time_initial: Some(Duration::ZERO),
         keys: vec![key],
         inactivity_timeout: None,
+        preferred,
         nodelay: true,
         ..Config::default()
     });

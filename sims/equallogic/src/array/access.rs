@@ -89,8 +89,7 @@ impl Group {
         logins: &[Login],
     ) -> Result<Admission, LoginRefusal> {
         let export = self.exports().into_iter().find(|export| export.iqn == iqn).ok_or(LoginRefusal::NoTarget)?;
-        let owner = |volume: &&Volume| volume.iqn == iqn || volume.snapshots.iter().any(|snapshot| snapshot.iqn == iqn);
-        let volume = self.volumes.values().find(owner).ok_or(LoginRefusal::NoTarget)?;
+        let volume = self.volumes.values().find(|volume| owns(volume, iqn)).ok_or(LoginRefusal::NoTarget)?;
         let snapshot = volume.iqn != iqn;
         let mut records = volume.access.values().filter(|record| record.matches(initiator, address, snapshot));
         let record = records.next().ok_or(LoginRefusal::NoRecord)?;
@@ -101,11 +100,22 @@ impl Group {
         Ok(Admission { disk: export.disk, chap_user: record.chap_user.clone() })
     }
 
-    /// The targets that discovery shows to an initiator.
-    pub fn visible(&self, initiator: &str, address: &str) -> Vec<String> {
-        let admitted = |iqn: &String| self.admit(initiator, address, iqn, &[]).is_ok();
-        self.exports().into_iter().map(|export| export.iqn).filter(admitted).collect()
+    /// The targets that discovery shows to an initiator, wherever it is.
+    pub fn visible(&self, initiator: &str) -> Vec<String> {
+        let mut visible = Vec::new();
+        for export in self.exports() {
+            let volume = self.volumes.values().find(|volume| owns(volume, &export.iqn));
+            let mut records = volume.iter().flat_map(|volume| volume.access.values());
+            if records.any(|record| record.initiator.as_deref().is_none_or(|name| name == initiator)) {
+                visible.push(export.iqn);
+            }
+        }
+        visible
     }
+}
+
+fn owns(volume: &Volume, iqn: &str) -> bool {
+    volume.iqn == iqn || volume.snapshots.iter().any(|snapshot| snapshot.iqn == iqn)
 }
 
 #[cfg(test)]
@@ -140,7 +150,7 @@ mod tests {
         assert_eq!(array.group.admit("iqn.b", "127.0.0.1", &iqn, &there), Err(LoginRefusal::SecondHost));
         array.group.volume_mut("v").expect("v").multihost = true;
         assert!(array.group.admit("iqn.b", "127.0.0.1", &iqn, &there).is_ok());
-        assert_eq!(array.group.visible("iqn.b", "127.0.0.1"), std::slice::from_ref(&iqn));
+        assert_eq!(array.group.visible("iqn.b"), std::slice::from_ref(&iqn));
         array.set_online("v", false).expect("offline");
         assert_eq!(array.group.admit("iqn.a", "127.0.0.1", &iqn, &[]), Err(LoginRefusal::NoTarget));
     }

@@ -159,6 +159,14 @@ impl Group {
         self.pools.get(pool).map_or(Pages(0), |found| found.capacity.minus(self.reserved(pool)))
     }
 
+    /// The disks of all volumes and snapshots.
+    pub fn disks(&self) -> impl Iterator<Item = DiskId> {
+        let of = |volume: &Volume| -> Vec<DiskId> {
+            volume.snapshots.iter().map(|snapshot| snapshot.disk).chain([volume.disk]).collect()
+        };
+        self.volumes.values().flat_map(of)
+    }
+
     /// The targets that exist by now.
     pub fn exports(&self) -> Vec<Export> {
         let mut exports = Vec::new();

@@ -48,7 +48,8 @@ impl Bench {
             .arg(format!("UserKnownHostsFile={}", self.path("known").display()))
             .args(["-p", &self.group.ssh().port().to_string()])
             .args(options)
-            .arg(format!("grpadmin@{}", self.group.ssh().ip()))
+            .args(["-o", "User=grpadmin"])
+            .arg(self.group.ssh().ip().to_string())
             .env("SSHPASS", password);
         command
     }

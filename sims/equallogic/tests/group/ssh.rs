@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use sim_equallogic::{Options, start};
 use sim_target::faults::{Action, Rule};
@@ -155,9 +156,13 @@ fn a_group_that_starts_again_is_the_same() {
     let Bench { group, dir } = bench;
     let port = group.ssh();
     group.stop();
+    // A copy that was under way when the group ended.
+    let stray = dir.path().join("group/disks/disk99");
+    std::fs::write(&stray, "").expect("a file");
     let mut options = Options::new(dir.path().join("group"));
     options.ssh = port;
     let bench = Bench { group: start(options).expect("a group"), dir };
+    assert!(!stray.exists());
     assert_eq!(bench.group.fingerprint(), fingerprint);
     assert_eq!(bench.iqn("disk7"), iqn);
     assert!(bench.done("chapuser show").contains("\nu "), "the same host key, the same accounts");
@@ -173,4 +178,41 @@ fn keep_alives_are_answered_while_a_command_takes_long() {
     let options = ["-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=1"];
     let output = bench.ssh(&options, "grpadmin").arg("whoami").output().expect("ssh");
     assert_eq!(output.stdout, b"grpadmin\r\n");
+}
+
+#[test]
+fn idle_sessions_are_logged_out_unless_the_account_says_no() {
+    let bench = Bench::noisy(|options| options.idle = Duration::from_millis(200));
+    let said = bench.shell().rest();
+    assert!(said.ends_with("group1> \r\nSession logged out: it was idle.\r\n"), "{said}");
+    bench.done("cli-settings idlelogout off");
+    let mut shell = bench.shell();
+    shell.until("group1> ");
+    // A command that takes longer than the limit: the prompt comes all the same, and the next command is taken.
+    bench.group.faults().add(Rule::once("member show", Action::DelayMs(600)));
+    bench.run("member show");
+    assert!(shell.ask("whoami").contains("grpadmin"));
+}
+
+#[test]
+fn an_account_may_be_for_looking_only() {
+    let bench = Bench::quiet();
+    bench.done("account create looker read-only password looklook");
+    let looker = |command: &str| {
+        let mut ssh = bench.ssh(&["-l", "looker"], "looklook");
+        String::from_utf8_lossy(&ssh.arg(command).output().expect("ssh").stdout).into_owned()
+    };
+    assert_eq!(looker("whoami"), "looker\r\n");
+    assert!(looker("volume create disk7 1G").contains("% Error - Permission denied."));
+    assert!(looker("volume show").starts_with("Name "));
+}
+
+#[test]
+fn old_firmware_speaks_old_algorithms_only() {
+    let bench = Bench::noisy(|options| options.legacy_ssh = true);
+    assert!(!bench.ssh(&[], "grpadmin").arg("whoami").output().expect("ssh").status.success());
+    let old =
+        ["-o", "KexAlgorithms=+diffie-hellman-group14-sha1", "-o", "Ciphers=+aes256-cbc", "-o", "MACs=+hmac-sha1"];
+    let output = bench.ssh(&old, "grpadmin").arg("whoami").output().expect("ssh");
+    assert_eq!(output.stdout, b"grpadmin\r\n", "{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -52,7 +52,7 @@ pub async fn run(
         };
     }
     let target = keys.get("TargetName").unwrap_or_default().to_string();
-    let login = Login { initiator: name, target, portal };
+    let login = Login { initiator: name, target, portal, peer };
     let route = {
         let (shared, login) = (Arc::clone(shared), login.clone());
         blocking(move || shared.director.login(&login)).await?

@@ -38,6 +38,8 @@ pub struct Login {
     pub initiator: String,
     pub target: String,
     pub portal: SocketAddr,
+    /// Where the initiator is.
+    pub peer: SocketAddr,
 }
 
 /// What becomes of a login.
