@@ -69,8 +69,6 @@ struct MergeIo<'a> {
     handle: &'a Handle,
     ahead: Ahead,
     pace: Pace,
-    /// A store that grows meanwhile has the same places.
-    geometry: Geometry,
     work: RefCell<Work>,
     /// The versions whose parts are being merged.
     versions: RefCell<Vec<VersionId>>,
@@ -148,7 +146,7 @@ impl MergeStore for MergeIo<'_> {
         let full = {
             let mut work = self.work.borrow_mut();
             work.written += 1;
-            work.adopted.push(&self.geometry, block);
+            work.adopted.push(&self.geometry(), block);
             work.unwritten.insert(block, (crc, Rc::clone(node)));
             work.batch.push((block, bytes));
             work.batch.len() >= BATCH_NODES
@@ -160,11 +158,11 @@ impl MergeStore for MergeIo<'_> {
     }
 
     fn adopt(&self, block: u64) {
-        self.work.borrow_mut().adopted.push(&self.geometry, block);
+        self.work.borrow_mut().adopted.push(&self.geometry(), block);
     }
 
     fn free(&self, block: u64) {
-        self.work.borrow_mut().freed.push(&self.geometry, block);
+        self.work.borrow_mut().freed.push(&self.geometry(), block);
     }
 
     fn lost(&self, part: usize, level: u8, start: u64, why: &Failure) {
@@ -184,9 +182,13 @@ impl MergeStore for MergeIo<'_> {
 
 impl MergeIo<'_> {
     fn new(handle: &Handle, pace: Pace) -> MergeIo<'_> {
-        let geometry = handle.with(|state| state.alloc.geometry());
         let (versions, lost) = (RefCell::default(), Cell::new(false));
-        MergeIo { handle, ahead: Ahead::new(handle), pace, geometry, work: RefCell::default(), versions, lost }
+        MergeIo { handle, ahead: Ahead::new(handle), pace, work: RefCell::default(), versions, lost }
+    }
+
+    /// Of this moment: a store that grows meanwhile has the same places, and more of them.
+    fn geometry(&self) -> Geometry {
+        self.handle.with(|state| state.alloc.geometry())
     }
 
     async fn write_pages(&self, pages: Vec<PageWrite>) -> Result<(), Failure> {

@@ -136,7 +136,7 @@ impl State {
 
     /// There is no room: waits for what checkpoints and walks can release, and only then says no.
     fn wait_for_space(&mut self) -> Admission {
-        if !self.releases.is_empty() || self.preparing.is_some() {
+        if self.is_space_coming() {
             return Admission::Wait;
         }
         let since = *self.stalled_since_cut.get_or_insert(self.checkpoint.cuts);

@@ -305,7 +305,11 @@ impl Allocator {
             at_hand += u64::from(self.segment_free[segment]);
             self.lines[stream as usize].next.push_back(segment);
         }
-        let next: Vec<usize> = self.lines[stream as usize].next.iter().copied().collect();
+        let mut next: Vec<usize> = self.lines[stream as usize].next.iter().copied().collect();
+        if at_hand < blocks {
+            // What is left is in the other line, and its pages may be on their way for that one.
+            next.extend(self.lines.iter().flat_map(|line| &line.next));
+        }
         let regions: BTreeSet<u64> = next.into_iter().map(|segment| segment as u64 / REGION_SEGMENTS).collect();
         regions.into_iter().filter_map(|region| self.page_of(region)).collect()
     }

@@ -1,6 +1,6 @@
 use super::{Allocator, Stream};
-use tanada_format::Geometry;
 use tanada_format::geometry::SEGMENT_BLOCKS;
+use tanada_format::{BitmapPage, Geometry};
 
 fn small() -> Allocator {
     Allocator::new(Geometry::new(5 * SEGMENT_BLOCKS, 64).expect("valid"), 100)
@@ -36,6 +36,20 @@ fn holes_are_found_again() {
     found.sort();
     assert_eq!(found, [Some((start + 7, 2)), Some((start + 2000, 1))]);
     assert_eq!(allocator.allocate(Stream::Data, 1), None);
+}
+
+/// The last segment is in the line of data, and its page is not read yet: a map node must not do without.
+#[test]
+fn what_the_other_stream_has_in_line_is_read_for_both() {
+    let mut allocator = Allocator::new(Geometry::new(3 * SEGMENT_BLOCKS, 64).expect("valid"), 0);
+    let page = BitmapPage::fresh();
+    allocator.load(0, page.entry(0), page);
+    let for_data = allocator.line_up(Stream::Data, 8);
+    assert_eq!(for_data.len(), 1);
+    assert_eq!(allocator.line_up(Stream::Map, 1), for_data);
+    allocator.install(0, BitmapPage::fresh());
+    assert_eq!(allocator.line_up(Stream::Map, 1), []);
+    assert!(allocator.allocate(Stream::Map, 1).is_some());
 }
 
 #[test]

@@ -18,6 +18,9 @@ const READS_AT_ONCE: usize = 32;
 /// Blocks lined up for guests' data ahead of need: two segments.
 const AHEAD_BLOCKS: u64 = 2048;
 
+/// How often a checkpoint without a free block looks for one, in microseconds.
+const HELD_BACK_MICROS: u64 = 1_000;
+
 impl State {
     /// True where `blocks` blocks for guests' data are at hand; else their pages are on the way.
     pub fn has_data_at_hand(&mut self, blocks: u64) -> bool {
@@ -87,14 +90,23 @@ impl Handle {
         }
     }
 
-    /// Has `blocks` blocks for map nodes at hand, as far as there are any.
+    /// Has `blocks` blocks for map nodes at hand, as far as there are any. Blocks that only a slow reader or the medium
+    /// still holds back are waited for: neither waits for a checkpoint.
     pub async fn map_room(&self, blocks: u64) {
         loop {
             let missing = self.with(|state| state.alloc.line_up(Stream::Map, blocks));
-            if missing.is_empty() {
-                return;
+            if !missing.is_empty() {
+                self.load_pages(missing).await;
+                continue;
             }
-            self.load_pages(missing).await;
+            let again_at = self.with(|state| {
+                let comes = state.alloc.free() < blocks && state.is_space_coming() && !state.is_read_only();
+                comes.then(|| state.now + HELD_BACK_MICROS)
+            });
+            match again_at {
+                Some(at) => self.wait_until(at).await,
+                None => return,
+            }
         }
     }
 

@@ -108,6 +108,11 @@ impl State {
         }
     }
 
+    /// True where blocks will be free without any checkpoint: when a reader ends, or the medium has done its part.
+    pub fn is_space_coming(&self) -> bool {
+        !self.releases.is_empty() || self.preparing.is_some() || self.punching
+    }
+
     /// Free blocks that only checkpoints and deletions may take (store notes section 6).
     pub fn reserve(&self) -> u64 {
         let cost = self.versions.cost.nodes + self.checkpoint.frozen_cost.nodes + self.promised_nodes;

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use tanada_format::node::{slot_of, span_blocks};
-use tanada_format::{FANOUT, Node, Pointer, ROOT_LEVEL, VersionState, crc32c};
+use tanada_format::{FANOUT, Node, Pointer, ROOT_LEVEL, VersionKind, VersionState, crc32c};
+use uuid::Uuid;
 
 use super::{DamagedPart, ScrubDamage, Scrubber, Stopped};
 use crate::map::tree::NodeSource;
@@ -142,7 +143,7 @@ impl Scrubber {
         Ok(match node {
             Ok(node) => {
                 let node = Rc::new(node);
-                self.report_lost(source, pointer, &node, level, start);
+                self.report_lost(source, pointer, &node, level, start).await;
                 if level > 0 {
                     // Guests' leaves stay; what leads to the next stretch is looked up soon.
                     self.handle.with(|state| state.cache.insert(pointer, Rc::clone(&node)));
@@ -150,14 +151,14 @@ impl Scrubber {
                 Some(node)
             }
             Err(said) => {
-                self.damaged(source, DamagedPart::Map { level }, pointer, start, span_blocks(level), said);
+                self.damaged(source, DamagedPart::Map { level }, pointer, start, span_blocks(level), said).await;
                 self.handle.with(|state| state.cache.get(pointer))
             }
         })
     }
 
     /// Names what a node, found behind `pointer`, says is lost and the version answers for.
-    fn report_lost(&self, source: Source, pointer: Pointer, node: &Node, level: u8, start: u64) {
+    async fn report_lost(&self, source: Source, pointer: Pointer, node: &Node, level: u8, start: u64) {
         let is_own = |slot: &usize| node.pointers[*slot].is_lost() && node.pointers[*slot].birth() > source.limit;
         let slots: Vec<usize> = (0..FANOUT).filter(is_own).collect();
         let step = span_blocks(level) / FANOUT as u64;
@@ -165,7 +166,7 @@ impl Scrubber {
         for run in slots.chunk_by(|a, b| a + 1 == *b) {
             let (place, blocks) = (start + run[0] as u64 * step, run.len() as u64 * step);
             let said = "what was here is lost with a map node that was damaged".to_owned();
-            self.damaged(source, part, pointer, place, blocks, said);
+            self.damaged(source, part, pointer, place, blocks, said).await;
         }
     }
 
@@ -199,14 +200,22 @@ impl Scrubber {
                 crc32c(&block) == pointer.crc()
             });
             if !is_well && let Err(said) = self.verified(*pointer).await {
-                self.damaged(source, DamagedPart::Data, *pointer, *place, 1, said);
+                self.damaged(source, DamagedPart::Data, *pointer, *place, 1, said).await;
             }
         }
     }
 
-    fn damaged(&self, source: Source, part: DamagedPart, pointer: Pointer, place: u64, blocks: u64, message: String) {
+    async fn damaged(
+        &self,
+        source: Source,
+        part: DamagedPart,
+        pointer: Pointer,
+        place: u64,
+        blocks: u64,
+        message: String,
+    ) {
+        let (volume, generation) = self.names(source.version, pointer, place).await;
         self.handle.with(|state| {
-            let (volume, generation) = state.scrub_names(source.version);
             let size = state.versions.get(source.version).map_or(u64::MAX, |version| version.size);
             let offset = place * BLOCK;
             let length = (blocks * BLOCK).min(size.saturating_sub(offset));
@@ -214,6 +223,41 @@ impl Scrubber {
             let damage = ScrubDamage { part, block, volume, generation, offset, length, message };
             state.scrub_damaged(self.run, damage);
         });
+    }
+
+    /// Under which names clients know the block behind `pointer`, for which version `id` answers: a volume that holds it,
+    /// or else one that goes on from the generation; and the oldest generation that does. None has it where a ghost
+    /// alone is left of all who did.
+    async fn names(&self, id: VersionId, pointer: Pointer, place: u64) -> (Option<Uuid>, Option<Uuid>) {
+        let below = self.handle.with(|state| state.scrub_below(id));
+        let (mut volume, mut generation, mut heir) = (None, None, None);
+        for Named { uuid, kind, tree } in below {
+            let (name, is_head) = match kind {
+                VersionKind::Head => (&mut volume, true),
+                VersionKind::Generation => (&mut generation, false),
+            };
+            heir = heir.or(is_head.then_some(uuid));
+            if name.is_none() && self.leads_to(tree, pointer, place).await {
+                *name = Some(uuid);
+            }
+            if volume.is_some() {
+                break;
+            }
+        }
+        (volume.or(heir.filter(|_| generation.is_some())), generation)
+    }
+
+    /// Whether `tree` has `pointer` on its way to `place`.
+    async fn leads_to(&self, tree: Pointer, pointer: Pointer, place: u64) -> bool {
+        let mut at = tree;
+        for level in (0..=ROOT_LEVEL).rev() {
+            if at == pointer || !at.has_block() {
+                break;
+            }
+            let Ok(node) = self.handle.node(at).await else { return false };
+            at = node.pointers[slot_of(place, level)];
+        }
+        at == pointer
     }
 
     /// Lets guests in after many look-ups that needed no device.
@@ -235,7 +279,26 @@ fn first_stretch(ahead: &BTreeMap<VersionId, Ahead>) -> Option<(u64, Vec<Part>)>
     Some((start, ahead.values().filter_map(part).collect()))
 }
 
+/// A version that clients know, and its tree in the last checkpoint.
+struct Named {
+    uuid: Uuid,
+    kind: VersionKind,
+    tree: Pointer,
+}
+
 impl State {
+    /// What clients know of version `id` and of all that came from it, older ones first.
+    fn scrub_below(&self, id: VersionId) -> Vec<Named> {
+        let (mut named, mut below) = (Vec::new(), vec![id]);
+        while let Some(version) = below.pop().and_then(|id| self.versions.get(id)) {
+            if version.is_live() && !version.hidden {
+                named.push(Named { uuid: version.uuid, kind: version.kind, tree: version.tree });
+            }
+            below.extend(version.children.iter().rev());
+        }
+        named
+    }
+
     /// Everything with content of its own, as of the last checkpoint.
     fn scrub_sources(&self) -> Vec<Source> {
         let sources = self.versions.iter().filter(|version| version.state != VersionState::Dying);
