@@ -25,9 +25,9 @@ usage: cargo xtask COMMAND
   test    everything: the tests of all crates, then the main job on a real guest
   bench [--rounds N] [--seconds N] [--path DIR] [--json FILE] [--svg FILE] [--quick] [--rows NAME[,NAME]]
           the data plane beside its peers, in one run; --rows list shows what there is
-  sim [--seed N] [--runs N] [--minutes N] [--trace]
+  sim [--seed N] [--runs N] [--minutes N] [--kind KIND] [--trace]
           the store under simulated kills, power cuts and faults; prints the seed of a failure
-  mistakes [--only NAME[,NAME]] [--seconds N] [--list]
+  mistakes [--only NAME[,NAME]] [--short] [--seconds N] [--write] [--list]
           plants each known mistake in a copy of the store and sees it caught
   kills [--count N] [--seed N] [--guest] [--dev]
           a real blockd killed over and over under clients that forget nothing, or under a real guest

@@ -27,6 +27,8 @@ pub struct Counters {
     pub device_writes: u64,
     pub device_syncs: u64,
     pub faults: u64,
+    /// Scrubs that came to their end.
+    pub scrubs: u64,
 }
 
 impl Counters {
@@ -73,6 +75,7 @@ impl AddAssign for Counters {
         self.device_writes += other.device_writes;
         self.device_syncs += other.device_syncs;
         self.faults += other.faults;
+        self.scrubs += other.scrubs;
     }
 }
 
@@ -82,7 +85,7 @@ impl fmt::Display for Counters {
             f,
             "{} requests ({} writes, {} zeroes and discards, {} reads, {} flushes, {} extents and differences, \
              {} snapshots, {} other controls), {} crash points ({} power cuts, {} kills, {} of them during recovery), \
-             {} recoveries read back, {} blocks compared, {} device writes, {} syncs, {} injected faults",
+             {} recoveries read back, {} blocks compared, {} device writes, {} syncs, {} injected faults, {} scrubs",
             self.requests(),
             self.writes,
             self.zeroes,
@@ -99,7 +102,8 @@ impl fmt::Display for Counters {
             self.blocks,
             self.device_writes,
             self.device_syncs,
-            self.faults
+            self.faults,
+            self.scrubs
         )
     }
 }

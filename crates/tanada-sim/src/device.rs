@@ -18,6 +18,10 @@ use crate::content::BLOCK;
 use crate::rng::Rng;
 
 const SECTOR: usize = 512;
+
+/// Where data begins with the small journals of simulated stores: behind two segments.
+pub const REGIONS_START: u64 = 2048;
+
 type Bytes = Rc<[u8; BLOCK]>;
 
 /// Chances of faults, per mille of operations.
@@ -26,6 +30,8 @@ pub struct Faults {
     pub read: u64,
     pub write: u64,
     pub sync: u64,
+    /// Of writes beyond superblocks and journal.
+    pub data: u64,
 }
 
 /// How a planted liar of a device misbehaves; for tests that the simulation notices.
@@ -84,6 +90,10 @@ pub struct SimDevice {
     pub slow: (u64, u64),
     /// The next sync is one of them.
     pub slow_sync: bool,
+    /// So many of a hundred hole punches are.
+    pub slow_punch_percent: u64,
+    /// They are slow even where nothing else is left to end.
+    pub patient: bool,
     pub counts: DeviceCounts,
 }
 
@@ -102,6 +112,8 @@ impl SimDevice {
             lie: Lie::None,
             slow: (3, 1500),
             slow_sync: false,
+            slow_punch_percent: 0,
+            patient: false,
             counts: DeviceCounts::default(),
         }
     }
@@ -143,13 +155,21 @@ impl SimDevice {
         self.in_flight.iter().any(|operation| matches!(operation.op, DiskOp::Punch { .. }))
     }
 
+    pub fn is_syncing(&self) -> bool {
+        self.in_flight.iter().any(|operation| matches!(operation.op, DiskOp::Sync))
+    }
+
     pub fn in_flight(&self) -> usize {
         self.in_flight.len()
     }
 
     /// Takes an operation. `events` is the count of events so far.
     pub fn issue(&mut self, io: IoId, op: DiskOp, events: u64, rng: &mut Rng) {
-        let slow = matches!(op, DiskOp::Sync) && std::mem::take(&mut self.slow_sync);
+        let slow = match op {
+            DiskOp::Sync => std::mem::take(&mut self.slow_sync),
+            DiskOp::Punch { .. } => self.slow_punch_percent > 0 && rng.chance(self.slow_punch_percent),
+            _ => false,
+        };
         let slow_until = if slow || rng.chance(self.slow.0) { events + rng.within(50, self.slow.1) } else { 0 };
         let mut early_read = None;
         match &op {
@@ -165,12 +185,15 @@ impl SimDevice {
         self.in_flight.push(InFlight { io, op, slow_until, covers: self.serial, early_read });
     }
 
-    /// Ends one operation of the device's choice; `None` where nothing is in flight.
+    /// Ends one operation of the device's choice; `None` where nothing is in flight, or nothing that may end yet.
     pub fn finish_one(&mut self, events: u64, rng: &mut Rng) -> Option<(IoId, DiskResult)> {
         if self.in_flight.is_empty() {
             return None;
         }
         let ready: Vec<usize> = (0..self.in_flight.len()).filter(|n| self.in_flight[*n].slow_until <= events).collect();
+        if ready.is_empty() && self.patient {
+            return None;
+        }
         let which = match ready.is_empty() {
             true => rng.below(self.in_flight.len() as u64) as usize,
             false if rng.chance(40) => ready[0],
@@ -213,7 +236,10 @@ impl SimDevice {
             return Err(DiskError::EIO);
         }
         self.serial += 1;
-        let failed = rng.below(1000) < self.faults.write;
+        let mut failed = rng.below(1000) < self.faults.write;
+        if self.faults.data > 0 && at / BLOCK as u64 >= REGIONS_START {
+            failed |= rng.below(1000) < self.faults.data;
+        }
         self.counts.faults += u64::from(failed);
         let lost = self.lie == Lie::LosesWrites && rng.chance(1);
         for (block, bytes) in blocks {

@@ -60,7 +60,8 @@ impl World {
         self.now += GHOST_MICROS;
         self.store_stat()?;
         let mut told = self.store_stat()?;
-        for _ in 0..200 {
+        let patience = if self.settings.patient { 5_000 } else { 200 };
+        for _ in 0..patience {
             let at_rest = told.unreleased == 0 && told.delta_entries == 0 && self.device.in_flight() == 0;
             if at_rest {
                 break;

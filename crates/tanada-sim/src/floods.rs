@@ -18,7 +18,7 @@ impl World {
         self.create_sized(1000 * B)?;
         let Some(id) = self.some_volume() else { return Ok(()) };
         let left = self.rng.within(60, 250) * B;
-        for block in (0..1000).step_by(32) {
+        for block in (0..968).step_by(32) {
             let free = self.store_stat()?.free;
             if free < left + 33 * B {
                 break;
@@ -40,7 +40,7 @@ impl World {
         let ids: Vec<Uuid> = self.model.volumes.keys().copied().collect();
         let Some(id) = ids.into_iter().find(|id| wide(self, id)) else {
             return if (self.model.volumes.len() as u64) < self.settings.volumes_max {
-                self.create_sized(3000 * B)
+                self.create_to_flood()
             } else {
                 Ok(())
             };
@@ -55,13 +55,20 @@ impl World {
         }
         self.wait_for_guests()?;
         self.settle()?;
-        for _ in 0..400 {
-            if self.device.is_punching() {
+        let patient = self.settings.slow_punch_percent > 0;
+        // The lowest of the segments that are taken back are filled first, and they are the last to be taken.
+        let punched = self.device.counts.punches + if patient { self.rng.below(3) } else { 0 };
+        for _ in 0..if patient { 2000 } else { 400 } {
+            if self.device.is_punching() && self.device.counts.punches >= punched {
                 break;
             }
             self.pump()?;
         }
         self.flood_blocks(id)
+    }
+
+    pub fn create_to_flood(&mut self) -> Result<(), Stop> {
+        self.create_sized(3000 * B)
     }
 
     fn flood_blocks(&mut self, id: Uuid) -> Result<(), Stop> {

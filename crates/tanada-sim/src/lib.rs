@@ -26,6 +26,7 @@ mod rng;
 mod rot;
 mod run;
 mod scripts;
+mod scrubs;
 pub mod synth;
 mod traffic;
 mod verify;
@@ -33,6 +34,8 @@ mod world;
 
 pub use counters::Counters;
 pub use device::{Faults, Lie};
+pub use kinds::Kind;
 pub use replay::{Replayed, replay};
-pub use rot::{Rotted, rot};
+pub use rot::{Rotted, rot, rot_superblocks};
 pub use run::{Broken, Options, Report, run};
+pub use scrubs::{Scrubbed, scrub_rot};

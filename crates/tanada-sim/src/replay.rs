@@ -2,7 +2,7 @@
 //! in very many: each subset of the writes that no sync covers survives. Every outcome must be an instant of the history.
 
 use crate::device::Faults;
-use crate::kinds::settings;
+use crate::kinds::{Kind, settings};
 use crate::rng::Rng;
 use crate::run::Broken;
 use crate::verify::Ended;
@@ -42,7 +42,7 @@ fn replay_event(seed: u64, event: u64, replayed: &mut Replayed) -> Result<(), St
         may_be_full: false,
         brimming: false,
         device_bytes: 24 << 20,
-        ..settings(seed, false)
+        ..settings(seed, Some(Kind::Mixed), false)
     };
     settings.config.prepare_segments = 0; // a segment of zeros in flight has more subsets than can be tried
     let mut world = World::new(settings, seed).map_err(text)?;

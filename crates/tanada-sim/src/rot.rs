@@ -11,8 +11,8 @@ use tanada_format::geometry::SUPERBLOCK_AT;
 use tanada_units::Uuid;
 
 use crate::content::{BLOCK, Content};
-use crate::device::Faults;
-use crate::kinds::settings;
+use crate::device::{Faults, REGIONS_START};
+use crate::kinds::{Kind, settings};
 use crate::model::Kept;
 use crate::reads::flatten;
 use crate::world::{Settings, Stop, World, wrong};
@@ -34,21 +34,20 @@ pub struct Rotted {
 
 const B: u64 = BLOCK as u64;
 
-/// Where data begins with the small journals of these runs: behind two segments.
-const REGIONS_START: u64 = 2048;
-
 /// Runs the store of `seed` for a while, then flips a bit at a time in `flips` blocks.
 pub fn rot(seed: u64, flips: u64) -> Result<Rotted, String> {
     rot_run(seed, flips).map_err(|stop| format!("seed {seed}: {stop:?}"))
 }
 
-fn rot_run(seed: u64, flips: u64) -> Result<Rotted, Stop> {
+/// A sound store of `seed` after some work, everything in its last checkpoint, nobody at it; the journal knows that
+/// checkpoint, mostly.
+pub fn prepared(seed: u64) -> Result<World, Stop> {
     let settings = Settings {
         faults: Faults::default(),
         may_be_full: false,
         brimming: false,
         device_bytes: 80 << 20,
-        ..settings(seed, false)
+        ..settings(seed, Some(Kind::Mixed), false)
     };
     let mut world = World::new(settings, seed)?;
     world.open_store()?;
@@ -67,13 +66,17 @@ fn rot_run(seed: u64, flips: u64) -> Result<Rotted, Stop> {
     world.checkpoint()?;
     world.settle()?;
     world.checkpoint()?;
-    // So that the journal knows the last checkpoint, mostly: the next may follow at once.
+    // The next checkpoint may follow at once.
     for _ in 0..3 {
         world.create()?;
     }
+    Ok(world)
+}
+
+fn rot_run(seed: u64, flips: u64) -> Result<Rotted, Stop> {
+    let mut world = prepared(seed)?;
     let truth = world.read_everything(&mut Vec::new())?;
     world.kill();
-    world.rot_newest_superblock()?;
     let written = world.device.written_blocks();
     let report = world.check_image()?;
     let needed: Vec<u64> = written.iter().copied().filter(|block| report.uses(*block)).collect();
@@ -90,11 +93,26 @@ fn rot_run(seed: u64, flips: u64) -> Result<Rotted, Stop> {
     Ok(rotted)
 }
 
-type Truth = Vec<(Uuid, u64, Content)>;
+/// Rule J8: stores of so many seeds, each with both copies of its newest superblock damaged, which the journal knows.
+/// Returns how many refused to open: all for which that can be told.
+pub fn rot_superblocks(seeds: std::ops::Range<u64>) -> Result<u64, String> {
+    let mut refused = 0;
+    for seed in seeds {
+        let outcome = prepared(seed).and_then(|mut world| {
+            world.kill();
+            world.rot_newest_superblock()
+        });
+        refused += u64::from(outcome.map_err(|stop| format!("seed {seed}: {stop:?}"))?);
+    }
+    Ok(refused)
+}
+
+/// What every block of everything reads as.
+pub type Truth = Vec<(Uuid, u64, Content)>;
 
 impl World {
     /// Every block ever written of everything; notes the reads that fail. Each of them names the place.
-    fn read_everything(&mut self, refused: &mut Vec<(Uuid, u64)>) -> Result<Truth, Stop> {
+    pub fn read_everything(&mut self, refused: &mut Vec<(Uuid, u64)>) -> Result<Truth, Stop> {
         let volumes =
             self.model.volumes.iter().map(|(id, volume)| (*id, volume.blocks.keys().copied().collect::<Vec<_>>()));
         let generations = self.model.generations.iter().map(|(id, generation)| {
@@ -232,12 +250,13 @@ impl World {
         Ok(())
     }
 
-    /// Rule J8: with both copies of the newest superblock damaged the older one must not be served.
-    fn rot_newest_superblock(&self) -> Result<(), Stop> {
+    /// With both copies of the newest superblock damaged the older one must not be served. False where nothing was
+    /// recorded since: the older one still has all it needs, and nobody can tell.
+    fn rot_newest_superblock(&self) -> Result<bool, Stop> {
         let report = self.check_image()?;
         let newest = report.superblock.checkpoint;
         if report.journal.blocks.iter().all(|block| block.header.checkpoint < newest) {
-            return Ok(()); // nothing was recorded since, so the older one still has all it needs
+            return Ok(false);
         }
         let mut fork = self.fork(newest);
         for block in SUPERBLOCK_AT[report.superblock.slot()] {
@@ -245,7 +264,10 @@ impl World {
         }
         fork.rotten = true;
         match fork.open_store() {
-            Err(Stop::Wrong(message)) if message.contains("does not open") => Ok(()),
+            Err(Stop::Wrong(message)) if message.contains("does not open") => {
+                let says_why = message.contains("the newest is damaged");
+                if says_why { Ok(true) } else { wrong(format!("the newest superblock is damaged: {message}")) }
+            }
             Err(stop) => Err(stop),
             Ok(()) => wrong("the newest superblock is damaged, and the store opens with the one before".to_owned()),
         }

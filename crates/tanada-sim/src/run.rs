@@ -8,7 +8,7 @@ use tanada_units::Uuid;
 
 use crate::counters::Counters;
 use crate::device::{Faults, Lie};
-use crate::kinds::settings;
+use crate::kinds::{Kind, settings};
 use crate::verify::Ended;
 use crate::world::{Stop, World, wrong};
 
@@ -25,12 +25,14 @@ pub struct Options {
     pub trace: bool,
     /// A planted mistake, to see that it is caught.
     pub lie: Lie,
+    /// Runs of this kind only; each seed chooses where there is none.
+    pub kind: Option<Kind>,
 }
 
 impl Options {
     /// One run of `seed`.
     pub fn one(seed: u64) -> Options {
-        Options { seed, runs: 1, time: None, trace: false, lie: Lie::None }
+        Options { seed, runs: 1, time: None, trace: false, lie: Lie::None, kind: None }
     }
 }
 
@@ -79,7 +81,7 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 }
 
 fn run_seed(seed: u64, options: &Options, report: &mut Report) -> Result<(), String> {
-    let settings = settings(seed, options.trace);
+    let settings = settings(seed, options.kind, options.trace);
     let mut world = World::new(settings, seed).map_err(text)?;
     world.device.lie = options.lie;
     let outcome = episodes(&mut world);
@@ -103,6 +105,9 @@ fn episodes(world: &mut World) -> Result<(), Stop> {
     world.open_store()?;
     if world.settings.brimming {
         world.fill()?;
+    }
+    if world.settings.flood_percent > 0 {
+        world.create_to_flood()?;
     }
     for _ in 0..episodes {
         let length = *world.rng.pick(&[30, 300, 1500, 6000]);
@@ -196,6 +201,7 @@ impl World {
     /// The store comes to rest, and all its figures must be those of a full walk.
     fn account(&mut self) -> Result<(), Stop> {
         self.quiet = true;
+        self.stop_scrub()?;
         self.wait_for_guests()?;
         self.checkpoint()?;
         self.settle()?;
@@ -237,6 +243,12 @@ impl World {
     fn act(&mut self) -> Result<(), Stop> {
         if self.model.volumes.is_empty() {
             return self.create();
+        }
+        if self.settings.flood_percent > 0 && self.rng.chance(self.settings.flood_percent) {
+            return self.flood();
+        }
+        if self.settings.scrub_percent > 0 && self.rng.chance(self.settings.scrub_percent) {
+            return self.scrub();
         }
         match self.rng.below(1000) {
             0..=5 if (self.model.volumes.len() as u64) < self.settings.volumes_max => self.create(),

@@ -1,10 +1,11 @@
 //! What guests do: small writes that overlap, odd sizes and alignments, reads, flushes, discards, zeroes.
 
 use tanada_disk::Buf;
-use tanada_engine::Request;
+use tanada_engine::{ExportId, Request};
 use tanada_units::Uuid;
 
 use crate::content::{BLOCK, pattern};
+use crate::kinds::Kind;
 use crate::world::{Pending, World};
 
 const B: u64 = BLOCK as u64;
@@ -37,7 +38,16 @@ impl World {
         if size == 0 {
             return;
         }
-        match self.rng.below(100) {
+        if self.settings.kind == Kind::SlowSyncs && self.device.is_syncing() {
+            // Nothing but what needs no sync.
+            let (offset, length) = self.range(size, 8);
+            return self.write_with(id, offset, length, Some(false));
+        }
+        if self.settings.stream_percent > 0 && self.rng.chance(self.settings.stream_percent) {
+            return self.stream(id, size, export);
+        }
+        let flushes = self.settings.flush_percent > 0 && self.rng.chance(self.settings.flush_percent);
+        match if flushes { 80 } else { self.rng.below(100) } {
             0..=47 => self.guest_write(id, size),
             48..=65 => {
                 let (offset, length) = self.range(size, 40);
@@ -86,12 +96,29 @@ impl World {
         self.write_at(id, offset, length);
     }
 
+    /// The next part of a read of the volume's beginning, over and over.
+    fn stream(&mut self, id: Uuid, size: u64, export: ExportId) {
+        let end = size.min(24 * B);
+        let offset = self.streamed % end;
+        let length = (4 * B).min(end - offset);
+        self.streamed += length;
+        let submitted = self.outstanding(id);
+        let request = Request::Read { export, offset, length: length as u32 };
+        self.submit(Pending::Read { target: id, offset, length, submitted }, request);
+    }
+
     pub fn write_at(&mut self, id: Uuid, offset: u64, length: u64) {
+        self.write_with(id, offset, length, None);
+    }
+
+    /// A write with FUA, without, or now and then.
+    fn write_with(&mut self, id: Uuid, offset: u64, length: u64, fua: Option<bool>) {
         let Some(export) = self.export_of(id) else { return };
         let submitted = self.outstanding(id);
         let op = self.model.new_op(submitted);
-        let bytes = if self.rng.chance(6) { vec![0; length as usize] } else { pattern(op as u64 + 1, length as usize) };
-        let fua = self.rng.chance(10);
+        let which = (op as u64).checked_rem(self.settings.contents).unwrap_or(op as u64);
+        let bytes = if self.rng.chance(6) { vec![0; length as usize] } else { pattern(which + 1, length as usize) };
+        let fua = fua.unwrap_or_else(|| self.rng.chance(10));
         self.model.write(id, op, offset, &bytes);
         let request = Request::Write { export, offset, data: Buf::copy_from(&bytes), fua };
         self.submit(Pending::Change { volume: id, op, fua }, request);

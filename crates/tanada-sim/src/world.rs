@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use tanada_disk::DiskOp;
-use tanada_engine::{Action, Alert, Engine, EngineConfig, ExportId, Failure, OpenReport, Reply, Request, RequestId};
+use tanada_engine::{
+    Action, Alert, Engine, EngineConfig, ExportId, Failure, OpenReport, Reply, Request, RequestId, ScrubStatus,
+};
 use tanada_format::geometry::JOURNAL_START;
 use tanada_format::{FormatOptions, format_image};
 use tanada_units::Uuid;
@@ -12,6 +14,7 @@ use crate::content::BLOCK;
 use crate::counters::Counters;
 use crate::device::{Faults, SimDevice};
 use crate::kept::KeptRing;
+use crate::kinds::Kind;
 use crate::model::Model;
 use crate::rng::Rng;
 
@@ -24,6 +27,12 @@ pub enum Stop {
     Wrong(String),
 }
 
+/// Events of one run at most: one that does not end is wrong, too.
+const EVENTS_MAX: u64 = 5_000_000;
+
+/// Actions of one turn at most.
+const ACTIONS_MAX: u64 = 1_000_000;
+
 pub fn wrong<T>(message: String) -> Result<T, Stop> {
     Err(Stop::Wrong(message))
 }
@@ -31,6 +40,7 @@ pub fn wrong<T>(message: String) -> Result<T, Stop> {
 /// What kind of run a seed makes.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    pub kind: Kind,
     pub device_bytes: u64,
     pub journal_bytes: u64,
     pub config: EngineConfig,
@@ -52,6 +62,20 @@ pub struct Settings {
     pub trace: bool,
     /// Journal blocks that fit into memory that outlives the process, if there is any.
     pub kept_places: Option<u64>,
+    /// Slow operations of the device are slow even where nothing else is left to end.
+    pub patient: bool,
+    /// So many of a hundred requests of guests are flushes, besides those there are anyway.
+    pub flush_percent: u64,
+    /// So many of a hundred hole punches are slow.
+    pub slow_punch_percent: u64,
+    /// So many of a hundred steps are floods.
+    pub flood_percent: u64,
+    /// So many of a hundred steps start or stop a scrub.
+    pub scrub_percent: u64,
+    /// So many of a hundred requests of guests go on with a stream of reads.
+    pub stream_percent: u64,
+    /// Guests write so many different contents; 0: each another.
+    pub contents: u64,
 }
 
 /// A request on its way.
@@ -102,6 +126,8 @@ pub struct World {
     pub generation_exports: BTreeMap<Uuid, ExportId>,
     next_request: u64,
     idle: u64,
+    /// Something arrived or ended since the engine's last turn.
+    touched: bool,
     /// Guests are asleep.
     pub quiet: bool,
     /// Bits were flipped: damage is expected.
@@ -113,6 +139,10 @@ pub struct World {
     pub counters: Counters,
     /// The last damage that an alert named: volume and byte offset.
     pub damage: Option<(Uuid, u64)>,
+    /// How the scrub stood when somebody last looked; a new process takes it up from there.
+    pub scrub: ScrubStatus,
+    /// Where the streams of reads have come to.
+    pub streamed: u64,
 }
 
 impl World {
@@ -126,6 +156,8 @@ impl World {
         let image = format_image(&options).map_err(|error| Stop::Wrong(error.to_string()))?;
         image.writes.iter().for_each(|(at, bytes)| device.preset(*at, bytes));
         device.slow = (settings.slow_percent, settings.slow_events);
+        device.slow_punch_percent = settings.slow_punch_percent;
+        device.patient = settings.patient;
         Ok(World {
             engine: None,
             device,
@@ -142,12 +174,15 @@ impl World {
             generation_exports: BTreeMap::new(),
             next_request: 1,
             idle: 0,
+            touched: false,
             quiet: false,
             rotten: false,
             read_only: false,
             digest: 0,
             counters: Counters::default(),
             damage: None,
+            scrub: ScrubStatus::default(),
+            streamed: 0,
         })
     }
 
@@ -172,6 +207,7 @@ impl World {
         self.read_only = false;
         self.idle = 0;
         self.engine = Some(Engine::open(config, self.now));
+        self.touched = true;
     }
 
     /// The process is gone; so are its clients' requests.
@@ -227,6 +263,7 @@ impl World {
         self.pending.insert(id, pending);
         if let Some(engine) = &mut self.engine {
             engine.submit(self.now, id, request);
+            self.touched = true;
         }
         id
     }
@@ -237,15 +274,20 @@ impl World {
         if self.events >= self.crash_at {
             return Err(Stop::Crash);
         }
+        if self.events > EVENTS_MAX {
+            return wrong(format!("the run does not end: {EVENTS_MAX} events"));
+        }
         let busy = self.device.in_flight() > 0;
         if busy && self.rng.chance(85) {
             self.finish_one();
         } else {
             self.pass_time(busy);
         }
-        if !busy || self.rng.chance(75) {
+        let is_due = self.engine.as_ref().and_then(Engine::deadline).is_some_and(|deadline| deadline <= self.now);
+        if (!busy || self.rng.chance(75)) && (self.touched || is_due) {
             self.turn()?;
         }
+        self.check_alive()?;
         if self.idle > 5_000 && self.device.in_flight() == 0 {
             let waiting = self.pending.len();
             return wrong(format!(
@@ -253,6 +295,17 @@ impl World {
             ));
         }
         Ok(())
+    }
+
+    /// A shell gives the engine a turn for what arrives and what is due, and for nothing else: somebody must be due where
+    /// anybody waits.
+    fn check_alive(&self) -> Result<(), Stop> {
+        let deadline = self.engine.as_ref().and_then(Engine::deadline);
+        let asleep = self.device.in_flight() == 0 && !self.touched && deadline.is_none();
+        match self.pending.first_key_value() {
+            Some((id, first)) if asleep => wrong(format!("asleep for ever, though request {} waits: {first:?}", id.0)),
+            _ => Ok(()),
+        }
     }
 
     fn finish_one(&mut self) {
@@ -267,6 +320,7 @@ impl World {
                 eprintln!("{:>7} {:>9} ended io {} {how}", self.events, self.now, io.0);
             }
             engine.complete(self.now, io, result);
+            self.touched = true;
             self.idle = 0;
         }
     }
@@ -282,14 +336,16 @@ impl World {
 
     pub fn turn(&mut self) -> Result<(), Stop> {
         let now = self.now;
+        self.touched = false;
         if let Some(engine) = &mut self.engine {
             engine.turn(now);
         }
-        while let Some(action) = self.engine.as_mut().and_then(Engine::next_action) {
+        for _ in 0..ACTIONS_MAX {
+            let Some(action) = self.engine.as_mut().and_then(Engine::next_action) else { return Ok(()) };
             self.idle = 0;
             self.carry_out(action)?;
         }
-        Ok(())
+        wrong(format!("a turn does not end: {ACTIONS_MAX} actions"))
     }
 
     fn carry_out(&mut self, action: Action) -> Result<(), Stop> {
@@ -297,12 +353,7 @@ impl World {
             Action::Disk { io, op } => {
                 self.note(io.0);
                 self.trace(|| format!("io {} {op:?}", io.0));
-                if let DiskOp::Write { at, .. } = &op
-                    && *at < JOURNAL_START * BLOCK as u64
-                {
-                    self.hunt(25, 300);
-                    self.device.slow_sync = self.settings.hunted && self.rng.chance(30);
-                }
+                self.prepare_for(&op);
                 self.device.issue(io, op, self.events, &mut self.rng);
                 Ok(())
             }
@@ -329,6 +380,25 @@ impl World {
         }
     }
 
+    /// Where an operation of the device is one around which a crash hurts.
+    fn prepare_for(&mut self, op: &DiskOp) {
+        let slow_syncs = self.settings.kind == Kind::SlowSyncs;
+        match op {
+            DiskOp::Write { at, .. } if *at < JOURNAL_START * BLOCK as u64 => {
+                self.hunt(25, 300);
+                let percent = if slow_syncs { 70 } else { 30 };
+                self.device.slow_sync = self.settings.hunted && self.rng.chance(percent);
+            }
+            DiskOp::Sync if slow_syncs => {
+                self.device.slow_sync |= self.rng.chance(15);
+                if self.device.slow_sync {
+                    self.hunt(40, 1500);
+                }
+            }
+            _ => {}
+        }
+    }
+
     /// In runs that are hunted: the crash of this episode comes within `events`, in `percent` of all cases.
     fn hunt(&mut self, percent: u64, events: u64) {
         if self.settings.hunted && self.crash_at != u64::MAX && self.rng.chance(percent) {
@@ -348,6 +418,11 @@ impl World {
             }
             Alert::Damage { volume, offset, .. } => {
                 self.damage = Some((*volume, *offset));
+                Ok(())
+            }
+            Alert::ScrubFinished(status) => {
+                self.counters.scrubs += 1;
+                self.scrub = ScrubStatus::clone(status);
                 Ok(())
             }
             _ => Ok(()),
@@ -396,7 +471,9 @@ impl World {
 
     /// Errors where a failure is none that the run's settings explain.
     pub fn check_failure(&self, failure: &Failure) -> Result<(), Stop> {
-        if failure.errno == 28 && self.settings.may_be_full || self.is_faulty() {
+        // What is damaged cannot be read, nor changed in part.
+        let damaged = failure.errno == 5 && self.rotten;
+        if failure.errno == 28 && self.settings.may_be_full || damaged || self.is_faulty() {
             return Ok(());
         }
         wrong(format!("a request failed without reason: {failure}"))
@@ -425,7 +502,7 @@ impl World {
 
     pub fn is_faulty(&self) -> bool {
         let faults = self.device.faults;
-        faults.read + faults.write + faults.sync > 0
+        faults.read + faults.write + faults.sync + faults.data > 0
     }
 
     /// The same store, for trying out another way to go on.
@@ -446,12 +523,15 @@ impl World {
             generation_exports: BTreeMap::new(),
             next_request: self.next_request,
             idle: 0,
+            touched: false,
             quiet: false,
             rotten: false,
             read_only: false,
             digest: 0,
             counters: Counters::default(),
             damage: None,
+            scrub: ScrubStatus::default(),
+            streamed: 0,
         }
     }
 

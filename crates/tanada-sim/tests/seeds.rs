@@ -1,6 +1,6 @@
 //! A fixed set of runs in every `cargo test`; `cargo run -p tanada-sim -- --minutes N --seed S` goes on from there.
 
-use tanada_sim::{Lie, Options, Report, replay, rot, run};
+use tanada_sim::{Kind, Lie, Options, Report, replay, rot, rot_superblocks, run, scrub_rot};
 
 fn runs(seed: u64, runs: u64) -> Report {
     run(&Options { runs, ..Options::one(seed) })
@@ -64,6 +64,33 @@ fn a_flipped_bit_is_an_error_or_nothing_never_wrong_data() {
         healed += rotted.healed;
     }
     assert!(found > 5 && refused > 3 && healed > 1, "the bits fell beside everything: {found} {refused} {healed}");
+}
+
+#[test]
+fn a_flipped_bit_in_both_copies_of_the_newest_superblock_is_never_served_around() {
+    let refused = rot_superblocks(1..25).unwrap_or_else(|message| panic!("{message}"));
+    assert!(refused > 12, "of 24 stores only {refused} could know that their newest superblock is damaged");
+}
+
+#[test]
+fn a_flipped_bit_is_named_by_a_scrub_and_nothing_else_is() {
+    let (mut named, mut resumed) = (0, 0);
+    for seed in [1, 2, 5, 6] {
+        let scrubbed = scrub_rot(seed, 12).unwrap_or_else(|message| panic!("{message}"));
+        named += scrubbed.named;
+        resumed += scrubbed.resumed;
+    }
+    assert!(named > 40 && resumed > 20, "too little was flipped or interrupted: {named} {resumed}");
+}
+
+#[test]
+fn every_kind_of_run_keeps_all_promises() {
+    for kind in Kind::ALL {
+        let report = run(&Options { kind: Some(kind), runs: 6, ..Options::one(1) });
+        check(&report);
+        let all_scrubbed = kind != Kind::Scrubs || report.counters.scrubs > 0;
+        assert!(report.counters.crashes() > 8 && all_scrubbed, "{kind:?}: too little happened: {report:?}");
+    }
 }
 
 /// The proof can fail: devices that break their contract are noticed.

@@ -3,7 +3,7 @@
 //! ```text
 //!   rule: V2
 //!   what: A node is born with the newest pointer below it, not with its last change.
-//!   caught by: model
+//!   caught by: model                  or: sim KIND, by runs of that kind
 //!   === find
 //!   text that stands once in the sources of engine and format; white space counts as one blank
 //!   === write
@@ -11,8 +11,11 @@
 //! ```
 //! Several pairs of find and write are one mistake. Text is looked for in all source files, so code may move between them.
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use tanada_sim::Kind;
 
 /// Who must notice a mistake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,8 +24,8 @@ pub enum Catcher {
     Model,
     /// The other tests of engine and format.
     Tests,
-    /// Whole stores by seed.
-    Sim,
+    /// Whole stores by seed, of all kinds or of one.
+    Sim(Option<Kind>),
     /// Every subset of the unsynced writes at each event of a run.
     Replay,
     /// Flipped bits.
@@ -30,23 +33,29 @@ pub enum Catcher {
 }
 
 impl Catcher {
-    pub const ALL: [Catcher; 5] = [Catcher::Model, Catcher::Tests, Catcher::Sim, Catcher::Replay, Catcher::Rot];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Catcher::Model => "model",
-            Catcher::Tests => "tests",
-            Catcher::Sim => "sim",
-            Catcher::Replay => "replay",
-            Catcher::Rot => "rot",
-        }
-    }
+    pub const ALL: [Catcher; 5] = [Catcher::Model, Catcher::Tests, Catcher::Sim(None), Catcher::Replay, Catcher::Rot];
 
     fn named(name: &str) -> Result<Catcher, String> {
-        Catcher::ALL.into_iter().find(|catcher| catcher.name() == name).ok_or_else(|| {
-            let names: Vec<&str> = Catcher::ALL.iter().map(|catcher| catcher.name()).collect();
+        if let Some(kind) = name.strip_prefix("sim ") {
+            return Kind::named(kind).map(|kind| Catcher::Sim(Some(kind)));
+        }
+        Catcher::ALL.into_iter().find(|catcher| catcher.to_string() == name).ok_or_else(|| {
+            let names: Vec<String> = Catcher::ALL.iter().map(Catcher::to_string).collect();
             format!("caught by: {name}: one of {} is accepted", names.join(", "))
         })
+    }
+}
+
+impl fmt::Display for Catcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Catcher::Model => f.write_str("model"),
+            Catcher::Tests => f.write_str("tests"),
+            Catcher::Sim(None) => f.write_str("sim"),
+            Catcher::Sim(Some(kind)) => write!(f, "sim {}", kind.name()),
+            Catcher::Replay => f.write_str("replay"),
+            Catcher::Rot => f.write_str("rot"),
+        }
     }
 }
 

@@ -8,6 +8,10 @@ use std::time::{Duration, Instant};
 use crate::catalogue::{Catcher, Mistake};
 use crate::scratch::{Scratch, WANTED};
 
+/// A catcher ends by itself, a run of the simulation after so many steps. One that takes so much longer than twice its
+/// time hangs, however much else the machine has to do.
+const LAST_RUN: Duration = Duration::from_secs(60);
+
 /// What became of a mistake.
 #[derive(Debug)]
 pub enum Caught {
@@ -25,14 +29,20 @@ pub enum Caught {
     Not,
 }
 
+impl Caught {
+    pub fn is_as_expected(&self) -> bool {
+        matches!(self, Caught::By { .. })
+    }
+}
+
 impl fmt::Display for Caught {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Caught::By { catcher, after, how } => {
-                write!(f, "caught by {} after {:.1} s: {how}", catcher.name(), after.as_secs_f64())
+                write!(f, "caught by {catcher} after {:.1} s: {how}", after.as_secs_f64())
             }
             Caught::ByAnother { expected, catcher, how } => {
-                write!(f, "NOT CAUGHT by {}, but by {}: {how}", expected.name(), catcher.name())
+                write!(f, "NOT CAUGHT by {expected}, but by {catcher}: {how}")
             }
             Caught::Not => f.write_str("NOT CAUGHT"),
         }
@@ -62,17 +72,22 @@ fn attempt(scratch: &Scratch, mistake: &Mistake, catcher: Catcher, time: Duratio
             let names = ["tanada_engine", "basics", "edges", "tanada_format", "checker", "roundtrip"];
             with(scratch.tests(&names), &["--skip", "model::"])
         }
-        Catcher::Sim => with(
-            vec![scratch.simulation()],
-            &["--seed", "1", "--runs", "1000000", "--seconds", &time.as_secs().to_string()],
-        ),
+        Catcher::Sim(kind) => {
+            let seconds = time.as_secs().to_string();
+            let of_kind = kind.map(|kind| ["--kind", kind.name()]);
+            let fixed = ["--seed", "1", "--runs", "1000000", "--seconds", &seconds];
+            with(
+                vec![scratch.simulation()],
+                &[&fixed[..], of_kind.as_ref().map_or(&[], |of_kind| &of_kind[..])].concat(),
+            )
+        }
         Catcher::Replay => with(scratch.tests(&["seeds"]), &["every_subset"]),
         Catcher::Rot => with(scratch.tests(&["seeds"]), &["flipped_bit"]),
     };
     for mut program in programs {
         let child = program.env(WANTED, &mistake.name).spawn();
-        let child = child.map_err(|error| format!("starting the {}: {error}", catcher.name()))?;
-        if let Some(how) = end_of(child, time * 2 + Duration::from_secs(60))? {
+        let child = child.map_err(|error| format!("starting the {catcher}: {error}"))?;
+        if let Some(how) = end_of(child, time * 2 + LAST_RUN)? {
             return Ok(Some(how));
         }
     }

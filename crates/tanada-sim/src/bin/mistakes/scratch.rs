@@ -28,7 +28,7 @@ pub fn is(name: &str) -> bool {
 pub type Batch<'m> = Vec<(&'m Mistake, Vec<Edit>)>;
 
 /// As many at a time as possible.
-pub fn batches<'m>(mistakes: &[&'m Mistake], sources: &[Source]) -> Result<Vec<Batch<'m>>, String> {
+pub fn batches<'m>(mistakes: &'m [Mistake], sources: &[Source]) -> Result<Vec<Batch<'m>>, String> {
     let mut batches: Vec<Batch<'_>> = Vec::new();
     for mistake in mistakes {
         let edits = mistake.edits(sources)?;
@@ -60,7 +60,7 @@ impl Scratch {
         }
         for file in ["Cargo.lock", "Cargo.toml"] {
             let text = fs::read_to_string(root.join(file)).map_err(|error| format!("{file}: {error}"))?;
-            write(&tree.join(file), &text.replace(", \"xtask\"]", "]"))?;
+            write(&tree.join(file), &few_members(&text))?;
         }
         for source in apply(sources, edits) {
             let place = source.path.strip_prefix(root).map_err(|error| error.to_string())?;
@@ -114,6 +114,13 @@ impl Scratch {
     pub fn simulation(&self) -> Command {
         self.command(&self.target.join("debug/tanada-sim"))
     }
+}
+
+/// The workspace's manifest for the crates that are copied.
+fn few_members(manifest: &str) -> String {
+    let line =
+        |line: &str| if line.starts_with("members = ") { "members = [\"crates/*\"]" } else { line }.to_owned() + "\n";
+    manifest.lines().map(line).collect()
 }
 
 /// Writes only what differs, so that cargo builds only what changed.
