@@ -10,13 +10,14 @@
 //! unless a second attachment asks for it: the group itself then refuses a machine that would run twice.
 //!
 //! A generation is attached as a snapshot that is online and read-only. Access records for snapshots count for all
-//! snapshots of a volume; those of others that are not attached are offline.
+//! snapshots of a volume; those that are not attached are offline. Which one an account is for is in its name.
 
 use ring::hmac;
 use tanada_driver::{AttachRequest, Chap, DriverError, DriverErrorKind, DriverResult, Endpoint, Moved, Secret};
+use uuid::Uuid;
 
 use crate::array::AccessRecord;
-use crate::driver::Group;
+use crate::driver::{Generation, Group};
 use crate::error::sm;
 use crate::names::{self, Role};
 use crate::volumes::CHANGED;
@@ -32,20 +33,28 @@ const SECRET_CHARACTERS: usize = 16;
 /// What a token is attached to.
 enum Target {
     Volume(String),
-    Snapshot { volume: String, snapshot: String },
+    Snapshot(Generation),
 }
 
 impl Target {
     fn volume(&self) -> &str {
         match self {
-            Target::Volume(volume) | Target::Snapshot { volume, .. } => volume,
+            Target::Volume(volume) => volume,
+            Target::Snapshot(generation) => &generation.volume,
+        }
+    }
+
+    fn generation(&self) -> Option<Uuid> {
+        match self {
+            Target::Volume(_) => None,
+            Target::Snapshot(generation) => Some(generation.id),
         }
     }
 
     fn applies_to(&self) -> &'static str {
         match self {
             Target::Volume(_) => "volume",
-            Target::Snapshot { .. } => "snapshot",
+            Target::Snapshot(_) => "snapshot",
         }
     }
 }
@@ -53,11 +62,10 @@ impl Target {
 impl Group {
     pub async fn attach(&self, request: &AttachRequest) -> DriverResult<Endpoint> {
         let target = self.attach_target(request).await?;
-        let user = names::account(self.sr, &request.token).ok_or_else(|| {
+        let user = names::account(self.sr, &request.token, target.generation()).ok_or_else(|| {
             let words = format!(
-                "a token of {} bytes; up to {} letters, digits and '-' fit into a CHAP account's name",
-                request.token.len(),
-                names::TOKEN_BYTES_MAX
+                "a token of {} bytes; some 36 letters, digits and '-' fit into a CHAP account's name",
+                request.token.len()
             );
             invalid(words)
         })?;
@@ -98,7 +106,7 @@ impl Group {
         if request.writable {
             return Err(invalid(format!("generation {} cannot be written", generation.id)));
         }
-        Ok(Target::Snapshot { volume: generation.volume, snapshot: generation.snapshot })
+        Ok(Target::Snapshot(generation))
     }
 
     async fn let_in(&self, target: &Target, request: &AttachRequest, user: &str, secret: &Secret) -> DriverResult<()> {
@@ -130,7 +138,7 @@ impl Group {
                 }
                 Ok(page.iqn)
             }
-            Target::Snapshot { volume, snapshot } => {
+            Target::Snapshot(Generation { volume, snapshot, .. }) => {
                 let page = self.array.snapshot(volume, snapshot).await?.ok_or_else(|| gone(snapshot))?;
                 if !page.online {
                     // Before anybody can log in: a group lets snapshots be written.
@@ -155,20 +163,21 @@ impl Group {
     }
 
     pub async fn detach(&self, token: &str) -> DriverResult<Moved> {
-        let Some(user) = names::account(self.sr, token) else { return Ok(Moved::default()) };
-        if !self.array.chap_users().await?.contains(&user) {
-            self.hints().tokens.remove(token);
-            return Ok(Moved::default());
-        }
-        if let Some((volume, records)) = self.find_record(token, &user).await? {
-            self.let_out(&volume, records, &user).await?;
-        }
-        match self.array.run(&format!("chapuser delete {user}")).await {
-            Err(failure) if !failure.is_missing() => return Err(failure.into()),
-            _ => {}
+        let users = self.array.chap_users().await?;
+        let mut done = Moved::default();
+        for user in users.iter().filter(|user| names::token_of(self.sr, user) == Some(token)) {
+            match self.find_record(token, user).await? {
+                Some((volume, records)) => self.let_out(&volume, records, user).await?,
+                // Interrupted after the record was deleted: something may still be online for nobody.
+                None => self.close_unused().await?,
+            }
+            match self.array.run(&format!("chapuser delete {user}")).await {
+                Err(failure) if !failure.is_missing() => return Err(failure.into()),
+                _ => done = CHANGED,
+            }
         }
         self.hints().tokens.remove(token);
-        Ok(CHANGED)
+        Ok(done)
     }
 
     /// The volume with a record of this account, and its records.
@@ -181,8 +190,6 @@ impl Group {
                 return Ok(Some((volume, records)));
             }
         }
-        // Interrupted after the record was deleted: the volume may still be online for nobody.
-        self.close_unused().await?;
         Ok(None)
     }
 
@@ -192,48 +199,67 @@ impl Group {
             self.array.on_volume(volume, &format!("access delete {}", record.id)).await?;
             records = self.array.access(volume).await?;
         }
-        if records.is_empty() {
-            return self.close_volume(volume).await;
-        }
+        self.close_volume(volume, &records).await?;
         if records.len() == 1 && self.page(volume).await?.is_some_and(|page| page.multihost) {
             self.array.on_volume(volume, "multihost-access disable").await?;
         }
         Ok(())
     }
 
-    /// Takes a volume that nobody may log in to offline, with its snapshots.
-    async fn close_volume(&self, volume: &str) -> DriverResult<()> {
+    /// Takes offline what none of these records is for. A volume stays online for somebody else's record; generations are
+    /// online by our doing alone.
+    async fn close_volume(&self, volume: &str, records: &[AccessRecord]) -> DriverResult<()> {
+        let ours = |record: &AccessRecord| names::token_of(self.sr, &record.user).is_some();
+        let foreign = records.iter().any(|record| !ours(record));
         for generation in self.generations(volume).await? {
-            if generation.online {
+            if generation.online && !self.is_for(records, generation.id) {
                 self.array.on_snapshot(volume, &generation.snapshot, "offline").await?;
             }
         }
-        let Some(page) = self.page(volume).await? else { return Ok(()) };
-        self.take_offline(&page).await
+        let used = foreign || records.iter().any(|record| ours(record) && names::mark_of(&record.user).is_none());
+        match self.page(volume).await? {
+            Some(page) if !used => self.take_offline(&page).await,
+            _ => Ok(()),
+        }
+    }
+
+    fn is_for(&self, records: &[AccessRecord], generation: Uuid) -> bool {
+        let mark = names::mark(generation);
+        let ours = records.iter().filter(|record| names::token_of(self.sr, &record.user).is_some());
+        ours.filter_map(|record| names::mark_of(&record.user)).any(|found| found == mark)
     }
 
     async fn close_unused(&self) -> DriverResult<()> {
         for (row, role) in self.rows().await? {
-            if role != Role::Template
-                && (row.online || row.snapshots > 0)
-                && self.array.access(&row.name).await?.is_empty()
-            {
-                self.close_volume(&row.name).await?;
+            if role != Role::Template && (row.online || row.snapshots > 0) {
+                let records = self.array.access(&row.name).await?;
+                self.close_volume(&row.name, &records).await?;
             }
         }
         Ok(())
     }
 
-    /// `Busy` while somebody may log in to the volume itself.
+    /// `Busy` while somebody may log in to the volume itself by our doing.
     pub async fn refuse_attached(&self, volume: &str) -> DriverResult<()> {
         let records = self.array.access(volume).await?;
-        match records.iter().find(|record| names::token_of(self.sr, &record.user).is_some()) {
+        let ours = |record: &&AccessRecord| names::token_of(self.sr, &record.user).is_some();
+        match records.iter().filter(ours).find(|record| names::mark_of(&record.user).is_none()) {
             None => Ok(()),
-            Some(record) => {
-                let words = format!("volume {volume} is attached to {}", record.initiator);
-                Err(DriverError::new(DriverErrorKind::Busy, words))
-            }
+            Some(record) => Err(attached(volume, &record.initiator)),
         }
+    }
+
+    /// `Busy` while somebody may log in to the generation; else it is offline afterwards.
+    pub async fn close_generation(&self, generation: &Generation) -> DriverResult<()> {
+        if !generation.online {
+            return Ok(());
+        }
+        let records = self.array.access(&generation.volume).await?;
+        if self.is_for(&records, generation.id) {
+            return Err(attached(&generation.snapshot, "a machine"));
+        }
+        self.array.on_snapshot(&generation.volume, &generation.snapshot, "offline").await?;
+        Ok(())
     }
 
     fn secret(&self, token: &str) -> Secret {
@@ -243,6 +269,10 @@ impl Group {
         let characters = tag.as_ref().iter().take(SECRET_CHARACTERS);
         Secret::new(characters.map(|byte| char::from(ALPHABET[usize::from(byte % 32)])).collect::<String>())
     }
+}
+
+fn attached(name: &str, initiator: &str) -> DriverError {
+    DriverError::new(DriverErrorKind::Busy, format!("{name} is attached to {initiator}"))
 }
 
 fn is_initiator(name: &str) -> bool {

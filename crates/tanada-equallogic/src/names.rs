@@ -6,7 +6,7 @@
 //!  SR        tanada-<SR, 32 hex>-management                description tanada1,k=sr,n=<name of the SR>
 //!  snapshot  tanada-<generation, 32 hex>-<size in pages>   description tanada1,g=<generation> or tanada1,c=<cut>
 //!  cut       tanada-<SR, 32 hex>-g<cut, 19 hex>            a volume collection, for the time of a snapshot of a group
-//!  account   tanada-<SR, first 8 hex>-<token>              a CHAP account: one for each attachment
+//!  account   tanada-<SR, first 8 hex>-<token>[.<generation, 10 hex>]   a CHAP account: one for each attachment
 //! ```
 //! No name has more than the 63 characters that all firmware takes. A name alone proves that a thing is ours; a description tells more. Descriptions are read tolerantly (an unknown field
 //! is skipped, so that a newer program may add some) and written strictly. `k=husk` is a disk that was deleted while
@@ -16,8 +16,8 @@ use uuid::Uuid;
 
 /// Longest description, in bytes.
 pub const DESCRIPTION_BYTES_MAX: usize = 127;
-/// Longest token that fits into the name of a CHAP account.
-pub const TOKEN_BYTES_MAX: usize = 46;
+/// Longest name of a CHAP account.
+pub const ACCOUNT_BYTES_MAX: usize = 63;
 
 const VERSION: &str = "tanada1";
 
@@ -109,14 +109,28 @@ fn account_prefix(sr: Uuid) -> String {
     format!("tanada-{}-", &hex(sr)[..8])
 }
 
-/// `None` for a token that is too long or has characters that a CHAP account may not have.
-pub fn account(sr: Uuid, token: &str) -> Option<String> {
+/// The account for an attachment of a volume, or of a generation. `None` for a token that is too long or has characters
+/// that a CHAP account may not have.
+pub fn account(sr: Uuid, token: &str, generation: Option<Uuid>) -> Option<String> {
     let plain = token.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-    (plain && !token.is_empty() && token.len() <= TOKEN_BYTES_MAX).then(|| format!("{}{token}", account_prefix(sr)))
+    let mark = generation.map(|generation| format!(".{}", mark(generation))).unwrap_or_default();
+    let name = format!("{}{token}{mark}", account_prefix(sr));
+    (plain && !token.is_empty() && name.len() <= ACCOUNT_BYTES_MAX).then_some(name)
+}
+
+/// How a generation is told in the name of an account.
+pub fn mark(generation: Uuid) -> String {
+    hex(generation)[..10].to_string()
 }
 
 pub fn token_of(sr: Uuid, account: &str) -> Option<&str> {
-    account.strip_prefix(&account_prefix(sr)).filter(|token| !token.is_empty())
+    let rest = account.strip_prefix(&account_prefix(sr))?;
+    rest.split('.').next().filter(|token| !token.is_empty())
+}
+
+/// The mark of the generation that an account of ours is for; `None` where it is for a volume.
+pub fn mark_of(account: &str) -> Option<&str> {
+    account.split_once('.').map(|(_, mark)| mark)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

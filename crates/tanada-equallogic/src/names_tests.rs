@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::{
-    DESCRIPTION_BYTES_MAX, Description, Kind, Role, TOKEN_BYTES_MAX, account, collection, is_collection, management,
+    DESCRIPTION_BYTES_MAX, Description, Kind, Role, account, collection, is_collection, management, mark, mark_of,
     parse_snapshot, role, snapshot, sr_of_management, template, token_of, volume,
 };
 use crate::size::PAGE_BYTES;
@@ -32,14 +32,18 @@ fn names_fit_and_tell_what_they_are() {
 
 #[test]
 fn accounts_carry_their_token_or_are_refused() {
-    let token = "a".repeat(TOKEN_BYTES_MAX);
-    let name = account(SR, &token).expect("an account");
-    assert!(name.len() <= 62, "{name}");
-    assert_eq!(token_of(SR, &name), Some(token.as_str()));
-    assert_eq!(token_of(Uuid::nil(), &name), None);
-    for wrong in ["", "a b", "a\"b", "a_b", &"a".repeat(TOKEN_BYTES_MAX + 1)] {
-        assert_eq!(account(SR, wrong), None, "{wrong:?}");
+    let token = "a".repeat(32);
+    let generation = Uuid::from_u128(u128::MAX / 3);
+    let (volume, snapshot) = (account(SR, &token, None).unwrap(), account(SR, &token, Some(generation)).unwrap());
+    assert_eq!((token_of(SR, &volume), token_of(SR, &snapshot)), (Some(token.as_str()), Some(token.as_str())));
+    assert_eq!((mark_of(&volume), mark_of(&snapshot)), (None, Some(mark(generation).as_str())));
+    assert_eq!(token_of(Uuid::nil(), &volume), None);
+    for wrong in ["", "a b", "a\"b", "a_b", "a.b", &"a".repeat(60)] {
+        assert_eq!(account(SR, wrong, None), None, "{wrong:?}");
     }
+    let longest = "a".repeat(47);
+    assert_eq!(account(SR, &longest, None).map(|name| name.len()), Some(63));
+    assert_eq!(account(SR, &longest, Some(generation)), None);
 }
 
 #[test]

@@ -25,6 +25,7 @@ impl Group {
             return Err(DriverError::new(DriverErrorKind::Unsupported, words));
         };
         self.refuse_attached(&ours.page.name).await?;
+        self.close_generation(to).await?;
         self.take_offline(&ours.page).await?;
         let foreign = self.foreign(&ours.page.name).await?;
         if ours.told.reverting.is_none() {

@@ -122,10 +122,7 @@ impl Group {
     }
 
     async fn destroy_generation(&self, generation: &Generation) -> DriverResult<Moved> {
-        if generation.online {
-            let words = format!("generation {} is attached", generation.id);
-            return Err(error(DriverErrorKind::Busy, words));
-        }
+        self.close_generation(generation).await?;
         self.delete_snapshot(&generation.volume, &generation.snapshot).await?;
         self.hints().generations.remove(&generation.id);
         self.end_husk(&generation.volume).await?;

@@ -85,6 +85,28 @@ async fn a_volume_that_nobody_may_use_is_offline() {
 }
 
 #[tokio::test]
+async fn generations_come_and_go_beside_a_disk_in_use() {
+    let world = World::new().await;
+    let disk = world.create(1, PAGE).await;
+    let (first, second) = (world.cut(disk, 2).await, world.cut(disk, 3).await);
+    world.attach("disk", disk, true).await.unwrap();
+    world.attach_as(OTHER_VM, "one", first, false).await.unwrap();
+    world.attach_as(OTHER_VM, "two", second, false).await.unwrap();
+    assert_eq!(world.driver.revert(disk, first).await.unwrap_err().kind, DriverErrorKind::Busy);
+    world.driver.detach("one").await.unwrap();
+    assert!(world.driver.destroy(first).await.unwrap().changed);
+    assert_eq!(world.driver.destroy(second).await.unwrap_err().kind, DriverErrorKind::Busy);
+    // The disk goes while a generation of it is in use.
+    world.driver.detach("disk").await.unwrap();
+    assert!(world.driver.destroy(disk).await.unwrap().changed);
+    let again = world.reopened().await;
+    assert_eq!(again.destroy(second).await.unwrap_err().kind, DriverErrorKind::Busy);
+    again.detach("two").await.unwrap();
+    assert!(again.destroy(second).await.unwrap().changed);
+    assert!(again.scan().await.unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn hostile_tokens_and_initiators_are_refused() {
     let world = World::new().await;
     let disk = world.create(1, PAGE).await;
