@@ -30,7 +30,7 @@ pub enum Trouble {
 }
 
 /// One array. Collections by the path after `/api`; records in the order in which they were made.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct State {
     pub collections: BTreeMap<&'static str, Vec<Value>>,
     /// Requests so far.

@@ -9,7 +9,7 @@ use tanada_driver::registry::Backend;
 use tanada_driver::{CloneRequest, CreateRequest, CutPair, Driver, DriverResult};
 use uuid::Uuid;
 
-use crate::fake::{Fake, Trouble};
+use crate::fake::{Fake, State, Trouble};
 use crate::verbs::request;
 
 const MIB: u64 = 1 << 20;
@@ -19,7 +19,7 @@ const WAYS: [Trouble; 5] =
 /// No verb sends as many requests.
 const REQUESTS_MAX: u64 = 200;
 
-/// What a verb works on; made anew for each injection point.
+/// What a verb works on; the array is put back to it for each injection point.
 struct Scene {
     fake: Fake,
     sr: Uuid,
@@ -95,6 +95,15 @@ const VERBS: [Verb; 12] = [
     Verb::EraseSr,
 ];
 
+/// Where something goes wrong, how, and what the caller does then.
+#[derive(Debug, Clone, Copy)]
+struct Point {
+    verb: Verb,
+    nth: u64,
+    way: Trouble,
+    repeat: bool,
+}
+
 impl Verb {
     async fn prepare(self, scene: &Scene) {
         match self {
@@ -146,58 +155,37 @@ impl Verb {
     }
 
     /// Contents that the disks have when the verb is done.
-    fn check(self, scene: &Scene, place: &str) {
+    fn check(self, scene: &Scene, place: &Point) {
         let content = |id| scene.fake.content(id);
         let expected = match self {
             Verb::Revert => Some(1),
             _ => Some(2),
         };
-        assert_eq!(content(scene.disks[0]), expected, "{place}");
-        assert_eq!(content(scene.disks[1]), Some(3), "{place}");
-        assert_eq!(content(scene.kept), Some(1), "{place}");
+        assert_eq!(content(scene.disks[0]), expected, "{place:?}");
+        assert_eq!(content(scene.disks[1]), Some(3), "{place:?}");
+        assert_eq!(content(scene.kept), Some(1), "{place:?}");
         match self {
-            Verb::Create => assert_eq!(content(scene.made[0]), Some(0), "{place}"),
-            Verb::Clone | Verb::Snapshot => assert_eq!(content(scene.made[0]), Some(2), "{place}"),
+            Verb::Create => assert_eq!(content(scene.made[0]), Some(0), "{place:?}"),
+            Verb::Clone | Verb::Snapshot => assert_eq!(content(scene.made[0]), Some(2), "{place:?}"),
             Verb::GroupSnapshot | Verb::SpreadSnapshot => {
-                assert_eq!(scene.made.map(content), [Some(2), Some(3)], "{place}")
+                assert_eq!(scene.made.map(content), [Some(2), Some(3)], "{place:?}")
             }
             _ => {}
         }
     }
 }
 
-/// Names are new in each scene; compared is what is left when they are taken for their roles.
-fn anonymous(scene: &Scene) -> Vec<String> {
-    let roles = [
-        (scene.disks[0], "disk0"),
-        (scene.disks[1], "disk1"),
-        (scene.kept, "kept"),
-        (scene.made[0], "made0"),
-        (scene.made[1], "made1"),
-        (scene.sr, "sr"),
-    ];
-    let rename = |text: String| {
-        roles
-            .iter()
-            .fold(text, |text, (id, role)| text.replace(&id.to_string(), role).replace(&id.simple().to_string(), role))
-    };
-    let mut all: Vec<String> = scene.fake.objects().into_iter().map(rename).collect();
-    all.sort();
-    all
-}
-
 /// The array as it should be, after the verb and after its undoing.
-async fn expectations(verb: Verb) -> (Vec<String>, Vec<String>) {
+async fn expectations(scene: &Scene, before: &State, verb: Verb) -> (Vec<String>, Vec<String>) {
     let mut all = Vec::new();
     for undone in [false, true] {
-        let scene = Scene::set().await;
-        verb.prepare(&scene).await;
-        verb.run(&scene).await.unwrap();
+        *scene.fake.state() = before.clone();
+        verb.run(scene).await.unwrap();
         if undone {
-            verb.undo(&scene).await;
+            verb.undo(scene).await;
         }
         scene.driver.settle().await.unwrap();
-        all.push(anonymous(&scene));
+        all.push(scene.fake.objects());
     }
     let undone = all.pop().unwrap();
     (all.pop().unwrap(), undone)
@@ -205,41 +193,43 @@ async fn expectations(verb: Verb) -> (Vec<String>, Vec<String>) {
 
 /// One injection point: request `nth` of `verb` goes wrong in `way`; then the verb is repeated, or undone. False where
 /// the verb has no such request.
-async fn inject(verb: Verb, nth: u64, way: Trouble, repeat: bool, expected: &(Vec<String>, Vec<String>)) -> bool {
-    let place = format!("{verb:?}, request {nth}, {way:?}, {}", if repeat { "repeated" } else { "undone" });
-    let mut scene = Scene::set().await;
-    verb.prepare(&scene).await;
+async fn inject(scene: &mut Scene, point: &Point, expected: &(Vec<String>, Vec<String>)) -> bool {
+    let Point { verb, nth, way, repeat } = *point;
     scene.fake.trouble(nth, way);
-    let told = verb.run(&scene).await;
+    let told = verb.run(scene).await;
     let dead = matches!(way, Trouble::DeadBefore | Trouble::DeadAfter);
     if scene.fake.recover() {
-        assert_eq!(told, Ok(()), "{place}");
+        assert_eq!(told, Ok(()), "{point:?}");
         return false;
     }
     if dead {
         scene.restart().await;
     }
     if repeat {
-        if let Err(error) = verb.run(&scene).await {
-            panic!("{place}: repeated, it failed: {error}");
+        if let Err(error) = verb.run(scene).await {
+            panic!("{point:?}: repeated, it failed: {error}");
         }
-        verb.check(&scene, &place);
+        verb.check(scene, point);
     } else {
-        verb.undo(&scene).await;
+        verb.undo(scene).await;
     }
     scene.driver.settle().await.unwrap();
     let wanted = if repeat { &expected.0 } else { &expected.1 };
-    assert_eq!(&anonymous(&scene), wanted, "{place}");
+    assert_eq!(&scene.fake.objects(), wanted, "{point:?}");
     true
 }
 
 async fn all_points(verb: Verb) -> u64 {
-    let expected = expectations(verb).await;
+    let mut scene = Scene::set().await;
+    verb.prepare(&scene).await;
+    let before = scene.fake.state().clone();
+    let expected = expectations(&scene, &before, verb).await;
     let mut points = 0;
     for way in WAYS {
         for repeat in [true, false] {
             for nth in 1..REQUESTS_MAX {
-                if !inject(verb, nth, way, repeat, &expected).await {
+                *scene.fake.state() = before.clone();
+                if !inject(&mut scene, &Point { verb, nth, way, repeat }, &expected).await {
                     break;
                 }
                 points += 1;
