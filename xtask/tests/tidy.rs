@@ -18,7 +18,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["tanada-units", "tanada-format", "tanada-disk", "tanada-engine", "tanada-nbd", "tanada-blockd-api"],
     ),
     ("tanada-driver", &["tanada-units", "tanada-blockd-api", "tanada-nbd"]),
-    ("tanada-ontap", &["tanada-units", "tanada-driver", "sim-target", "sim-ontap"]),
+    ("tanada-ontap", &["tanada-units", "tanada-driver", "sim-target", "sim-ontap", "tanada-conformance"]),
     ("tanada-conformance", &["tanada-units", "tanada-driver", "tanada-nbd"]),
     ("tanada-qemu", &["tanada-units", "sim-target"]),
     ("tanada-xapi", &[]),

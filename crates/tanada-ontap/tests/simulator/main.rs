@@ -3,5 +3,6 @@
 
 mod array;
 mod concurrency;
+mod conformance;
 mod data;
 mod faults;
