@@ -18,8 +18,8 @@ const USAGE: &str = "\
 usage: cargo xtask COMMAND
   setup   installs the Debian packages (as root) and Python environments that demo and tests need
   guest   makes the test guest from Debian packages
-  demo [--keep] [--dev] [--generations N]
-          the main job end to end on a real guest, one line per step
+  demo [--keep] [--dev] [--generations N] [--sr tanada|netapp|equal]
+          the main job end to end on a real guest, one line per step; on the embedded store or a simulated array
   demo --stop DIR
           ends what a demo with --keep left running
   test    everything: the tests of all crates, then the main job on a real guest

@@ -21,10 +21,20 @@ pub fn tanada(dev: bool) -> Result<PathBuf> {
     if let Some(given) = std::env::var_os("TANADA_BIN") {
         return Ok(given.into());
     }
-    println!("building");
+    program("tanada", dev)
+}
+
+/// A program of the workspace whose package has its name: the one beside what `TANADA_BIN` names, or built (`dev`: without
+/// optimisation).
+pub fn program(name: &str, dev: bool) -> Result<PathBuf> {
+    let beside = std::env::var_os("TANADA_BIN").map(|given| Path::new(&given).with_file_name(name));
+    if let Some(beside) = beside.filter(|beside| beside.is_file()) {
+        return Ok(beside);
+    }
+    println!("building {name}");
     let profile = if dev { "dev" } else { "release" };
-    run("cargo", &["build", "--quiet", "--profile", profile, "--package", "tanada"])?;
-    Ok(target_dir().join(if dev { "debug/tanada" } else { "release/tanada" }))
+    run("cargo", &["build", "--quiet", "--profile", profile, "--package", name])?;
+    Ok(target_dir().join(if dev { "debug" } else { "release" }).join(name))
 }
 
 /// Runs a program to its end with its output shown; an error where it fails.

@@ -34,5 +34,5 @@ pub fn run() -> Result<()> {
     }
     fuzz::short()?;
     kills::run(kills::Options { count: KILLS, seed: 1, guest: false, dev: true })?;
-    demo::run(demo::Options { keep: false, dev: true, generations: 50 })
+    demo::run(demo::Options { keep: false, dev: true, generations: 50, sr: demo::storage::Kind::Tanada })
 }

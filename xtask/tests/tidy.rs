@@ -23,7 +23,19 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tanada-qemu", &["tanada-units", "sim-target"]),
     ("tanada-xapi", &[]),
     ("tanada-xva", &["tanada-xapi"]),
-    ("tanadad", &["tanada-units", "tanada-xapi", "tanada-driver", "tanada-qemu", "tanada-nbd", "tanada-xva"]),
+    (
+        "tanadad",
+        &[
+            "tanada-units",
+            "tanada-xapi",
+            "tanada-driver",
+            "tanada-ontap",
+            "tanada-equallogic",
+            "tanada-qemu",
+            "tanada-nbd",
+            "tanada-xva",
+        ],
+    ),
     ("xe", &["tanada-xapi"]),
     (
         "tanada",

@@ -138,6 +138,17 @@ pub async fn unplug(qmp: &Qmp, disk: Uuid, limit: Duration) -> Result<Unplugged>
     Ok(Unplugged::Removed)
 }
 
+/// Tells the machine that its disk has grown to `size` bytes; the guest hears of it. A disk that is not there succeeds.
+///
+/// # Errors
+/// [`QemuError::Refused`] where the storage does not have that size (yet), or is one that QEMU does not ask again.
+pub async fn grown(qmp: &Qmp, disk: Uuid, size: u64) -> Result<()> {
+    if !node_exists(qmp, disk).await? {
+        return Ok(());
+    }
+    qmp.execute("block_resize", json!({ "node-name": node_id(disk), "size": size }), OPEN_LIMIT).await.map(drop)
+}
+
 /// Ends a removal whose event came late. Harmless where there is nothing to do.
 pub async fn forget_node(qmp: &Qmp, disk: Uuid) -> Result<()> {
     if slot_of(qmp, disk).await?.is_none() && node_exists(qmp, disk).await? {

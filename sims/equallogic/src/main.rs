@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 const USAGE: &str = "usage: sim-equallogic --dir DIR [--ssh-port PORT] [--portal ADDRESS:PORT] [--group NAME] \
                      [--password PASSWORD] [--pool NAME=MB]... [--sessions N]
-Faults: DIR/faults.json, a JSON array of rules, is read again on SIGHUP.";
+Faults: DIR/faults.json, a JSON array of rules, is read again on SIGHUP. SIGUSR1 breaks all iSCSI connections.";
 
 fn main() -> Result<()> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
@@ -26,9 +26,11 @@ fn main() -> Result<()> {
     runtime.block_on(async {
         let mut stop = signal(SignalKind::terminate())?;
         let mut reload = signal(SignalKind::hangup())?;
+        let mut restart = signal(SignalKind::user_defined1())?;
         loop {
             tokio::select! {
                 _ = stop.recv() => return Ok(()),
+                _ = restart.recv() => handle.cut_iscsi(),
                 done = tokio::signal::ctrl_c() => return done.context("waiting for SIGINT"),
                 _ = reload.recv() => {
                     let text = std::fs::read_to_string(&rules).unwrap_or_else(|_| "[]".into());

@@ -1,7 +1,8 @@
 //! `sim-ontap --dir DIR [--listen A:P] [--svm NAME] [--strict] [--job-ms N] [--split-ms N]`
 //!
 //! Prints one line of JSON with its addresses, then runs until it is killed; tgtd dies with it and the directory brings the
-//! same array back. Fault rules are read from `DIR/faults.json` (an array of rules) whenever that file changes.
+//! same array back. SIGUSR1 breaks all iSCSI connections. Fault rules are read from `DIR/faults.json` (an array of rules)
+//! whenever that file changes.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -11,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 use sim_ontap::{Handle, Options};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// How often the file of fault rules is looked at.
 const LOOK: Duration = Duration::from_millis(200);
@@ -27,7 +29,23 @@ fn main() -> Result<()> {
     });
     println!("{facts}");
     std::io::stdout().flush()?;
-    watch_faults(&handle, &dir.join("faults.json"))
+    std::thread::scope(|scope| {
+        scope.spawn(|| break_connections(&handle));
+        watch_faults(&handle, &dir.join("faults.json"))
+    })
+}
+
+/// Each SIGUSR1 breaks all iSCSI connections, as a controller that restarts does.
+fn break_connections(handle: &Handle) -> Result<()> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("a runtime for signals")?;
+    runtime.block_on(async {
+        let mut asked = signal(SignalKind::user_defined1()).context("listening for SIGUSR1")?;
+        while asked.recv().await.is_some() {
+            handle.cut_iscsi();
+        }
+        Ok(())
+    })
 }
 
 fn watch_faults(handle: &Handle, file: &Path) -> ! {

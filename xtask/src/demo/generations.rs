@@ -63,6 +63,7 @@ pub fn revert(world: &mut World, origin: &Machine, kept: &[Generation]) -> Resul
     let target = &kept[kept.len() / 4];
     let before = origin.guest(world, "cat /data/generation")?;
     world.xe(&["snapshot-revert", &format!("snapshot-uuid={}", target.template.uuid)])?;
+    world.moved_nothing("VM_SNAPSHOT_REVERTED", &origin.uuid)?;
     origin.start(world)?;
     let found = origin.guest(world, "cat /data/generation && cd /data && sha256sum -c known.sha256")?;
     origin.guest(world, "tanada-witness check /dev/vdc 0 8388608 7")?;

@@ -20,6 +20,7 @@ pub fn three(world: &mut World, origin: &Machine, first: &Generation) -> Result<
             &format!("new-name-label=db1-copy-{number}"),
         ])?;
         let cloned = start.elapsed();
+        world.moved_nothing("VM_CLONED", &first.template.uuid)?;
         let instance = Machine { uuid };
         instance.start(world)?;
         let booted = start.elapsed();

@@ -72,6 +72,11 @@ pub fn data_plane(world: &mut World, origin: &Machine, deaths: u64, pause: &mut 
             "round {round}: blockd {pid} killed, {successor} took over, the writer went on from {before} to {after}"
         ));
     }
+    judge_the_guest(world, origin)
+}
+
+/// The writer ends; no record is missing and the guest's kernel has nothing to say.
+fn judge_the_guest(world: &mut World, origin: &Machine) -> Result<()> {
     origin.guest(world, "killall tanada-witness; sleep 0.5; true")?;
     let order =
         origin.guest(world, &format!("tanada-witness verify-ordered /dev/vdb /dev/vdc {DATA_BYTES} {RING_SLOTS}"))?;
@@ -82,6 +87,19 @@ pub fn data_plane(world: &mut World, origin: &Machine, deaths: u64, pause: &mut 
     }
     world.note(format!("no record missing: {order}; no I/O error in the guest"));
     Ok(())
+}
+
+/// The array's controller restarts under the writing guest, `times` times: its connections break, the guest goes on.
+pub fn controller_restart(world: &mut World, origin: &Machine, times: u32) -> Result<()> {
+    for round in 1..=times {
+        let before = writer_progress(world, origin)?;
+        world.array()?.restart_controller()?;
+        let after = writer_advances(world, origin, before)?;
+        world.note(format!(
+            "round {round}: all connections of the array broken, the writer went on from {before} to {after}"
+        ));
+    }
+    judge_the_guest(world, origin)
 }
 
 /// Waits until the writer has passed `before` by far more than what was in flight.

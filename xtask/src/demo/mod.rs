@@ -10,6 +10,7 @@ pub(crate) mod kills;
 pub(crate) mod machine;
 pub(crate) mod prepare;
 mod snapshot;
+pub(crate) mod storage;
 pub(crate) mod world;
 
 use std::path::Path;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::{guest, setup};
+use storage::Kind;
 use world::World;
 
 /// What the command line may ask for.
@@ -29,11 +31,13 @@ pub struct Options {
     pub dev: bool,
     /// Generations taken in the step that takes many.
     pub generations: usize,
+    /// What the repository is on.
+    pub sr: Kind,
 }
 
 impl Options {
     pub fn parse(args: &[&str]) -> Result<Options> {
-        let mut options = Options { keep: false, dev: false, generations: 50 };
+        let mut options = Options { keep: false, dev: false, generations: 0, sr: Kind::Tanada };
         let mut args = args.iter();
         while let Some(arg) = args.next() {
             match *arg {
@@ -47,8 +51,12 @@ impl Options {
                         bail!("--generations {value}: 4 to 1000 expected");
                     }
                 }
-                other => bail!("demo: unknown option {other}; --keep, --dev and --generations N are known"),
+                "--sr" => options.sr = Kind::parse(args.next().context("--sr needs a type")?)?,
+                other => bail!("demo: unknown option {other}; --keep, --dev, --sr TYPE and --generations N are known"),
             }
+        }
+        if options.generations == 0 {
+            options.generations = if options.sr == Kind::Tanada { 50 } else { 12 };
         }
         Ok(options)
     }
@@ -58,7 +66,7 @@ impl Options {
 pub fn run(options: Options) -> Result<()> {
     setup::packages()?;
     let guest = guest::build()?;
-    let mut world = World::start(options.dev, &guest.kernel)?;
+    let mut world = World::start(options.dev, &guest.kernel, options.sr)?;
     let outcome = main_job(&mut world, &guest, options);
     match &outcome {
         Ok(()) => println!("main job: ok"),
@@ -81,7 +89,8 @@ pub fn stop(dir: &str) {
 }
 
 fn main_job(world: &mut World, guest: &guest::Guest, options: Options) -> Result<()> {
-    let sr = step(world, "sr-create", prepare::storage_repository)?;
+    let kind = options.sr;
+    let sr = step(world, "sr-create", |world| prepare::storage_repository(world, kind))?;
     let origin = step(world, "import-and-start", |world| prepare::virtual_machine(world, &sr, guest))?;
     world.remember_accelerator(true)?;
     step(world, "guest-writes", |world| prepare::known_data(world, &origin))?;
@@ -96,10 +105,23 @@ fn main_job(world: &mut World, guest: &guest::Guest, options: Options) -> Result
     step(world, "template-export-import", |world| archive::there_and_back(world, &sr, &first))?;
     step(world, "damaged-archives", |world| archive::damaged_are_refused(world, &sr))?;
     step(world, "kill-tanadad", |world| kills::control_plane(world, &origin))?;
-    step(world, "kill-blockd", |world| kills::data_plane(world, &origin, 3, &mut || Duration::ZERO))?;
+    match kind {
+        Kind::Tanada => {
+            step(world, "kill-blockd", |world| kills::data_plane(world, &origin, 3, &mut || Duration::ZERO))?
+        }
+        Kind::Netapp | Kind::Equal => {
+            step(world, "controller-restart", |world| kills::controller_restart(world, &origin, 3))?;
+        }
+    }
     step(world, "snapshot-revert", |world| generations::revert(world, &origin, &kept))?;
     step(world, "delete-generations", |world| generations::delete_scrambled(world, &sr, kept))?;
-    step(world, "store-check", |world| prepare::nothing_left(world, &sr, &origin))
+    match kind {
+        Kind::Tanada => step(world, "store-check", |world| prepare::nothing_left(world, &sr, &origin)),
+        Kind::Netapp | Kind::Equal => {
+            step(world, "sr-introduce", |world| storage::introduce_again(world, &sr, kind))?;
+            step(world, "sr-destroy", |world| storage::nothing_left(world, &sr, kind))
+        }
+    }
 }
 
 /// Runs one step and prints its line, then what it has to say, indented.

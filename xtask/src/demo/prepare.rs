@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use super::machine::{DATA_BYTES, DISK_BYTES, Machine, RING_SLOTS};
+use super::storage::{self, Kind};
 use super::world::World;
 use crate::guest::Guest;
 use crate::sh;
@@ -16,16 +17,19 @@ const STORE_BYTES: u64 = 8 << 30;
 /// Where the ordered writer reports.
 pub const WRITER_STATUS: &str = "/run/writer";
 
-/// Step 1: a repository in a file.
-pub fn storage_repository(world: &mut World) -> Result<String> {
+/// Step 1: a repository, in a file or on an array.
+pub fn storage_repository(world: &mut World, kind: Kind) -> Result<String> {
     let location = world.dir.join("fast.store");
-    let sr = world.xe(&[
-        "sr-create",
-        "type=tanada",
-        "name-label=fast",
-        &format!("device-config:location={}", location.display()),
-        &format!("device-config:size={STORE_BYTES}"),
-    ])?;
+    let sr = match kind {
+        Kind::Tanada => world.xe(&[
+            "sr-create",
+            "type=tanada",
+            "name-label=fast",
+            &format!("device-config:location={}", location.display()),
+            &format!("device-config:size={STORE_BYTES}"),
+        ])?,
+        Kind::Netapp | Kind::Equal => storage::repository(world, kind)?,
+    };
     let listed = world.xe(&["sr-list", "--minimal"])?;
     if !listed.contains(&sr) {
         bail!("sr-list does not show {sr}: {listed}");
@@ -43,12 +47,7 @@ pub fn storage_repository(world: &mut World) -> Result<String> {
 /// Step 2: the guest's disk in a VDI, a machine around it with two data disks, running.
 pub fn virtual_machine(world: &mut World, sr: &str, guest: &Guest) -> Result<Machine> {
     let root_bytes = guest.disk.metadata().context("the guest's disk image")?.len();
-    let root = create_vdi(world, sr, "root", root_bytes)?;
-    world.xe(&["vdi-import", &format!("uuid={root}"), &format!("filename={}", guest.disk.display()), "format=raw"])?;
-    let data = create_vdi(world, sr, "data-a", DISK_BYTES)?;
-    let image = data_image(world)?;
-    world.xe(&["vdi-import", &format!("uuid={data}"), &format!("filename={image}"), "format=raw"])?;
-    let log = create_vdi(world, sr, "data-b", DISK_BYTES)?;
+    let data_image = data_image(world)?;
     let uuid =
         world.xe(&["vm-install", "template=Other install media", "new-name-label=db1", &format!("sr-uuid={sr}")])?;
     let machine = Machine { uuid };
@@ -61,7 +60,16 @@ pub fn virtual_machine(world: &mut World, sr: &str, guest: &Guest) -> Result<Mac
         "dynamic-max=256MiB",
         "static-max=256MiB",
     ])?;
-    for (device, vdi) in [("0", &root), ("1", &data), ("2", &log)] {
+    let root_image = guest.disk.display().to_string();
+    for (device, name, bytes, image) in [
+        ("0", "root", root_bytes, Some(&root_image)),
+        ("1", "data-a", DISK_BYTES, Some(&data_image)),
+        ("2", "data-b", DISK_BYTES, None),
+    ] {
+        let vdi = create_vdi(world, sr, &machine, name, bytes)?;
+        if let Some(image) = image {
+            world.xe(&["vdi-import", &format!("uuid={vdi}"), &format!("filename={image}"), "format=raw"])?;
+        }
         let bootable = if device == "0" { "bootable=true" } else { "bootable=false" };
         world.xe(&[
             "vbd-create",
@@ -88,13 +96,15 @@ pub fn virtual_machine(world: &mut World, sr: &str, guest: &Guest) -> Result<Mac
     Ok(machine)
 }
 
-fn create_vdi(world: &World, sr: &str, name: &str, bytes: u64) -> Result<String> {
+/// The hint lets an array put the disks of one machine together.
+fn create_vdi(world: &World, sr: &str, machine: &Machine, name: &str, bytes: u64) -> Result<String> {
     world.xe(&[
         "vdi-create",
         &format!("sr-uuid={sr}"),
         &format!("name-label={name}"),
         &format!("virtual-size={bytes}"),
         "type=user",
+        &format!("sm-config:vmhint={}", machine.uuid),
     ])
 }
 

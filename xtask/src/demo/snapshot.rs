@@ -18,6 +18,10 @@ pub struct Generation {
 /// Takes a snapshot while the guest writes.
 pub fn take(world: &World, origin: &Machine, name: &str) -> Result<(Machine, u64)> {
     let uuid = world.xe(&["vm-snapshot", &format!("uuid={}", origin.uuid), &format!("new-name-label={name}")])?;
+    let by_host = world.param_key("snapshot", &uuid, "snapshot-info", "bytes_moved_by_host")?;
+    if by_host != "0" {
+        bail!("the host moved {by_host} bytes for the snapshot {uuid}");
+    }
     let pause = world.param_key("snapshot", &uuid, "snapshot-info", "slowest_write_us")?;
     let pause_us =
         pause.parse().with_context(|| format!("slowest_write_us of {uuid} is '{pause}', a number expected"))?;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::eventually;
+use super::storage::{Array, Kind};
 use crate::sh;
 
 /// Scratch directories are known by it; only such are ever removed.
@@ -27,6 +28,7 @@ pub struct World {
     /// What the daemon finds out with whether KVM works here.
     kernel: PathBuf,
     daemon: Option<Child>,
+    array: Option<Array>,
     notes: Vec<String>,
     started: Instant,
 }
@@ -34,7 +36,7 @@ pub struct World {
 impl World {
     /// Builds the programs (`dev`: without optimisation; or takes what `TANADA_BIN` names) and starts the daemon in a new
     /// directory.
-    pub fn start(dev: bool, kernel: &Path) -> Result<World> {
+    pub fn start(dev: bool, kernel: &Path, sr: Kind) -> Result<World> {
         let binary = sh::tanada(dev)?;
         catch_interrupts();
         let dir = tempfile::Builder::new()
@@ -52,10 +54,12 @@ impl World {
             xe,
             kernel: kernel.to_path_buf(),
             daemon: None,
+            array: None,
             notes: Vec::new(),
             started: Instant::now(),
         };
         println!("scratch directory {}", world.dir.display());
+        world.array = Array::start(sr, &world.dir, dev)?;
         world.remember_accelerator(false)?;
         world.start_daemon()?;
         Ok(world)
@@ -111,7 +115,12 @@ impl World {
         self.dir.join("run/xapi.sock")
     }
 
-    fn log_path(&self) -> PathBuf {
+    /// The simulated array; an error where the repository is on the embedded store.
+    pub fn array(&self) -> Result<&Array> {
+        self.array.as_ref().context("this run has no array")
+    }
+
+    pub fn log_path(&self) -> PathBuf {
         self.dir.join("tanadad.log")
     }
 
@@ -172,6 +181,24 @@ impl World {
         text.parse().with_context(|| format!("{class} {uuid}: {name} is '{text}', a number expected"))
     }
 
+    /// The messages of this name about an object all say that the host moved no byte.
+    pub fn moved_nothing(&self, message: &str, object: &str) -> Result<()> {
+        let told = self.xe(&[
+            "message-list",
+            &format!("name={message}"),
+            &format!("obj-uuid={object}"),
+            "params=body",
+            "--minimal",
+        ])?;
+        // Commas within a text are escaped.
+        if !told.starts_with("bytes moved by the host: 0\\,")
+            || told.matches("by the host").count() != told.matches("by the host: 0\\,").count()
+        {
+            bail!("{message} of {object} says '{told}'");
+        }
+        Ok(())
+    }
+
     /// Says something under the line of the step that is running.
     pub fn note(&mut self, text: impl Into<String>) {
         self.notes.push(text.into());
@@ -190,7 +217,7 @@ impl World {
 
     /// What the daemons wrote, last lines only.
     pub fn show_logs(&self) {
-        for path in [self.log_path()] {
+        for path in [self.log_path(), self.dir.join("array.log")] {
             let text = fs::read_to_string(&path).unwrap_or_default();
             let lines: Vec<&str> = text.lines().collect();
             println!("--- {} (last lines)", path.display());
@@ -205,6 +232,9 @@ impl World {
         if let Some(daemon) = self.daemon.take() {
             println!("kept: the daemon runs as process {}, for {:?} so far", daemon.id(), self.started.elapsed());
         }
+        if let Some(array) = self.array.take() {
+            array.keep();
+        }
         println!("  export TANADA_SOCKET={}", self.socket().display());
         println!("  {} vm-list", self.xe.display());
         println!("  logs, state and the store are in {}", self.dir.display());
@@ -217,6 +247,7 @@ impl World {
             let _ = daemon.kill();
             let _ = daemon.wait();
         }
+        drop(self.array.take());
         stop_world(&self.dir);
     }
 }

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 
 use super::Options;
 use crate::demo::machine::Machine;
+use crate::demo::storage::Kind;
 use crate::demo::world::World;
 use crate::demo::{kills, prepare};
 use crate::guest;
@@ -17,7 +18,7 @@ const DEATHS_PER_ROUND: u64 = 5;
 /// Runs a guest that writes, kills blockd under it, and lets the guest say what it finds; at last the store is checked.
 pub fn run(options: Options) -> Result<()> {
     let guest = guest::build()?;
-    let mut world = World::start(options.dev, &guest.kernel)?;
+    let mut world = World::start(options.dev, &guest.kernel, Kind::Tanada)?;
     let outcome = under_guest(&mut world, &guest, options);
     if outcome.is_err() {
         world.show_logs();
@@ -27,7 +28,7 @@ pub fn run(options: Options) -> Result<()> {
 }
 
 fn under_guest(world: &mut World, guest: &guest::Guest, options: Options) -> Result<()> {
-    let sr = prepare::storage_repository(world)?;
+    let sr = prepare::storage_repository(world, Kind::Tanada)?;
     let origin = prepare::virtual_machine(world, &sr, guest)?;
     world.remember_accelerator(true)?;
     prepare::known_data(world, &origin)?;

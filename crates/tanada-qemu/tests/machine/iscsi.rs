@@ -1,7 +1,7 @@
 //! A machine whose disk is a LUN behind CHAP.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +23,14 @@ const SECRET: &str = "twelve-or-more";
 /// An array with one disk that everybody may log in to who knows the secret.
 struct Array {
     portal: SocketAddr,
-    _router: Router,
+    router: Router,
+    target: Arc<Target>,
+    file: PathBuf,
+}
+
+fn identity() -> Identity {
+    let text = String::from("test");
+    Identity { vendor: text.clone(), product: text.clone(), revision: text.clone(), serial: text }
 }
 
 struct Everybody;
@@ -47,14 +54,21 @@ impl Array {
         let target = Target::start(dir).unwrap();
         let file = dir.join("blocks");
         blocks::create(&file, 8 << 20).unwrap();
-        let text = String::from("test");
-        let identity = Identity { vendor: text.clone(), product: text.clone(), revision: text.clone(), serial: text };
         target.add_target(IQN).unwrap();
-        target.add_lun(IQN, 0, &file, &identity, true, false).unwrap();
+        target.add_lun(IQN, 0, &file, &identity(), true, false).unwrap();
         target.set_chap(IQN, Some(&Chap { user: "someone".into(), secret: secret.into() }), None).unwrap();
-        let router = Router::new(Arc::new(target), Arc::new(Everybody)).unwrap();
+        let target = Arc::new(target);
+        let router = Router::new(target.clone(), Arc::new(Everybody)).unwrap();
         let portal = router.open("127.0.0.1:0".parse().unwrap()).unwrap();
-        Array { portal, _router: router }
+        Array { portal, router, target, file }
+    }
+
+    fn grow(&self, size: u64) {
+        self.router.held(|| {
+            self.target.remove_lun(IQN, 0).unwrap();
+            blocks::resize(&self.file, size).unwrap();
+            self.target.add_lun(IQN, 0, &self.file, &identity(), true, false).unwrap();
+        });
     }
 
     fn disk(&self) -> DiskSpec {
@@ -91,6 +105,13 @@ async fn a_lun_is_plugged_by_the_portal_that_answers_and_its_secret_stays_nowher
     assert!(!objects.contains("chap-"), "{objects}");
     assert!(!format!("{:?}", spec.disks[0]).contains(SECRET));
     assert_eq!(hotplug::disks(&machine.qmp).await.unwrap().len(), 1);
+
+    let disk = spec.disks[0].id;
+    assert!(hotplug::grown(&machine.qmp, disk, 16 << 20).await.is_err(), "the array has 8 MiB");
+    array.grow(16 << 20);
+    hotplug::grown(&machine.qmp, disk, 16 << 20).await.unwrap();
+    let blocks = machine.qmp.execute("query-block", json!({}), QUICK).await.unwrap().to_string();
+    assert!(blocks.contains(&format!("\"virtual-size\":{}", 16 << 20)), "{blocks}");
     machine.process.kill().await;
 }
 

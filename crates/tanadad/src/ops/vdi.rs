@@ -424,6 +424,7 @@ async fn resize(ctx: CallContext, args: Args, operation: &'static str) -> ApiRes
         Ok((reached, moved)) => {
             ctx.task.moved(moved);
             finish_resize(&ctx.daemon, &vdi, reached, &intent)?;
+            crate::vmm::disks::grown(&ctx.daemon, &vdi, reached).await;
         }
         Err(error) => {
             // It may have taken effect all the same: the storage's word counts.

@@ -173,7 +173,8 @@ pub async fn end_leftovers(daemon: &Arc<Daemon>) {
         let open = daemon.storage.open.read().unwrap_or_else(PoisonError::into_inner);
         open.iter().map(|(sr, driver)| (sr.clone(), driver.clone())).collect()
     };
-    for (sr, driver) in open {
+    // On shared storage they may be another host's.
+    for (sr, driver) in open.into_iter().filter(|(_, driver)| !driver.capabilities().shared) {
         let tokens = match driver.attachments().await {
             Ok(tokens) => tokens,
             Err(error) => {

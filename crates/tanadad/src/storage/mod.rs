@@ -13,6 +13,8 @@ use tanada_driver::bridge::Bridges;
 use tanada_driver::embedded::{EmbeddedBackend, EmbeddedPlaces};
 use tanada_driver::registry::{Backend, Registry};
 use tanada_driver::{Driver, DriverError, DriverErrorKind};
+use tanada_equallogic::EqualBackend;
+use tanada_ontap::OntapBackend;
 use tanada_xapi::{ApiError, ApiResult, Ref};
 use uuid::Uuid;
 
@@ -60,7 +62,9 @@ impl Storage {
         };
         let embedded: Arc<dyn Backend> = Arc::new(EmbeddedBackend::new(places));
         let bridges = Bridges::new(config.runtime_dir.join("bridges"));
-        Storage::new(Registry::new([embedded]), bridges)
+        let netapp: Arc<dyn Backend> = Arc::new(OntapBackend::new(bridges.clone()));
+        let equal: Arc<dyn Backend> = Arc::new(EqualBackend::new(bridges.clone()));
+        Storage::new(Registry::new([embedded, netapp, equal]), bridges)
     }
 
     /// Other kinds than the program's own.

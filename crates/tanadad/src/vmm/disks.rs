@@ -65,6 +65,22 @@ pub async fn plug(daemon: &Arc<Daemon>, vbd: &Ref) -> ApiResult<()> {
     })
 }
 
+/// Tells the machines that have a disk plugged of its new size. One that does not take it shows it after its next start.
+pub async fn grown(daemon: &Arc<Daemon>, vdi: &Ref, size: u64) {
+    let vbds = daemon.db.read(|state| {
+        let vbds = state.get("VDI", vdi).map(|vdi| state.resolve("VBD", &vdi.refs("VBDs"))).unwrap_or_default();
+        vbds.into_iter().filter(|vbd| vbd.bool("currently_attached")).collect::<Vec<_>>()
+    });
+    for vbd in vbds {
+        let (Some(machine), Ok(id)) = (daemon.vmm.machine(&vbd.reference("VM")), Uuid::parse_str(vbd.uuid())) else {
+            continue;
+        };
+        if let Err(error) = hotplug::grown(&machine.qmp(), id, size).await {
+            tracing::warn!(%vdi, vm = %machine.uuid, %error, "a running machine does not see the new size of its disk yet");
+        }
+    }
+}
+
 /// Takes a VBD out of its running VM. `DEVICE_DETACH_TIMEOUT` where the guest holds on to it: the request stays, and is
 /// finished when the guest lets go.
 pub async fn unplug(daemon: &Arc<Daemon>, vbd: &Ref) -> ApiResult<()> {
