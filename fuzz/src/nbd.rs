@@ -21,7 +21,7 @@ impl Exports for Names {
         match name {
             "" => Some(ExportInfo { size: 0, read_only: false }),
             "a" => Some(ExportInfo { size: 1 << 20, read_only: false }),
-            "b" => Some(ExportInfo { size: u64::MAX & !0xfff, read_only: true }),
+            "b" => Some(ExportInfo { size: !0xfff, read_only: true }),
             _ => None,
         }
     }
@@ -34,7 +34,8 @@ impl Exports for Names {
 pub fn run(input: &[u8]) {
     let mut script = Script::new(input);
     let pieces: Vec<usize> = (0..4).map(|_| 1 + usize::from(script.byte())).collect();
-    let stream = if script.byte() % 8 == 0 { script.bytes(STREAM_BYTES_MAX).to_vec() } else { compose(&mut script) };
+    let stream =
+        if script.byte().is_multiple_of(8) { script.bytes(STREAM_BYTES_MAX).to_vec() } else { compose(&mut script) };
     let whole = converse(&stream, &[usize::MAX]);
     let cut = converse(&stream, &pieces);
     assert_eq!(whole, cut, "the pieces in which bytes arrive make a difference");
@@ -94,7 +95,7 @@ fn option(stream: &mut Vec<u8>, script: &mut Script<'_>) {
         }
         _ => data.extend_from_slice(script.bytes(option as usize)),
     }
-    let is_honest = script.byte() % 16 != 0;
+    let is_honest = !script.byte().is_multiple_of(16);
     let length = if is_honest { data.len() as u64 } else { script.value(data.len() as u64) };
     stream.extend_from_slice(&OptionHeader { option, length: length as u32 }.encode());
     stream.extend_from_slice(&data);
@@ -105,7 +106,7 @@ fn request(stream: &mut Vec<u8>, script: &mut Script<'_>) {
     let flags = u16::from(script.byte() % 64);
     let offset = script.value(0);
     let mut length = script.value(4096) as u32;
-    if command == CMD_WRITE && script.byte() % 8 != 0 {
+    if command == CMD_WRITE && !script.byte().is_multiple_of(8) {
         length %= 10_000;
     }
     let cookie = script.number(2);

@@ -168,15 +168,16 @@ impl Handle {
             if at < blocks && in_flight.len() < RING_READS_IN_FLIGHT {
                 let count = RING_READ_BLOCKS.min(blocks - at);
                 let op = DiskOp::Read { at: (first + at) * BLOCK, length: (count * BLOCK) as u32 };
-                in_flight.push_back(self.with(|state| state.task_io(op)));
+                in_flight.push_back((first + at, self.with(|state| state.task_io(op))));
                 at += count;
                 continue;
             }
-            let Some(slot) = in_flight.pop_front() else { break };
+            let Some((start, slot)) = in_flight.pop_front() else { break };
             let bytes = slot.await.map_err(|error| State::data_failure(error.errno, "reading the journal"))?;
-            for block in bytes.iter().flat_map(|bytes| bytes.chunks_exact(BLOCK_BYTES)) {
+            for (place, block) in (start..).zip(bytes.iter().flat_map(|bytes| bytes.chunks_exact(BLOCK_BYTES))) {
                 let Ok(header) = JournalHeader::decode(block, superblock.store) else { continue };
-                if header.seq >= superblock.journal_seq {
+                // Its number says where it belongs; anywhere else it is nothing.
+                if header.seq >= superblock.journal_seq && superblock.geometry.journal_block(header.seq) == place {
                     ring.insert(header.seq, JournalBlock::decode(block, superblock.store).map_err(|_| header));
                 }
             }

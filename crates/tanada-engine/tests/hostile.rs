@@ -66,6 +66,21 @@ fn a_former_life_that_knew_more_to_be_durable_does_not_count() {
 }
 
 #[test]
+fn a_journal_block_at_another_ones_place_does_not_count() {
+    let mut device = formatted(STORE_BYTES, MIB);
+    let first = header(&device, 1, 1);
+    put_journal(&mut device, first, &[Record::Recovered { seq: 0, records: 0 }]);
+    let ahead = JournalHeader { durable_seq: 4, ..header(&device, 5, 1) };
+    put_journal(&mut device, ahead, &[Record::Destroy { version: 1 }]);
+    let geometry = superblock(&device).geometry;
+    assert!(refusal(device.clone()).contains("is missing"), "in its place it proves that blocks are missing");
+    let moved = device.blocks.remove(&geometry.journal_block(5)).expect("written");
+    device.blocks.insert(geometry.journal_block(6), moved);
+    let mut shell = Shell::open(device, EngineConfig::new(STORE_BYTES));
+    assert!(matches!(shell.must(Control::List), Reply::List(volumes) if volumes.is_empty()));
+}
+
+#[test]
 fn a_store_that_grew_beyond_its_device_is_refused() {
     let mut device = formatted(STORE_BYTES, MIB);
     let first = header(&device, 1, 1);

@@ -1,7 +1,10 @@
 //! What an input does to an image.
 
-use tanada_format::pointer::POINTER_BYTES;
-use tanada_format::{BLOCK_BYTES, FANOUT, JournalBuilder, JournalHeader, Member, Record};
+use tanada_format::geometry::SUPERBLOCK_AT;
+use tanada_format::pointer::{EPOCH_MAX, POINTER_BYTES};
+use tanada_format::superblock::LOST_PLACES;
+use tanada_format::version::VERSION_BYTES;
+use tanada_format::{BLOCK_BYTES, FANOUT, JournalBuilder, JournalHeader, Member, Pointer, Record};
 
 use super::base::{Base, CLASSES, Class, id};
 use super::image::Image;
@@ -10,6 +13,9 @@ use crate::Script;
 
 /// Changes of one input at most.
 const CHANGES_MAX: usize = 12;
+
+/// Offset of the tree's pointer in a version record.
+const VERSION_TREE: usize = 48;
 
 /// Fields of version records: offset and length in bytes.
 const VERSION_FIELDS: [(usize, usize); 13] =
@@ -25,7 +31,9 @@ pub fn apply(image: &mut Image, base: &Base, script: &mut Script<'_>) {
 }
 
 fn change(image: &mut Image, base: &Base, script: &mut Script<'_>) {
-    match script.byte() % 10 {
+    let kind = script.byte();
+    match kind % 10 {
+        _ if kind >= 250 => lose(image, base, script),
         0 | 1 => set_number(image, base, script),
         2 => set_version_field(image, base, script),
         3 => copy_pointer(image, base, script),
@@ -49,7 +57,7 @@ fn block_of(base: &Base, class: Class, script: &mut Script<'_>) -> Option<u64> {
 
 /// A block of pointers, and one of its slots; the low ones are the likelier to be in use.
 fn slot(base: &Base, script: &mut Script<'_>) -> Option<(u64, usize)> {
-    let class = if script.byte() % 4 == 0 { Class::CatalogNode } else { Class::Node };
+    let class = if script.byte().is_multiple_of(4) { Class::CatalogNode } else { Class::Node };
     let block = block_of(base, class, script)?;
     Some((block, script.below(FANOUT) * POINTER_BYTES))
 }
@@ -57,7 +65,7 @@ fn slot(base: &Base, script: &mut Script<'_>) -> Option<(u64, usize)> {
 fn set_number(image: &mut Image, base: &Base, script: &mut Script<'_>) {
     let Some(block) = block(base, script) else { return };
     let bytes = [1, 2, 4, 8][script.below(4)];
-    let near_start = script.byte() % 2 == 0;
+    let near_start = script.byte().is_multiple_of(2);
     let at = if near_start { script.below(160 / bytes) } else { script.below(BLOCK_BYTES / bytes) } * bytes;
     put(image, block, at, bytes, script);
 }
@@ -73,7 +81,7 @@ fn set_version_field(image: &mut Image, base: &Base, script: &mut Script<'_>) {
     let Some(block) = block_of(base, Class::Versions, script) else { return };
     let record = script.below(16) * 256;
     let (at, bytes) = VERSION_FIELDS[script.below(VERSION_FIELDS.len())];
-    if script.byte() % 4 == 0 {
+    if script.byte().is_multiple_of(4) {
         // The same field of another record.
         let from = script.below(16) * 256 + at;
         image.edit(block, |block| block.copy_within(from..from + bytes, record + at));
@@ -93,15 +101,32 @@ fn copy_pointer(image: &mut Image, base: &Base, script: &mut Script<'_>) {
 /// A pointer leads to another block of the store, or was born at another time.
 fn set_pointer(image: &mut Image, base: &Base, script: &mut Script<'_>) {
     let Some((at, slot)) = slot(base, script) else { return };
-    let target = if script.byte() % 2 == 0 { block(base, script) } else { None };
+    let target = if script.byte().is_multiple_of(2) { block(base, script) } else { None };
     image.edit(at, |bytes| {
         let old = u128::from_le_bytes(bytes[slot..slot + 16].try_into().unwrap_or_default());
         let (block, birth) = (old as u64 & ((1 << 44) - 1), (old >> 44) as u64 & ((1 << 44) - 1));
         let block = target.unwrap_or(block);
-        let birth = if target.is_some() && script.byte() % 2 == 0 { birth } else { script.value(birth) };
+        let birth = if target.is_some() && script.byte().is_multiple_of(2) { birth } else { script.value(birth) };
         let new = u128::from(block) | u128::from(birth & ((1 << 44) - 1)) << 44 | old >> 96 << 96;
         bytes[slot..slot + 16].copy_from_slice(&new.to_le_bytes());
     });
+}
+
+/// What a pointer led to is lost, with a node of the map or a whole version.
+fn lose(image: &mut Image, base: &Base, script: &mut Script<'_>) {
+    let found = if script.byte().is_multiple_of(8) {
+        block_of(base, Class::Versions, script).map(|block| (block, script.below(16) * VERSION_BYTES + VERSION_TREE))
+    } else {
+        slot(base, script)
+    };
+    let Some((block, at)) = found else { return };
+    let lost = Pointer::lost(script.value(1) & EPOCH_MAX);
+    image.edit(block, |bytes| bytes[at..at + POINTER_BYTES].copy_from_slice(&lost.encode()));
+    if !script.byte().is_multiple_of(4) {
+        for at in SUPERBLOCK_AT.into_iter().flatten() {
+            image.edit(at, |bytes| bytes[12] |= LOST_PLACES as u8);
+        }
+    }
 }
 
 fn copy_block(image: &mut Image, base: &Base, script: &mut Script<'_>) {
@@ -113,7 +138,7 @@ fn clear(image: &mut Image, base: &Base, script: &mut Script<'_>) {
     let Some(block) = block(base, script) else { return };
     let start = script.below(256) * 16;
     let length = [16, 256, BLOCK_BYTES][script.below(3)].min(BLOCK_BYTES - start);
-    let value = if script.byte() % 2 == 0 { 0 } else { script.byte() };
+    let value = if script.byte().is_multiple_of(2) { 0 } else { script.byte() };
     image.edit(block, |block| block[start..start + length].fill(value));
 }
 
@@ -140,7 +165,7 @@ fn append_records(image: &mut Image, script: &mut Script<'_>) {
             break;
         }
     }
-    let durable_seq = if script.byte() % 2 == 0 { 0 } else { seq.saturating_sub(1) };
+    let durable_seq = if script.byte().is_multiple_of(2) { 0 } else { seq.saturating_sub(1) };
     let header = JournalHeader {
         store: id(0),
         incarnation: incarnation & (u64::MAX >> 1),
@@ -171,14 +196,16 @@ fn record(image: &Image, seq: u64, script: &mut Script<'_>) -> Record {
             let members =
                 (0..1 + script.byte() % 3).map(|_| Member { head: version(script), uuid: id(script.byte()) }).collect();
             let first_id = 1 + script.value(8) % ((1 << 48) - 8);
-            Record::Snapshot { first_id, ended, hidden: script.byte() % 4 == 0, members }
+            Record::Snapshot { first_id, ended, hidden: script.byte().is_multiple_of(4), members }
         }
         4 => Record::Create { head: version(script), size: size(script), uuid: id(script.byte()) },
         5 => Record::Clone { head: version(script), generation: version(script), uuid: id(script.byte()) },
         6 => Record::Revert { head: version(script), generation: version(script), old_head: version(script) },
         7 => Record::Destroy { version: version(script) },
         8 => Record::Resize { head: version(script), size: size(script) },
-        _ if script.byte() % 2 == 0 => Record::Grow { store_blocks: script.value(image.length_blocks) % (1 << 44) },
+        _ if script.byte().is_multiple_of(2) => {
+            Record::Grow { store_blocks: script.value(image.length_blocks) % (1 << 44) }
+        }
         _ => Record::Recovered {
             seq: script.value(seq.wrapping_sub(1)) % (1 << 62),
             records: script.value(1) % (1 << 40),

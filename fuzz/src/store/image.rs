@@ -76,13 +76,12 @@ impl Image {
                 Ok(Some(Buf::copy_from(&bytes)))
             }
             DiskOp::Write { at, parts } => {
-                let mut block = at / BLOCK_BYTES as u64;
-                for chunk in parts.iter().flat_map(|part| part.as_chunks::<BLOCK_BYTES>().0) {
+                let chunks = parts.iter().flat_map(|part| part.as_chunks::<BLOCK_BYTES>().0);
+                for (block, chunk) in (at / BLOCK_BYTES as u64..).zip(chunks) {
                     if block >= self.length_blocks {
                         return Err(DiskError::EIO);
                     }
                     self.put(block, *chunk);
-                    block += 1;
                 }
                 Ok(None)
             }

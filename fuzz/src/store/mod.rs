@@ -143,7 +143,7 @@ fn work(shell: &mut Shell) {
             let _ = shell.control(Control::Snapshot { group: vec![(volume.id, base::id(100 + n))] });
         }
         let _ = shell.control(Control::Stat { id: volume.id });
-        if n % 2 == 0 {
+        if n.is_multiple_of(2) {
             let _ = shell.control(Control::Destroy { id: volume.id });
         }
     }
