@@ -57,7 +57,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     // Simulators imitate arrays, so they know nothing of the drivers (nor drivers of them outside tests).
     ("sim-target", &["tanada-witness", "tanada-nbd"]),
     ("sim-equallogic", &["sim-target"]),
-    ("tanada-equallogic", &["tanada-driver", "sim-equallogic", "sim-target", "tanada-nbd"]),
+    ("tanada-equallogic", &["tanada-driver", "tanada-conformance", "sim-equallogic", "sim-target", "tanada-nbd"]),
     ("sim-ontap", &["sim-target"]),
     ("xtask", &["tanada-witness", "tanadad", "tanada-sim", "tanada-blockd-api", "tanada-nbd"]),
 ];
