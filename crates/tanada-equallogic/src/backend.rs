@@ -157,6 +157,9 @@ async fn make(group: &Group, config: &SrConfig) -> DriverResult<()> {
         let size_mb = request_mb(metadata::volume_bytes(METADATA_BYTES_MAX));
         group.make(&name, size_mb, &told, true).await?;
     }
+    if let Some(page) = group.page(&name).await? {
+        group.start_reserve(&page, 0).await?;
+    }
     Ok(())
 }
 

@@ -81,6 +81,7 @@ impl Group {
         if page.description != told.encode() {
             self.describe(name, told).await?;
         }
+        self.start_reserve(&page, self.options.disks.reserve_percent).await?;
         self.take_offline(&page).await
     }
 
@@ -111,6 +112,7 @@ impl Group {
         if page.description != told.encode() {
             self.describe(template, &told).await?;
         }
+        self.start_reserve(&page, 0).await?;
         self.take_offline(&page).await?;
         if !page.read_only {
             self.array.on_volume(template, "read-only").await?;

@@ -25,7 +25,10 @@ pub static KEYS: [ConfigKey; 15] = [
     ConfigKey::optional("portal", "host:port of iSCSI, the group's address and 3260 by default"),
     ConfigKey::optional("sshalgorithms", "names of old SSH algorithms to allow, separated by commas"),
     ConfigKey::optional("allocation", "thin (default) or thick"),
-    ConfigKey::optional("snap-reserve-percentage", "least snapshot reserve in percent of a volume's, 100 by default"),
+    ConfigKey::optional(
+        "snap-reserve-percentage",
+        "snapshot reserve from the first, in percent; 0: it comes with snapshots",
+    ),
     ConfigKey::optional("snap-depletion", "delete-oldest (default) or volume-offline"),
     ConfigKey::optional("clones", "thin (default): instances of a generation share a template; full: they are copies"),
     ConfigKey::optional("chapuser", "taken for compatibility: each attachment gets an account of its own"),
@@ -39,13 +42,14 @@ pub static DISK_KEYS: &[&str] = &["allocation", "snap-reserve-percentage", "snap
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DiskOptions {
     pub thin: bool,
+    /// Snapshot reserve of a new volume; it is raised as snapshots need it.
     pub reserve_percent: u64,
     /// Else the volume goes offline.
     pub delete_oldest: bool,
 }
 
 impl DiskOptions {
-    pub const DEFAULT: DiskOptions = DiskOptions { thin: true, reserve_percent: 100, delete_oldest: true };
+    pub const DEFAULT: DiskOptions = DiskOptions { thin: true, reserve_percent: 0, delete_oldest: true };
 
     /// `self` with what `keys` change.
     pub fn with(mut self, keys: &BTreeMap<String, String>) -> DriverResult<DiskOptions> {
@@ -58,8 +62,8 @@ impl DiskOptions {
         match keys.get("snap-reserve-percentage").map(String::as_str) {
             None | Some("") => {}
             Some(text) => match text.parse() {
-                Ok(percent) if (1..=SNAP_RESERVE_MAX).contains(&percent) => self.reserve_percent = percent,
-                _ => return Err(wrong("snap-reserve-percentage", text, "1 to 10000", Some(sm::SNAP_RESERVE))),
+                Ok(percent) if percent <= SNAP_RESERVE_MAX => self.reserve_percent = percent,
+                _ => return Err(wrong("snap-reserve-percentage", text, "0 to 10000", Some(sm::SNAP_RESERVE))),
             },
         }
         match keys.get("snap-depletion").map(String::as_str) {
@@ -167,7 +171,7 @@ mod tests {
     fn defaults_are_thin_and_keep_generations_until_told_otherwise() {
         let options = parse(&[]).unwrap();
         assert!(options.disks.thin && options.disks.delete_oldest && options.thin_clones);
-        assert_eq!((options.disks.reserve_percent, options.ssh.port), (100, 22));
+        assert_eq!((options.disks.reserve_percent, options.ssh.port), (0, 22));
         assert!(!format!("{options:?}").contains("hush"));
     }
 
@@ -175,7 +179,7 @@ mod tests {
     fn wrong_values_have_their_numbers() {
         let number = |pairs: &[(&str, &str)]| parse(pairs).err().and_then(|failure| failure.sm);
         assert_eq!(number(&[("snap-reserve-percentage", "10001")]), Some(165));
-        assert_eq!(number(&[("snap-reserve-percentage", "0")]), Some(165));
+        assert_eq!(number(&[("snap-reserve-percentage", "-1")]), Some(165));
         assert_eq!(number(&[("snap-depletion", "never")]), Some(166));
         assert_eq!(number(&[("port", "ssh")]), Some(171));
         assert!(parse(&[("hostkey", "aa:bb")]).is_err());

@@ -8,6 +8,9 @@
 //! therefore raised until at least the volume's space is free in it. If the pool has not enough room for it, the snapshot
 //! is refused (`NoSpace`, 167), nothing that exists is touched and the guest goes on.
 //!
+//! A volume begins without a reserve, which would be room of the pool that nobody uses, unless the configuration says
+//! otherwise. What deleted snapshots held is given back to the pool.
+//!
 //! A group measures from time to time, so what it shows may be a little old ([`LAG`]). Each cut that is younger counts as
 //! if all of the volume had been overwritten since; and a while after a cut the rule is applied once more, to numbers that
 //! are complete by then.
@@ -74,6 +77,34 @@ impl Group {
             }
             other => Ok(other.map(|_| ())?),
         }
+    }
+
+    /// The reserve of a volume without snapshots: a group gives each new one 100 %, a clone that of its source.
+    pub async fn start_reserve(&self, page: &VolumePage, percent: u64) -> DriverResult<()> {
+        if page.snapshots == 0 && page.reserve.percent != percent {
+            self.array.on_volume(&page.name, &format!("snap-reserve {percent}%")).await?;
+        }
+        Ok(())
+    }
+
+    /// Lowers the reserve of a volume after a deletion, with twice the room that a cut asks for: what is shown may be old,
+    /// and too little would cost what is kept. One that cannot be lowered is no reason to fail, the next deletion tries.
+    pub async fn give_room_back(&self, volume: &str) -> DriverResult<()> {
+        let Some(page) = self.page(volume).await? else { return Ok(()) };
+        let young = self.young_cuts(volume) + 1;
+        let base = self.options.disks.reserve_percent;
+        let wanted = match page.snapshots {
+            0 => base,
+            count => percent_for(&page.reserve, count.into(), young).max(base),
+        };
+        let worth_it = page.snapshots == 0 || wanted + 50 <= page.reserve.percent;
+        if wanted < page.reserve.percent && worth_it {
+            let lowered = self.array.on_volume(volume, &format!("snap-reserve {wanted}%")).await;
+            if let Err(failure) = lowered {
+                tracing::info!(volume, %failure, "the snapshot reserve stays as it is");
+            }
+        }
+        Ok(())
     }
 
     /// Remembers a cut, and has the rule applied again when it is fully measured.

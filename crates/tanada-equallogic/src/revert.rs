@@ -32,6 +32,9 @@ impl Group {
             ours.told.reverting = Some(u32::try_from(foreign.len()).unwrap_or(u32::MAX));
             self.describe(&ours.page.name, &ours.told).await?;
         }
+        // What is restored over counts like any other write, and the group keeps what was there before.
+        self.make_room(&ours.page).await?;
+        self.was_cut(&ours.page.name);
         self.array.on_snapshot(&ours.page.name, &to.snapshot, "restore").await?;
         if !self.generations(&ours.page.name).await?.iter().any(|found| found.id == generation) {
             // A firmware that uses the snapshot up: the volume holds the same, so a new one is the same generation.

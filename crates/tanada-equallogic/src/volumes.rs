@@ -39,9 +39,7 @@ impl Group {
             let words = format!("volume {} exists with {} bytes; {} were asked for", name, page.size, size_mb << 20);
             return Err(error(DriverErrorKind::Exists, words));
         }
-        if page.reserve.percent < disks.reserve_percent {
-            self.array.on_volume(&name, &format!("snap-reserve {}%", disks.reserve_percent)).await?;
-        }
+        self.start_reserve(&page, disks.reserve_percent).await?;
         if page.reserve.deletes_oldest != disks.delete_oldest {
             self.array.on_volume(&name, &format!("snap-depletion {}", disks.depletion())).await?;
         }
@@ -125,6 +123,7 @@ impl Group {
         self.close_generation(generation).await?;
         self.delete_snapshot(&generation.volume, &generation.snapshot).await?;
         self.hints().generations.remove(&generation.id);
+        self.give_room_back(&generation.volume).await?;
         self.end_husk(&generation.volume).await?;
         self.drop_template(Some(generation.id)).await?;
         Ok(CHANGED)
