@@ -2,6 +2,8 @@
 //!
 //! A target of the group has one target in tgtd for logins without CHAP and one for each CHAP account that its records
 //! name; the login router chooses by the group's own judgement ([`Group::admit`]).
+//!
+//! Two hosts that log in to a volume at the very same moment are not kept apart: each is judged by who is in already.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

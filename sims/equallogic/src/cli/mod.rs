@@ -13,6 +13,8 @@ mod grammar;
 mod group;
 mod layout;
 mod session;
+#[cfg(test)]
+mod session_tests;
 mod snapshot;
 mod verbs;
 mod volume;
