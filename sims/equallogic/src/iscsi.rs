@@ -237,7 +237,7 @@ impl Blocks for Disks {
         let gone: Vec<String> =
             self.shown.iter().filter(|(_, shown)| !online(shown.export.disk)).map(|(name, _)| name.clone()).collect();
         for name in gone {
-            self.router.cut(|session| session.target == name);
+            // Its sessions end with it.
             self.target.remove_target(&name).map_err(other)?;
             self.shown.remove(&name);
         }

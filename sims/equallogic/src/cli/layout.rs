@@ -112,8 +112,10 @@ mod tests {
 
     #[test]
     fn a_cell_wraps_inside_its_column_whatever_the_width() {
-        let row = ["1", "iqn.1993-08.org.debian:01:2227dab76162", "*.*.*.*", "none", "", "both"];
-        let rows = vec![row.iter().map(|text| text.to_string()).collect()];
+        let row = |id: &str, initiator: &str| -> Vec<String> {
+            [id, initiator, "*.*.*.*", "none", "", "both"].map(str::to_string).to_vec()
+        };
+        let rows = vec![row("1", "iqn.1993-08.org.debian:01:2227dab76162"), row("2", &"x".repeat(60))];
         let block = Block::Table { title: None, columns: ACCESS, rows };
         let lines = render(&[block], &plain(), 255, true);
         assert_eq!(
@@ -123,6 +125,9 @@ mod tests {
                 "--- ----------------------------- --------------- ---------- ---------- --------",
                 "1   iqn.1993-08.org.debian:01:222 *.*.*.*         none                  both",
                 "      7dab76162",
+                "2   xxxxxxxxxxxxxxxxxxxxxxxxxxxxx *.*.*.*         none                  both",
+                "      xxxxxxxxxxxxxxxxxxxxxxxxxxx",
+                "      xxxx",
             ]
         );
     }

@@ -143,6 +143,10 @@ fn events_come_in_the_middle_of_an_answer_or_at_an_idle_prompt() {
     bench.session.notify("1:2:INFO:something".into());
     assert_eq!(bench.send(""), "", "a line is being typed");
     assert_eq!(bench.send("ami\r"), "ami\r\ngrpadmin\r\n1:2:INFO:something\r\ngroup1> ");
+    bench.send("chapuser");
+    bench.session.notify("1:2:INFO:another".into());
+    let said = bench.send(" create u password secretsecret\r");
+    assert!(said.contains("succeeded.\r\n1:2:INFO:another\r\nPassword is secretsecret\r\n"), "{said}");
     bench.session.notify("1:3:INFO:more".into());
     assert_eq!(bench.send(""), "\r\n1:3:INFO:more\r\ngroup1> ");
     bench.send("cli-settings events off\r");
