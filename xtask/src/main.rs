@@ -49,7 +49,8 @@ fn run(args: &[String]) -> Result<()> {
     match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["setup"] => setup::packages()
             .and_then(|()| setup::python())
-            .and_then(|_| setup::ontap_python())
+            .and_then(|_| setup::ontap_client())
+            .and_then(|_| setup::cinder_netapp())
             .and_then(|_| setup::cinder())
             .map(drop),
         ["guest"] => setup::packages().and_then(|()| guest::build()).map(|guest| println!("{}", guest.disk.display())),

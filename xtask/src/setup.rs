@@ -85,9 +85,31 @@ pub fn python() -> Result<PathBuf> {
     Ok(environment("venv", &["XenAPI"], |_| Ok(()))?.join("bin/python"))
 }
 
-/// A Python with NetApp's own client library for ONTAP.
-pub fn ontap_python() -> Result<PathBuf> {
-    Ok(environment("venv-netapp-ontap", &["netapp-ontap"], |_| Ok(()))?.join("bin/python"))
+/// NetApp's own client library for ONTAP with a Python to run it; returns the environment.
+pub fn ontap_client() -> Result<PathBuf> {
+    environment("venv-netapp-ontap", &["netapp-ontap"], |_| Ok(()))
+}
+
+/// What OpenStack Cinder's NetApp driver runs on, in versions that ran with it.
+const CINDER_NETAPP_NEEDS: &[&str] = &[
+    "eventlet==0.41.3",
+    "greenlet==3.5.6",
+    "lxml==6.1.3",
+    "oslo.concurrency==7.6.1",
+    "oslo.config==10.7.0",
+    "oslo.log==8.3.2",
+    "oslo.serialization==5.11.0",
+    "oslo.service==4.8.0",
+    "oslo.utils==10.2.0",
+    "packaging==26.3",
+    "requests==2.34.2",
+];
+
+/// Cinder's NetApp driver with a Python to run it; returns the environment, where `files/` has the driver alone.
+pub fn cinder_netapp() -> Result<PathBuf> {
+    environment("venv-cinder-netapp", CINDER_NETAPP_NEEDS, |venv| {
+        unpack_cinder(venv, "29.0.0", &["cinder/volume/configuration.py", "cinder/volume/drivers/netapp/"])
+    })
 }
 
 /// What the last EqualLogic driver of OpenStack Cinder runs on, in versions that ran with it.
@@ -112,14 +134,17 @@ const CINDER_FILES: &[&str] = &[
 
 /// The last EqualLogic driver of OpenStack Cinder with a Python to run it; returns the environment.
 pub fn cinder() -> Result<PathBuf> {
-    environment("venv-cinder", CINDER_NEEDS, |venv| {
-        let (python, files) = (venv.join("bin/python").display().to_string(), venv.join("files").display().to_string());
-        let pip = ["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--dest", &files];
-        sh::output(&python, &[&pip[..], &["cinder==15.6.0"]].concat())?;
-        let unpack = "import glob, sys, zipfile; wheel = glob.glob(sys.argv[1] + '/cinder-*.whl')[0]; \
-                      zipfile.ZipFile(wheel).extractall(sys.argv[1], sys.argv[2:])";
-        sh::output(&python, &[&["-c", unpack, &files][..], CINDER_FILES].concat()).map(drop)
-    })
+    environment("venv-cinder", CINDER_NEEDS, |venv| unpack_cinder(venv, "15.6.0", CINDER_FILES))
+}
+
+/// Puts the files of Cinder whose names begin with one of `wanted` under `files/`.
+fn unpack_cinder(venv: &Path, version: &str, wanted: &[&str]) -> Result<()> {
+    let (python, files) = (venv.join("bin/python").display().to_string(), venv.join("files").display().to_string());
+    let pip = ["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--dest", &files];
+    sh::output(&python, &[&pip[..], &[&format!("cinder=={version}")]].concat())?;
+    let unpack = "import glob, sys, zipfile; wheel = zipfile.ZipFile(glob.glob(sys.argv[1] + '/cinder-*.whl')[0]); \
+                  wheel.extractall(sys.argv[1], [it for it in wheel.namelist() if it.startswith(tuple(sys.argv[2:]))])";
+    sh::output(&python, &[&["-c", unpack, &files][..], wanted].concat()).map(drop)
 }
 
 /// A Python environment with some packages, made once under the target directory; returns its folder.

@@ -11,7 +11,7 @@ const KILLS: u64 = 15;
 pub fn run() -> Result<()> {
     setup::packages()?;
     let python = setup::python()?;
-    let ontap_python = setup::ontap_python()?;
+    let (ontap_client, cinder_netapp) = (setup::ontap_client()?, setup::cinder_netapp()?);
     let cinder = setup::cinder()?;
     let guest = guest::build()?;
     sh::run("cargo", &["fmt", "--all", "--check"])?;
@@ -24,7 +24,8 @@ pub fn run() -> Result<()> {
         .current_dir(sh::root())
         .env("TANADA_BIN", &binary)
         .env("TANADA_PYTHON", &python)
-        .env("SIM_ONTAP_PYTHON", &ontap_python)
+        .env("SIM_ONTAP_CLIENT", &ontap_client)
+        .env("SIM_ONTAP_CINDER", &cinder_netapp)
         .env("TANADA_CINDER", &cinder)
         .env("TANADA_GUEST_KERNEL", &guest.kernel)
         .env("TANADA_GUEST_INITRD", &guest.initrd)

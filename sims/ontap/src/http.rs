@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use base64::Engine;
@@ -25,7 +25,9 @@ use crate::api::error::{ApiError, ApiResult};
 use crate::api::jobs::JobFault;
 use crate::api::request::{Body, Call, Method};
 use crate::api::{Answer, Api};
+use crate::model::Array;
 use crate::options::Account;
+use crate::zapi;
 
 /// Longest body that is read.
 const BODY_BYTES_MAX: usize = 1 << 20;
@@ -35,6 +37,8 @@ const RETRY_SECONDS: &str = "1";
 /// Everything that answering needs.
 pub struct Face {
     pub api: Api,
+    /// For the XML interface, which goes past the API.
+    pub array: Arc<Mutex<Array>>,
     pub accounts: Vec<Account>,
     /// Names and uuids of SVMs, for tunnelling.
     pub svms: Vec<(String, Uuid)>,
@@ -89,6 +93,10 @@ async fn answer(face: Arc<Face>, request: Request<Incoming>) -> io::Result<Respo
         Some(Action::Other(what)) => job_fault = job_trouble(what),
         Some(Action::FailAfter(_) | Action::DropAfter) | None => {}
     }
+    if parts.uri.path() == zapi::PATH {
+        let headers = parts.headers.clone();
+        return spawn_blocking(move || face.answer_xml(&headers, &bytes)).await.map_err(io::Error::other);
+    }
     let done = {
         let headers = parts.headers.clone();
         let method = parts.method.as_str().to_string();
@@ -137,6 +145,19 @@ impl Face {
             return Answer::error(&ApiError::forbidden());
         }
         self.api.answer(&call, account.svm.is_some(), fault)
+    }
+
+    fn answer_xml(&self, headers: &HeaderMap, body: &[u8]) -> Response<Full<Bytes>> {
+        match self.account(headers) {
+            Ok(account) => {
+                let mut array = self.array.lock().unwrap_or_else(PoisonError::into_inner);
+                let text = zapi::answer(&mut array, account.svm.as_deref(), body);
+                let mut response = Response::new(Full::new(Bytes::from(text)));
+                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/xml; charset=UTF-8"));
+                response
+            }
+            Err(error) => response(&Answer::error(&error)),
+        }
     }
 
     fn account(&self, headers: &HeaderMap) -> ApiResult<&Account> {

@@ -14,6 +14,7 @@ mod options;
 mod resources;
 mod seed;
 mod tls;
+mod zapi;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -74,7 +75,13 @@ pub fn start(options: Options) -> Result<Handle> {
     let jobs = Arc::new(Jobs::new(options.job_ms, options.job_expiry_ms));
     let api = Api::new(Arc::clone(&array), Arc::clone(&jobs), resources::all(&jobs), options.strict);
     let faults = Faults::default();
-    let face = Arc::new(Face { api, accounts: options.accounts.clone(), svms, faults: faults.clone() });
+    let face = Arc::new(Face {
+        api,
+        array: Arc::clone(&array),
+        accounts: options.accounts.clone(),
+        svms,
+        faults: faults.clone(),
+    });
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("ontap-http")

@@ -161,6 +161,15 @@ impl Api {
             selection.name(name);
         }
         let mut chosen = selection.apply(record, spec.expensive);
+        if let Some(field) = place.resource.narrowed_field()
+            && let Some(list) = chosen.get_mut(field).and_then(Value::as_array_mut)
+        {
+            let inside =
+                |name: &str| name.strip_prefix(field).and_then(|rest| rest.strip_prefix('.')).map(String::from);
+            let filters: Vec<(String, &str)> =
+                call.filters(spec.parameters).filter_map(|(name, value)| Some((inside(name)?, value))).collect();
+            list.retain(|element| filters.iter().all(|(name, value)| matches(element, name, value)));
+        }
         if call.links && !spec.keys.is_empty() {
             let key: Vec<String> = spec.keys.iter().map(|key| field_text(record, key)).collect();
             chosen["_links"] = json!({ "self": { "href": place.href(&key) } });
@@ -240,9 +249,7 @@ impl Api {
             return Err(ApiError::invalid(262190, "A filter is needed for a collection."));
         }
         let records = self.matching(&self.array(), call, place)?;
-        if records.is_empty() {
-            return Err(place.resource.not_found());
-        }
+        // Nothing to do is no error: Cinder's sweep of unused QoS policies lives on that.
         let mut jobs = Vec::new();
         for record in &records {
             let key: Vec<String> = spec.keys.iter().map(|key| field_text(record, key)).collect();

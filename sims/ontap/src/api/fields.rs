@@ -26,9 +26,10 @@ impl Selection {
                 "" => {}
                 "**" => selection.everything = true,
                 "*" => selection.standard = true,
-                word => match word.strip_prefix('!') {
+                // "a.*" is "a".
+                word => match word.trim_end_matches(".*").strip_prefix('!') {
                     Some(path) => selection.without.push(path.to_string()),
-                    None => selection.named.push(word.to_string()),
+                    None => selection.named.push(word.trim_end_matches(".*").to_string()),
                 },
             }
         }
@@ -127,6 +128,7 @@ mod tests {
         let chosen = |fields: &str| Selection::parse(fields).apply(&record, &expensive);
         assert_eq!(chosen("space.size,name"), json!({ "name": "n", "space": { "size": 1 } }));
         assert_eq!(chosen("space"), json!({ "space": { "size": 1, "used": 2 } }));
+        assert_eq!(chosen("space.*"), json!({ "space": { "size": 1, "used": 2 } }));
         assert_eq!(chosen("space.{size,used}"), json!({ "space": { "size": 1, "used": 2 } }));
         assert_eq!(chosen("*"), json!({ "uuid": "u", "name": "n", "space": { "size": 1, "used": 2 } }));
         assert_eq!(chosen("*,!space"), json!({ "uuid": "u", "name": "n" }));

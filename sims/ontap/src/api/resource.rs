@@ -61,6 +61,10 @@ pub trait Resource: Send + Sync {
     fn svm_pointer(&self) -> &'static str {
         "/svm/name"
     }
+    /// An array of whose elements only those are told that pass the filters. Elsewhere a record is told whole.
+    fn narrowed_field(&self) -> Option<&'static str> {
+        None
+    }
     /// The error for a key that names nothing.
     fn not_found(&self) -> ApiError {
         ApiError::no_entry()

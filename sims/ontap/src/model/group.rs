@@ -22,6 +22,18 @@ pub struct Started {
     pub until: u64,
 }
 
+/// The same without a group: only the XML interface knows it.
+#[derive(Debug, Clone)]
+pub struct Loose {
+    number: u64,
+    name: String,
+    volumes: Vec<Uuid>,
+    until: u64,
+}
+
+/// How long a group without a group may stay uncommitted: the interface's "relaxed", the longest.
+const LOOSE_MS: u64 = 20_000;
+
 impl Array {
     pub fn group(&self, uuid: Uuid) -> ApiResult<&ConsistencyGroup> {
         self.state.groups.get(&uuid).ok_or_else(|| {
@@ -171,5 +183,33 @@ impl Array {
             self.restore_volume(*volume, *member, true)?;
         }
         Ok(())
+    }
+
+    /// A group snapshot without a group, as the XML interface has it: first half.
+    pub fn start_loose_group(&mut self, svm: &str, name: &str, names: &[String]) -> ApiResult<u64> {
+        let mut volumes = Vec::new();
+        for volume in names {
+            let found = self.volume_named(svm, volume).ok_or_else(|| {
+                ApiError::missing(53411861, format!("Volume \"{volume}\" was not found in SVM \"{svm}\"."))
+            })?;
+            self.check_snapshot(found.uuid, name)?;
+            volumes.push(found.uuid);
+        }
+        let number = now_ms();
+        let until = number + LOOSE_MS;
+        self.loose.push(Loose { number, name: name.into(), volumes, until });
+        Ok(number)
+    }
+
+    /// Second half: this is the instant.
+    pub fn commit_loose_group(&mut self, number: u64) -> ApiResult<()> {
+        let now = now_ms();
+        self.loose.retain(|loose| loose.until > now);
+        let at = self.loose.iter().position(|loose| loose.number == number);
+        let loose = at.map(|at| self.loose.remove(at));
+        let loose = loose.ok_or_else(|| ApiError::invalid(53411925, "There is no started group snapshot."))?;
+        let uuids: Vec<Uuid> = loose.volumes.iter().map(|_| Uuid::new_v4()).collect();
+        let wish = SnapshotWish { name: loose.name, ..SnapshotWish::default() };
+        self.snapshot_volumes(&loose.volumes, &wish, &uuids)
     }
 }

@@ -65,6 +65,7 @@ pub struct Array {
     dir: PathBuf,
     /// Two-phase group snapshots that were started and not committed: group, snapshot's name and comment, deadline.
     started: Vec<group::Started>,
+    loose: Vec<group::Loose>,
 }
 
 impl Array {
@@ -76,7 +77,8 @@ impl Array {
         doorkeeper: Arc<Doorkeeper>,
     ) -> ApiResult<Array> {
         let dir = options.dir.clone();
-        let mut array = Array { state, options, target, router, doorkeeper, dir, started: Vec::new() };
+        let mut array =
+            Array { state, options, target, router, doorkeeper, dir, started: Vec::new(), loose: Vec::new() };
         array.settle()?;
         Ok(array)
     }

@@ -2,6 +2,7 @@
 
 mod aggregates;
 mod cluster;
+mod counters;
 mod file_clone;
 mod groups;
 mod igroups;
@@ -53,6 +54,8 @@ pub fn all(jobs: &Arc<Jobs>) -> Vec<Box<dyn Resource>> {
         Box::new(file_clone::SplitLoads),
         Box::new(policies::SnapshotPolicies),
         Box::new(policies::QosPolicies),
+        Box::new(counters::Tables),
+        Box::new(counters::Rows),
         Box::new(others::ApplicationLogs),
         Box::new(others::Licenses),
         Box::new(others::Disks),

@@ -225,6 +225,10 @@ fn record(array: &Array, volume: &Volume) -> Value {
             },
         },
     });
+    if !volume.efficiency.contains_key("state") {
+        let is_on = volume.efficiency.get("dedupe").is_some_and(|dedupe| dedupe != "none");
+        record["efficiency"]["state"] = json!(if is_on { "enabled" } else { "disabled" });
+    }
     record["efficiency"]["volume_path"] = json!(format!("/vol/{}", volume.name));
     if let Some(qos) = &volume.qos {
         record["qos"] = json!({ "policy": { "name": qos } });

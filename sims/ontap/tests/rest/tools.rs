@@ -77,17 +77,16 @@ pub fn run<S: AsRef<str>>(program: &str, args: impl IntoIterator<Item = S>) -> (
     (output.status.success(), String::from_utf8_lossy(&text).into_owned())
 }
 
-/// A Python that has NetApp's client library.
-pub fn python() -> PathBuf {
+/// A Python environment that `cargo xtask setup` makes: where `variable` says, else beside the test in the target directory.
+pub fn environment(variable: &str, name: &str) -> PathBuf {
     let beside = || {
         let executable = std::env::current_exe().expect("a test knows its executable");
-        let target = executable.ancestors().nth(3).expect("the executable is in <target>/<profile>/deps");
-        target.join("venv-netapp-ontap/bin/python")
+        executable.ancestors().nth(3).expect("the executable is in <target>/<profile>/deps").join(name)
     };
-    let path = std::env::var_os("SIM_ONTAP_PYTHON").map_or_else(beside, PathBuf::from);
+    let path = std::env::var_os(variable).map_or_else(beside, PathBuf::from);
     assert!(
-        path.is_file(),
-        "{} is missing: `cargo xtask test` makes it, or set SIM_ONTAP_PYTHON to a Python with the package netapp-ontap",
+        path.join("bin/python").is_file(),
+        "{} is missing: `cargo xtask setup` makes it, or set {variable} to such an environment",
         path.display()
     );
     path
