@@ -131,6 +131,9 @@ async fn login(options: &SshOptions) -> Result<SshShell, CliError> {
                     HostKey::KnownHosts(path) => format!("none for it in {}", path.display()),
                 }
             )),
+            (failure @ russh::Error::NoCommonAlgo { .. }, _) => CliError::NotTrusted(format!(
+                "{place}: {failure}; what the group speaks can be allowed by device-config:sshalgorithms"
+            )),
             (failure, _) => CliError::NoSession(format!("{place}: {failure}")),
         }
     })?;

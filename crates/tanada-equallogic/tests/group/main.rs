@@ -2,6 +2,7 @@
 
 mod access;
 mod faults;
+mod firmware;
 mod sr;
 mod together;
 mod verbs;

@@ -37,8 +37,15 @@ impl World {
     }
 
     pub async fn with(keys: &[(&str, &str)]) -> World {
+        World::on(|_| {}, keys).await
+    }
+
+    /// On a group that is set up by `change`.
+    pub async fn on(change: impl FnOnce(&mut Options), keys: &[(&str, &str)]) -> World {
         let dir = tempfile::tempdir().unwrap();
-        let sim = start(Options::new(dir.path().join("group"))).unwrap();
+        let mut options = Options::new(dir.path().join("group"));
+        change(&mut options);
+        let sim = start(options).unwrap();
         let bridges = Bridges::new(dir.path().join("bridges"));
         let backend = EqualBackend::new(bridges.clone());
         let config = config(&sim, keys);
