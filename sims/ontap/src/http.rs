@@ -90,6 +90,11 @@ async fn answer(face: Arc<Face>, request: Request<Incoming>) -> io::Result<Respo
             return Ok(response(&Answer::error(&error)));
         }
         Some(Action::DropBefore) => return Err(io::Error::other("injected: dropped before")),
+        Some(Action::Other(what)) if what == "device_busy" => {
+            // The code is nowhere documented: clients go by the words.
+            let error = ApiError::invalid(13565952, "LUN clone failed: Device busy");
+            return Ok(response(&Answer::error(&error)));
+        }
         Some(Action::Other(what)) => job_fault = job_trouble(what),
         Some(Action::FailAfter(_) | Action::DropAfter) | None => {}
     }

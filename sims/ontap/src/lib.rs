@@ -133,7 +133,7 @@ impl Handle {
     }
 
     /// Rules for calls: names are `METHOD /api/path` with `{uuid}` for uuids. Besides the common actions `Other` takes
-    /// `job_fail:<code>`, `job_fail_after:<code>`, `job_vanish` and `job_slow:<ms>`.
+    /// `job_fail:<code>`, `job_fail_after:<code>`, `job_vanish`, `job_slow:<ms>` and `device_busy`.
     pub fn faults(&self) -> &Faults {
         &self.faults
     }

@@ -29,6 +29,8 @@ pub struct Options {
     pub split_ms: u64,
     /// While sharing is incomplete no FlexVol snapshot can be taken.
     pub refuse_snapshot_while_splitting: bool,
+    /// A new LUN or snapshot is missing from answers for this long, in milliseconds.
+    pub lag_ms: u64,
     /// LUN sizes are rounded up to a multiple of this, in bytes.
     pub lun_rounding: u64,
     pub luns_per_volume_max: usize,
@@ -81,6 +83,7 @@ impl Options {
             job_expiry_ms: 300_000,
             split_ms: 0,
             refuse_snapshot_while_splitting: true,
+            lag_ms: 0,
             lun_rounding: 4096,
             luns_per_volume_max: 500,
             snapshots_per_volume_max: 1023,

@@ -178,7 +178,12 @@ impl Api {
     }
 
     fn list(&self, call: &Call, place: &Place<'_>) -> ApiResult<Answer> {
-        let records = self.matching(&self.array(), call, place)?;
+        let records = {
+            let array = self.array();
+            let mut records = self.matching(&array, call, place)?;
+            records.retain(|record| !array.is_unseen(&field_text(record, "uuid")));
+            records
+        };
         let keys = place.resource.spec().keys;
         let (records, next) = page(records, call, keys)?;
         let mut body = Map::new();
@@ -213,7 +218,11 @@ impl Api {
     }
 
     fn show(&self, call: &Call, place: &Place<'_>, key: &[String]) -> ApiResult<Answer> {
-        let record = self.find_record(&self.array(), call, place, key)?;
+        let array = self.array();
+        let record = self.find_record(&array, call, place, key)?;
+        if array.is_unseen(&field_text(&record, "uuid")) {
+            return Err(place.resource.not_found());
+        }
         Ok(Answer { status: 200, location: None, body: self.selected(&record, call, place, true) })
     }
 

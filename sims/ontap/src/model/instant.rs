@@ -78,6 +78,7 @@ impl Array {
                     lun.facts.shared = facts.shared;
                 }
             }
+            self.note_birth(snapshot.uuid);
             self.state.snapshots.insert(snapshot.uuid, snapshot);
         }
         self.settle()

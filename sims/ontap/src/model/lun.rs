@@ -190,6 +190,7 @@ impl Array {
             created_as_clone: false,
         };
         self.state.luns.insert(uuid, lun);
+        self.note_birth(uuid);
         self.settle()
     }
 

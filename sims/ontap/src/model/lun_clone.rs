@@ -146,6 +146,7 @@ impl Array {
             created_as_clone: true,
         };
         self.state.luns.insert(uuid, lun);
+        self.note_birth(uuid);
         self.begin_split(found.volume, source, shared);
         self.settle()
     }

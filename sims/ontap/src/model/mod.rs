@@ -29,6 +29,7 @@ pub use lun_clone::{CloneSource, CloneWish};
 pub use present::Doorkeeper;
 pub use volume::{NewVolume, VolumeChange};
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -66,6 +67,8 @@ pub struct Array {
     /// Two-phase group snapshots that were started and not committed: group, snapshot's name and comment, deadline.
     started: Vec<group::Started>,
     loose: Vec<group::Loose>,
+    /// When LUNs and snapshots were made, as long as readers may not know them yet.
+    born: BTreeMap<Uuid, u64>,
 }
 
 impl Array {
@@ -77,8 +80,17 @@ impl Array {
         doorkeeper: Arc<Doorkeeper>,
     ) -> ApiResult<Array> {
         let dir = options.dir.clone();
-        let mut array =
-            Array { state, options, target, router, doorkeeper, dir, started: Vec::new(), loose: Vec::new() };
+        let mut array = Array {
+            state,
+            options,
+            target,
+            router,
+            doorkeeper,
+            dir,
+            started: Vec::new(),
+            loose: Vec::new(),
+            born: BTreeMap::new(),
+        };
         array.settle()?;
         Ok(array)
     }
@@ -89,9 +101,24 @@ impl Array {
         save(&self.dir, &self.state).map_err(|error| ApiError::internal(format!("saving the state: {error}")))
     }
 
+    /// Notes that something is new: with a lag, readers learn of it later.
+    fn note_birth(&mut self, uuid: Uuid) {
+        if self.options.lag_ms > 0 {
+            self.born.insert(uuid, now_ms());
+        }
+    }
+
+    /// Whether readers may not know of this yet.
+    pub fn is_unseen(&self, uuid: &str) -> bool {
+        let born = Uuid::parse_str(uuid).ok().and_then(|uuid| self.born.get(&uuid));
+        born.is_some_and(|born| now_ms() < born + self.options.lag_ms)
+    }
+
     /// What happens by itself as time goes by.
     pub fn tick(&mut self) -> ApiResult<()> {
         self.forget_ended_splits();
+        let (now, lag) = (now_ms(), self.options.lag_ms);
+        self.born.retain(|_, born| now < *born + lag);
         self.end_flexclone_splits();
         if self.watch_space() { self.settle() } else { Ok(()) }
     }

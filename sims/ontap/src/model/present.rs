@@ -240,7 +240,8 @@ impl Array {
                         self.add(target, *number, new, &revision)
                     })?;
                 }
-                _ => self.target.remove_lun(target, *number)?,
+                // Between two commands: an initiator that never pauses would keep the LUN busy for ever.
+                _ => self.router.held(|| self.target.remove_lun(target, *number))?,
             }
         }
         for (number, new) in wanted {

@@ -217,3 +217,24 @@ fn the_xml_interface_cuts_a_group_without_a_group() {
     assert!(ask("<volume-create/>").contains("errno=\"13005\""));
     assert_eq!(array.census().snapshots, 2);
 }
+
+#[test]
+fn what_is_new_is_seen_later_where_there_is_a_lag() {
+    let (_dir, array) = array_with(|options| Options { lag_ms: 700, ..options });
+    volume(&array, "fv0", json!({}));
+    let uuid = lun(&array, "/vol/fv0/a", 4096, json!({}));
+    let path = format!("/api/storage/luns/{uuid}");
+    assert_eq!(call(&array, "GET", &path, None).0, 404);
+    assert_eq!(call(&array, "GET", "/api/storage/luns", None).1["num_records"], json!(0));
+    let twice = json!({ "svm": { "name": "svm1" }, "name": "/vol/fv0/a", "os_type": "linux", "space.size": 4096 });
+    assert_eq!(code(&call(&array, "POST", "/api/storage/luns", Some(twice))).1, "5374242", "it is there all the same");
+    while call(&array, "GET", &path, None).0 == 404 {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert_eq!(call(&array, "GET", "/api/storage/luns", None).1["num_records"], json!(1));
+    array.faults().add(Rule::once("POST /api/storage/luns", Action::Other("device_busy".into())));
+    let clone = json!({ "svm": { "name": "svm1" }, "name": "/vol/fv0/b", "clone": { "source": { "uuid": uuid } } });
+    let (_, error) = call(&array, "POST", "/api/storage/luns", Some(clone.clone()));
+    assert!(error["error"]["message"].as_str().is_some_and(|words| words.contains("Device busy")), "{error}");
+    assert_eq!(call(&array, "POST", "/api/storage/luns", Some(clone)).0, 201);
+}
