@@ -2,12 +2,20 @@
 
 use anyhow::{Context, Result, bail};
 
+use crate::random::Random;
 use crate::{demo, fuzz, guest, kills, setup, sh};
 
 /// Deaths of blockd under load.
 const KILLS: u64 = 15;
 
-/// Sets up what tests need, runs those of all crates, the fuzzer for a while, some deaths under load, then the main job.
+/// Seconds for simulations with seeds that were never tried; the same few are in `cargo test`.
+const FRESH_SECONDS: &str = "180";
+
+/// Fresh seeds lie below this: they are to be typed by somebody.
+const FRESH_SEEDS: u64 = 1 << 32;
+
+/// Sets up what tests need, runs those of all crates, fresh simulations, a few planted mistakes, the fuzzer for a while,
+/// some deaths under load, then the main job.
 pub fn run() -> Result<()> {
     setup::packages()?;
     let python = setup::python()?;
@@ -33,7 +41,17 @@ pub fn run() -> Result<()> {
     if !tests.status().context("starting cargo test")?.success() {
         bail!("tests failed");
     }
+    simulate()?;
     fuzz::short()?;
     kills::run(kills::Options { count: KILLS, seed: 1, guest: false, dev: true })?;
     demo::run(demo::Options { keep: false, dev: true, generations: 50, sr: demo::storage::Kind::Tanada })
+}
+
+/// Fresh seeds, whose first is printed and replays a failure; then the mistakes that are caught in seconds.
+fn simulate() -> Result<()> {
+    let seed = Random::from_clock().below(FRESH_SEEDS).to_string();
+    println!("simulation from seed {seed}");
+    let run = ["run", "--quiet", "--package", "tanada-sim", "--bin"];
+    sh::run("cargo", &[&run[..], &["tanada-sim", "--", "--seed", &seed, "--seconds", FRESH_SECONDS]].concat())?;
+    sh::run("cargo", &[&run[..], &["tanada-mistakes", "--", "--short"]].concat())
 }
