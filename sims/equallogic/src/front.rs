@@ -1,12 +1,13 @@
 //! The array as all sessions share it: one command at a time, faults on request, events to everybody.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sim_target::faults::{Action, Faults};
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast};
 
 use crate::array::volume::Trouble;
 use crate::array::{Account, Array, Event, Severity};
@@ -49,6 +50,11 @@ pub struct Front {
     pub idle: Duration,
     sessions: AtomicUsize,
     event_number: AtomicUsize,
+    /// Sockets of SSH connections, to be cut.
+    wires: Mutex<Vec<Weak<TcpStream>>>,
+    away: AtomicBool,
+    /// Asks for a restart.
+    pub restart: Notify,
 }
 
 struct Inside {
@@ -78,6 +84,9 @@ impl Front {
             idle,
             sessions: AtomicUsize::new(0),
             event_number: AtomicUsize::new(0),
+            wires: Mutex::default(),
+            away: AtomicBool::new(false),
+            restart: Notify::new(),
         }
     }
 
@@ -105,6 +114,24 @@ impl Front {
             self.tell(Event { severity: Severity::Audit, text: format!("CLI: Account {account} logged in.") });
         }
         admitted
+    }
+
+    /// A connection began. False where the group is away.
+    pub fn connected(&self, wire: &Arc<TcpStream>) -> bool {
+        let mut wires = self.wires.lock().unwrap_or_else(PoisonError::into_inner);
+        wires.retain(|known| known.strong_count() > 0);
+        wires.push(Arc::downgrade(wire));
+        !self.away.load(Ordering::SeqCst)
+    }
+
+    /// Away: connections are cut, and new ones end at once.
+    pub fn set_away(&self, away: bool) {
+        let wires = self.wires.lock().unwrap_or_else(PoisonError::into_inner);
+        self.away.store(away, Ordering::SeqCst);
+        for wire in wires.iter().filter_map(Weak::upgrade).filter(|_| away) {
+            // It may have ended by itself.
+            let _ = wire.shutdown(Shutdown::Both);
+        }
     }
 
     /// One more session, unless there are too many.
@@ -142,6 +169,12 @@ impl Front {
         match action {
             Some(Action::FailAfter(text)) => failed(&text, After::Answer),
             Some(Action::DropAfter) => Ran { result, after: After::Cut },
+            Some(Action::Other(what)) if what == "restart" => {
+                // Whoever tries again at once finds nobody, however late the controller hears of it.
+                self.set_away(true);
+                self.restart.notify_one();
+                Ran { result, after: After::Cut }
+            }
             Some(Action::Other(what)) => Ran { result, after: after(&what) },
             _ => Ran { result, after: After::Answer },
         }

@@ -13,11 +13,13 @@
 //! ## Faults
 //! Commands are named in full (`volume create v1 1G`), besides them `login`, `session` and `iscsi login`. `Other` knows
 //! `hang`, `cut-midway`, `wrong-prompt`, `event-storm`, and for the volume that the command names `delete-oldest` and
-//! `volume-offline` (what a full snapshot reserve does); for `session` it knows `full`.
+//! `volume-offline` (what a full snapshot reserve does); for `session` it knows `full`. `restart` carries the command out and
+//! takes the whole group away for a second.
 
 pub mod array;
 pub mod cli;
 
+mod controller;
 mod front;
 mod iscsi;
 mod ssh;
@@ -37,6 +39,7 @@ use sim_target::router::Router;
 use tokio::runtime::Runtime;
 
 use array::{Array, Group};
+use controller::Controller;
 use front::Front;
 use iscsi::{Disks, Judge};
 use store::Store;
@@ -86,7 +89,7 @@ impl Options {
 /// A running group. Dropping it stops it.
 pub struct Handle {
     front: Arc<Front>,
-    router: Arc<Router>,
+    controller: Arc<Controller>,
     ssh: SocketAddr,
     portal: SocketAddr,
     fingerprint: String,
@@ -108,7 +111,8 @@ pub fn start(options: Options) -> Result<Handle> {
     let router = Arc::new(Router::new(Arc::clone(&target), Arc::clone(&judge) as _)?);
     let portal = router.open(options.portal)?;
     group.address = portal.ip().to_string();
-    judge.redirect(portal, router.open(SocketAddr::new(portal.ip(), 0))?);
+    let member = router.open(SocketAddr::new(portal.ip(), 0))?;
+    judge.redirect(portal, member);
     let disks = Disks::new(&options.dir.join("disks"), &group, target, Arc::clone(&router), judge)?;
     let mut array = Array::new(group, Box::new(disks));
     array.settle()?;
@@ -123,7 +127,9 @@ pub fn start(options: Options) -> Result<Handle> {
     let ssh = listener.local_addr().context("the SSH port")?;
     runtime.spawn(ssh::serve(listener, key, options.legacy_ssh, Arc::clone(&front)));
     runtime.spawn(tick(Arc::clone(&front)));
-    Ok(Handle { front, router, ssh, portal, fingerprint, runtime: Some(runtime) })
+    let controller = Arc::new(Controller { front: Arc::clone(&front), router, portals: [portal, member] });
+    runtime.spawn(Arc::clone(&controller).serve());
+    Ok(Handle { front, controller, ssh, portal, fingerprint, runtime: Some(runtime) })
 }
 
 /// Without waiting inside the runtime: the caller may be inside another one.
@@ -188,7 +194,16 @@ impl Handle {
 
     /// Cuts all iSCSI sessions; initiators may log in again.
     pub fn cut_iscsi(&self) {
-        self.router.cut(|_| true);
+        self.controller.router.cut(|_| true);
+    }
+
+    /// Breaks all connections and takes no new ones until [`Handle::come_back`].
+    pub fn leave(&self) {
+        self.controller.leave();
+    }
+
+    pub fn come_back(&self) -> Result<()> {
+        self.controller.come_back()
     }
 
     /// Ends the group; so does dropping it. When this returns, it may be started again.

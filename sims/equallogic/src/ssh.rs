@@ -64,6 +64,9 @@ pub async fn serve(listener: TcpListener, key: PrivateKey, legacy: bool, front: 
 async fn connection(stream: TcpStream, peer: SocketAddr, config: Arc<Config>, front: Arc<Front>) -> Result<()> {
     let stream = stream.into_std().context("the connection's socket")?;
     let wire = Arc::new(stream.try_clone().context("the connection's socket")?);
+    if !front.connected(&wire) {
+        return Ok(());
+    }
     let stream = TcpStream::from_std(stream).context("the connection's socket")?;
     stream.set_nodelay(true).context("the connection's socket")?;
     tracing::debug!(%peer, "an SSH connection began");

@@ -2,7 +2,7 @@
 
 use sim_target::faults::{Action, Rule};
 
-use crate::bench::Bench;
+use crate::bench::{ALICE, Bench};
 
 #[test]
 fn a_connection_ends_before_after_or_in_the_middle() {
@@ -76,4 +76,24 @@ fn snapshots_vanish_and_volumes_go_offline_under_a_command() {
     bench.group.faults().add(Rule::once("disk7 show", Action::Other("volume-offline".into())));
     assert_eq!(bench.property("volume select disk7 show", "Status"), "offline (snap reserve met)");
     assert_eq!(bench.property("volume select disk7 show", "DesiredStatus"), "online");
+}
+
+#[test]
+fn a_restart_breaks_connections_and_keeps_what_was_done() {
+    let bench = Bench::quiet();
+    bench.volume("disk7", "30");
+    bench.io("disk7", &["write -P 5 0 64k", "flush"]);
+    let mut other = bench.shell();
+    other.until("group1> ");
+    bench.group.leave();
+    assert_eq!(other.rest(), "", "all sessions end");
+    assert!(!bench.ssh(&[], "grpadmin").arg("whoami").output().expect("ssh").status.success());
+    let image = bench.image(&bench.iqn("disk7"), ALICE, None);
+    assert!(!bench.qemu_io(&image, &["read 0 512"]).0);
+    bench.group.come_back().expect("it comes back");
+    bench.io("disk7", &["read -P 5 0 64k"]);
+    bench.group.faults().add(Rule::once("volume create", Action::Other("restart".into())));
+    assert!(!bench.ssh(&[], "grpadmin").arg("volume create disk8 30").output().expect("ssh").status.success());
+    while !bench.ssh(&[], "grpadmin").arg("whoami").output().expect("ssh").status.success() {}
+    assert_eq!(bench.property("volume select disk8 show", "Size"), "30MB", "it was carried out");
 }
