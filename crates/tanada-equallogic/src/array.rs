@@ -314,7 +314,8 @@ fn volume_page(name: &str, lines: &[String]) -> Option<VolumePage> {
         online: page.get("Status").starts_with("online"),
         read_only: page.get("Permission") == "read-only",
         connections: number("Connections"),
-        snapshots: number("Snapshots"),
+        // Strict: taking a volume with snapshots for one without would cost them their room.
+        snapshots: page.get("Snapshots").parse().ok()?,
         multihost: is_on("Multi-Host-Access"),
         template: is_on("Template"),
         reserve: Reserve {

@@ -52,6 +52,7 @@ pub struct Group {
     pub alerts: broadcast::Sender<Alert>,
     /// Held by each verb that changes something.
     pub gate: tokio::sync::Mutex<()>,
+    pub opened: Instant,
     /// Told of each cut.
     pub cut_done: Notify,
     hints: Mutex<Hints>,
@@ -93,7 +94,7 @@ impl Group {
     pub fn new(array: Array, sr: Uuid, options: Options, bridges: Bridges, initiator: String) -> Group {
         let (alerts, gate) = (broadcast::channel(ALERTS_MAX).0, tokio::sync::Mutex::default());
         let (cut_done, hints) = (Notify::new(), Mutex::default());
-        Group { array, sr, options, bridges, initiator, alerts, gate, cut_done, hints }
+        Group { array, sr, options, bridges, initiator, alerts, gate, opened: Instant::now(), cut_done, hints }
     }
 
     pub fn hints(&self) -> MutexGuard<'_, Hints> {

@@ -43,8 +43,8 @@ fn percent_for(reserve: &Reserve, existing: u64, young: u64) -> u64 {
     if reserve.volume == 0 {
         return reserve.percent;
     }
-    // The group rounds a reserve to whole pages and a percentage down: a page more covers both.
-    let margin = if reserve.used() > 0 { PAGE_BYTES } else { 0 };
+    // The group rounds a reserve to whole pages, and some firmware shows sizes with two decimals only.
+    let margin = if reserve.used() > 0 { PAGE_BYTES + reserve.used() / 64 } else { 0 };
     let volume = u128::from(reserve.volume);
     let shown = u128::from(reserve.used()) + u128::from(margin) + (1 + u128::from(young)) * volume;
     let most = (1 + u128::from(existing)) * volume;
@@ -90,14 +90,15 @@ impl Group {
     /// Lowers the reserve of a volume after a deletion, with twice the room that a cut asks for: what is shown may be old,
     /// and too little would cost what is kept. One that cannot be lowered is no reason to fail, the next deletion tries.
     pub async fn give_room_back(&self, volume: &str) -> DriverResult<()> {
+        let count = self.array.snapshots(volume).await?.len() as u64;
         let Some(page) = self.page(volume).await? else { return Ok(()) };
         let young = self.young_cuts(volume) + 1;
         let base = self.options.disks.reserve_percent;
-        let wanted = match page.snapshots {
+        let wanted = match count {
             0 => base,
-            count => percent_for(&page.reserve, count.into(), young).max(base),
+            _ => percent_for(&page.reserve, count, young).max(base),
         };
-        let worth_it = page.snapshots == 0 || wanted + 50 <= page.reserve.percent;
+        let worth_it = count == 0 || wanted + 50 <= page.reserve.percent;
         if wanted < page.reserve.percent && worth_it {
             let lowered = self.array.on_volume(volume, &format!("snap-reserve {wanted}%")).await;
             if let Err(failure) = lowered {
@@ -120,7 +121,10 @@ impl Group {
             cuts.retain(|cut| cut.elapsed() < LAG * 2);
             !cuts.is_empty()
         });
-        hints.cuts.get(volume).map_or(0, |cuts| cuts.iter().filter(|cut| cut.elapsed() < LAG).count() as u64)
+        let known =
+            hints.cuts.get(volume).map_or(0, |cuts| cuts.iter().filter(|cut| cut.elapsed() < LAG).count() as u64);
+        // One more that an earlier process may have made.
+        known + u64::from(self.opened.elapsed() < LAG)
     }
 
     /// Looks at the snapshot space of all disks and raises it where less than half of what the last cut left is free.

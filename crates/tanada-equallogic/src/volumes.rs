@@ -230,7 +230,9 @@ impl Group {
     /// Deletes snapshots that we made and did not come to name.
     async fn drop_unfinished(&self, volume: &str) -> DriverResult<()> {
         for row in self.array.snapshots(volume).await? {
-            if names::parse_snapshot(&row.name).is_some() {
+            // One that somebody renamed is not unfinished.
+            let is_automatic = row.name.starts_with(&names::prefix(self.sr));
+            if !is_automatic || names::parse_snapshot(&row.name).is_some() {
                 continue;
             }
             let Some(page) = self.array.snapshot(volume, &row.name).await? else { continue };

@@ -83,3 +83,20 @@ async fn metadata_is_replaced_and_missing_metadata_is_none() {
     assert_eq!(world.driver.metadata().await.unwrap().as_deref(), Some(long.as_slice()));
     assert!(world.driver.attachments().await.unwrap().is_empty());
 }
+
+#[tokio::test]
+async fn a_generation_that_somebody_renamed_is_left_alone() {
+    let world = World::new().await;
+    let disk = world.create(1, PAGE).await;
+    world.cut(disk, 2).await;
+    world.sim.with_array(|array| {
+        for volume in array.group.volumes.values_mut() {
+            volume.snapshots.iter_mut().for_each(|snapshot| snapshot.name = String::from("before-the-upgrade"));
+        }
+    });
+    let before = world.inventory();
+    let again = world.reopened().await;
+    again.settle().await.unwrap();
+    assert!(!again.destroy(id(2)).await.unwrap().changed);
+    assert_eq!(world.inventory(), before);
+}
