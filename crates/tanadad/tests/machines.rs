@@ -1,6 +1,7 @@
 //! Machines with a real guest, on storage that can be made to fail: an outside NBD server behind a driver of our own.
 
 use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -16,6 +17,10 @@ use tanada_xapi::{Map, Ref, Value};
 use tanadad::config::Config;
 use tanadad::context::Daemon;
 use tanadad::db::{Db, Record, View};
+use tanadad::ops::intents::Plan;
+use tanadad::ops::machine::cut::{Instantness, cut};
+use tanadad::ops::reconcile;
+use tanadad::ops::vdi::plan_copies;
 use tanadad::vmm::power::{self, StartMode};
 use tanadad::vmm::{self, disks, plugin};
 use tokio::runtime::Runtime;
@@ -28,6 +33,23 @@ const AMPLE: Duration = Duration::from_secs(240);
 struct Served {
     dir: PathBuf,
     attached: Mutex<BTreeMap<String, Child>>,
+    /// The machine's run state at each cut.
+    cuts: Mutex<Vec<String>>,
+}
+
+/// What the one machine below `dir` does, asked over QEMU's second control socket.
+fn run_state(dir: &Path) -> String {
+    let machine = std::fs::read_dir(dir).unwrap().next().unwrap().unwrap().path();
+    let mut stream = std::os::unix::net::UnixStream::connect(machine.join("qmp2.sock")).unwrap();
+    let mut answers = BufReader::new(stream.try_clone().unwrap()).lines();
+    for command in ["qmp_capabilities", "query-status"] {
+        writeln!(stream, "{{\"execute\":\"{command}\"}}").unwrap();
+    }
+    let status = answers.find_map(|line| {
+        let answer: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
+        answer["return"]["status"].as_str().map(str::to_owned)
+    });
+    status.expect("QEMU ended")
 }
 
 impl Served {
@@ -84,8 +106,13 @@ impl Driver for Served {
     async fn destroy(&self, _: Uuid) -> DriverResult<Moved> {
         unsupported()
     }
-    async fn snapshot(&self, _: &[CutPair]) -> DriverResult<CutReport> {
-        unsupported()
+    /// One volume at a time; notes what the machine does at that moment.
+    async fn snapshot(&self, group: &[CutPair]) -> DriverResult<CutReport> {
+        let [pair] = group else { return Err(DriverError::new(DriverErrorKind::NotAtomic, "one at a time")) };
+        self.cuts.lock().unwrap_or_else(PoisonError::into_inner).push(run_state(&self.dir.join("../vm")));
+        std::fs::copy(self.file(pair.volume), self.file(pair.generation))
+            .map_err(|error| DriverError::new(DriverErrorKind::Io, error.to_string()))?;
+        Ok(CutReport::default())
     }
     async fn clone_volume(&self, _: &CloneRequest) -> DriverResult<Moved> {
         unsupported()
@@ -185,7 +212,8 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         // QEMU's user passes through.
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-        let storage = Arc::new(Served { dir: dir.path().join("run/served"), attached: Mutex::default() });
+        let storage =
+            Arc::new(Served { dir: dir.path().join("run/served"), attached: Mutex::default(), cuts: Mutex::default() });
         for sub in ["state", "run/served"] {
             std::fs::create_dir_all(dir.path().join(sub)).unwrap();
         }
@@ -458,6 +486,33 @@ fn a_disk_comes_and_goes_while_the_guest_runs() {
         assert!(!life.record("VBD", &vbd).bool("currently_attached"));
         life.guest(&world.vm, "[ ! -e /dev/vdc ]").await;
         assert_eq!(world.storage.attached(), 2);
+        power::force_off(&life.daemon, &world.vm).await.unwrap();
+    });
+}
+
+#[test]
+fn a_machine_stands_still_while_its_disks_are_cut_one_by_one() {
+    let world = World::new();
+    let life = world.live();
+    life.run(async {
+        life.start(&world.vm).await;
+        let disks: Vec<Arc<Record>> = life.daemon.db.read(|state| state.all("VDI"));
+        let planned = plan_copies(&disks).unwrap();
+        let (_, instantness) = cut(&life.daemon, &world.vm, world.storage.as_ref(), &planned).await.unwrap();
+        assert!(matches!(instantness, Instantness::Held { held_us } if held_us > 0), "{instantness:?}");
+        assert_eq!(*world.storage.cuts.lock().unwrap_or_else(PoisonError::into_inner), ["paused", "paused"]);
+        assert_eq!(life.record("VM", &world.vm).str("power_state"), "Running");
+        assert_eq!(life.daemon.db.intents().unwrap().iter().filter(|intent| intent.kind == "hold").count(), 0);
+        life.guest(&world.vm, "true").await;
+
+        // A daemon that died meanwhile: the next one lets it go on.
+        let machine = life.daemon.vmm.machine(&world.vm).unwrap();
+        assert!(power::hold(&machine).await.unwrap());
+        let intent = Plan::Hold { vm: world.vm.to_string() }.write(&life.daemon).unwrap();
+        assert_eq!(run_state(&world.dir.path().join("run/vm")), "paused");
+        reconcile::let_guests_go(&life.daemon).await;
+        assert_eq!(run_state(&world.dir.path().join("run/vm")), "running");
+        assert!(life.daemon.db.intents().unwrap().iter().all(|left| left.id != intent));
         power::force_off(&life.daemon, &world.vm).await.unwrap();
     });
 }
