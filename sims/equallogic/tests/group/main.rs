@@ -3,5 +3,6 @@
 mod bench;
 mod faults;
 mod iscsi;
+mod program;
 mod reserve;
 mod ssh;
