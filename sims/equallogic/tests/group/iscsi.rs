@@ -1,5 +1,8 @@
 //! Volumes and snapshots, by QEMU's initiator and libiscsi's tools.
 
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+
 use crate::bench::{ALICE, BOB, Bench, program};
 
 #[test]
@@ -56,11 +59,11 @@ fn a_second_host_needs_leave_and_offline_ends_sessions() {
     bench.done(&format!("volume select disk7 access create initiator {BOB}"));
     let iqn = bench.iqn("disk7");
     // A process that stays logged in until its input ends.
-    let mut alice = std::process::Command::new("/usr/bin/timeout")
+    let mut alice = Command::new("/usr/bin/timeout")
         .args(["60", "qemu-io", "--image-opts", &bench.image(&iqn, ALICE, None)])
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::null())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
         .spawn()
         .expect("qemu-io");
     while bench.property("volume select disk7 show", "Connections") != "1" {
@@ -143,4 +146,37 @@ fn a_collection_gives_a_snapshot_of_each_volume() {
     assert_eq!(members.lines().filter(|line| line.starts_with(['a', 'b', 'c'])).count(), 3, "{members}");
     bench.done("volume collection delete all");
     assert_eq!(bench.property("volume select b show", "Snapshots"), "1");
+}
+
+#[test]
+fn an_initiator_finds_its_way_back_after_a_restart() {
+    let bench = Bench::quiet();
+    bench.volume("disk7", "30");
+    let mut alice = Command::new("/usr/bin/timeout")
+        .args(["60", "qemu-io", "--image-opts", &bench.image(&bench.iqn("disk7"), ALICE, None)])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("qemu-io");
+    let mut input = alice.stdin.take().expect("a pipe");
+    let mut output = BufReader::new(alice.stdout.take().expect("a pipe"));
+    let mut ask = |command: &str, answer: &str| {
+        writeln!(input, "{command}").expect("she listens");
+        let mut seen = String::new();
+        while !seen.contains(answer) {
+            assert!(output.read_line(&mut seen).expect("text") > 0, "she ended: {seen}");
+        }
+    };
+    ask("write -P 1 0 64k", "wrote 65536/65536");
+    for _ in 0..2 {
+        bench.group.leave();
+        bench.group.come_back().expect("it comes back");
+        ask("read -P 1 0 64k", "read 65536/65536");
+    }
+    bench.group.cut_iscsi();
+    ask("write -P 2 0 64k", "wrote 65536/65536");
+    ask("quit", "");
+    drop(input);
+    assert!(alice.wait().expect("qemu-io").success());
 }
