@@ -134,6 +134,12 @@ impl Front {
         }
     }
 
+    /// Whoever tries again at once finds nobody, however late the controller hears of it.
+    pub fn request_restart(&self) {
+        self.set_away(true);
+        self.restart.notify_one();
+    }
+
     /// One more session, unless there are too many.
     pub fn enter(self: &Arc<Self>) -> Option<Slot> {
         let full = self.faults.take("session") == Some(Action::Other("full".into()));
@@ -170,9 +176,7 @@ impl Front {
             Some(Action::FailAfter(text)) => failed(&text, After::Answer),
             Some(Action::DropAfter) => Ran { result, after: After::Cut },
             Some(Action::Other(what)) if what == "restart" => {
-                // Whoever tries again at once finds nobody, however late the controller hears of it.
-                self.set_away(true);
-                self.restart.notify_one();
+                self.request_restart();
                 Ran { result, after: After::Cut }
             }
             Some(Action::Other(what)) => Ran { result, after: after(&what) },

@@ -202,6 +202,11 @@ impl Handle {
         self.controller.leave();
     }
 
+    /// Goes away and comes back by itself after a second.
+    pub fn restart(&self) {
+        self.front.request_restart();
+    }
+
     pub fn come_back(&self) -> Result<()> {
         self.controller.come_back()
     }

@@ -1,15 +1,20 @@
 //! `sim-equallogic`: a simulated group as a program. Prints one line of JSON once it serves, and ends on SIGINT or SIGTERM.
 
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use sim_equallogic::{Options, start};
+use sim_equallogic::{Handle, Options, start};
 use tokio::signal::unix::{SignalKind, signal};
 
 const USAGE: &str = "usage: sim-equallogic --dir DIR [--ssh-port PORT] [--portal ADDRESS:PORT] [--group NAME] \
                      [--password PASSWORD] [--pool NAME=MB]... [--sessions N]
-Faults: DIR/faults.json, a JSON array of rules, is read again on SIGHUP. SIGUSR1 breaks all iSCSI connections.";
+Faults: DIR/faults.json, a JSON array of rules, is read whenever it changes. SIGUSR1 restarts the group. SIGUSR1 breaks all iSCSI connections.";
+
+/// How often the file of fault rules is looked at.
+const LOOK: Duration = Duration::from_millis(200);
 
 fn main() -> Result<()> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
@@ -20,27 +25,38 @@ fn main() -> Result<()> {
         "ssh": handle.ssh().to_string(),
         "portal": handle.portal().to_string(),
         "fingerprint": handle.fingerprint(),
+        "user": "grpadmin",
     });
     println!("{ready}");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("the main thread")?;
     runtime.block_on(async {
         let mut stop = signal(SignalKind::terminate())?;
-        let mut reload = signal(SignalKind::hangup())?;
         let mut restart = signal(SignalKind::user_defined1())?;
+        let mut look = tokio::time::interval(LOOK);
+        let mut known = None;
         loop {
             tokio::select! {
                 _ = stop.recv() => return Ok(()),
-                _ = restart.recv() => handle.cut_iscsi(),
                 done = tokio::signal::ctrl_c() => return done.context("waiting for SIGINT"),
-                _ = reload.recv() => {
-                    let text = std::fs::read_to_string(&rules).unwrap_or_else(|_| "[]".into());
-                    if let Err(error) = handle.faults().set_text(&text) {
-                        tracing::error!(%error, path = %rules.display(), "these are not rules for faults");
+                _ = restart.recv() => handle.restart(),
+                _ = look.tick() => {
+                    let changed = fs::metadata(&rules).and_then(|facts| facts.modified()).ok();
+                    if changed != known {
+                        known = changed;
+                        read_rules(&handle, &rules);
                     }
                 }
             }
         }
     })
+}
+
+/// No file is no rules; a bad one leaves those that were.
+fn read_rules(handle: &Handle, path: &Path) {
+    let text = fs::read_to_string(path).unwrap_or_else(|_| "[]".into());
+    if let Err(error) = handle.faults().set_text(&text) {
+        tracing::error!(%error, path = %path.display(), "these are not rules for faults");
+    }
 }
 
 fn parse(mut words: impl Iterator<Item = String>) -> Result<Options> {

@@ -47,10 +47,16 @@ fn it_says_where_it_is_takes_rules_and_ends_cleanly() {
     let daemon = || program("/bin/sh", &["-c", &find]).1.contains("/environ");
     assert!(daemon());
     let pid = child.id().to_string();
-    assert!(program("/bin/kill", &["-HUP", &pid]).0);
     while !ask("whoami").contains("% Error - Out of order.") {
         assert!(child.try_wait().expect("the program").is_none(), "it ended");
     }
+    std::fs::remove_file(dir.path().join("faults.json")).expect("rules");
+    while !ask("whoami").contains("grpadmin") {
+        assert!(child.try_wait().expect("the program").is_none(), "it ended");
+    }
+    assert!(program("/bin/kill", &["-USR1", &pid]).0);
+    while ask("whoami").contains("grpadmin") {}
+    while !ask("whoami").contains("grpadmin") {}
     assert!(program("/bin/kill", &["-TERM", &pid]).0);
     assert!(child.wait().expect("the program").success());
     assert!(!daemon(), "its tgtd lives on");
