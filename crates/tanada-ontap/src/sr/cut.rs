@@ -104,7 +104,7 @@ impl Sr {
         let operation = super::operation();
         let cut = names::cut(&self.host, &operation);
         let group = names::group(self.sr, &self.host, &operation);
-        let _underway = Underway::new(&[cut.clone(), group.clone()]);
+        let underway = Underway::new(&[cut.clone(), group.clone()], self.left_over());
         let flexvols: BTreeMap<&str, &str> =
             parts.iter().map(|part| (part.lun.flexvol(), part.lun.location.volume.uuid.as_str())).collect();
         let done = async {
@@ -125,6 +125,7 @@ impl Sr {
         for uuid in flexvols.values() {
             self.end_cut(uuid, &cut).await;
         }
+        underway.end();
         done
     }
 

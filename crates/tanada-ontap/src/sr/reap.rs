@@ -23,13 +23,21 @@ const SETTLE_WITHIN: Duration = Duration::from_secs(300);
 /// Names of what this process is making now; all SRs of a process share it.
 static UNDERWAY: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
-/// Keeps the reaper away from names for as long as it lives.
-pub(super) struct Underway(Vec<String>);
+/// Keeps the reaper away from names for as long as it lives; calls it when the verb that made them was abandoned.
+pub(super) struct Underway {
+    names: Vec<String>,
+    abandoned: Option<Arc<Notify>>,
+}
 
 impl Underway {
-    pub(super) fn new(names: &[String]) -> Underway {
+    pub(super) fn new(names: &[String], reaper: Arc<Notify>) -> Underway {
         UNDERWAY.lock().unwrap_or_else(PoisonError::into_inner).extend(names.iter().cloned());
-        Underway(names.to_vec())
+        Underway { names: names.to_vec(), abandoned: Some(reaper) }
+    }
+
+    /// The verb has cleaned up behind itself.
+    pub(super) fn end(mut self) {
+        self.abandoned = None;
     }
 
     fn holds(name: &str) -> bool {
@@ -40,8 +48,11 @@ impl Underway {
 impl Drop for Underway {
     fn drop(&mut self) {
         let mut underway = UNDERWAY.lock().unwrap_or_else(PoisonError::into_inner);
-        for name in &self.0 {
+        for name in &self.names {
             underway.remove(name);
+        }
+        if let Some(reaper) = &self.abandoned {
+            reaper.notify_one();
         }
     }
 }

@@ -12,6 +12,7 @@ use serde_json::Value;
 use tanada_driver::bridge::Bridges;
 use tanada_driver::registry::SrConfig;
 use tanada_ontap::{OntapBackend, Patience};
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 pub use server::Server;
@@ -27,6 +28,12 @@ pub enum Trouble {
     DeadBefore,
     DeadAfter,
     Status(u16),
+    /// An answer that is no JSON.
+    Garbage,
+    /// An answer of another shape.
+    Nonsense,
+    /// The answer does not come until the array is told to go on.
+    Stuck,
 }
 
 /// One array. Collections by the path after `/api`; records in the order in which they were made.
@@ -37,7 +44,11 @@ pub struct State {
     pub calls: u64,
     pub log: Vec<String>,
     pub plan: Option<(u64, Trouble)>,
+    /// Method and end of the path of the request that meets trouble, whichever one it is.
+    pub plan_at: Option<(&'static str, &'static str, Trouble)>,
     pub dead: bool,
+    /// Told when a request got stuck.
+    pub stuck: Arc<Notify>,
     /// Refused snapshot deletions per snapshot, then it goes.
     pub snapshot_busy_for: u32,
     /// Collection answers are cut into pages of so many records.
@@ -72,6 +83,11 @@ impl Fake {
     pub fn trouble(&self, nth: u64, trouble: Trouble) {
         let mut state = self.state();
         state.plan = Some((state.calls + nth, trouble));
+    }
+
+    /// Lets the next such request meet `trouble`.
+    pub fn trouble_at(&self, method: &'static str, path_end: &'static str, trouble: Trouble) {
+        self.state().plan_at = Some((method, path_end, trouble));
     }
 
     /// The process lives again, and nothing is planned. True where the planned trouble never came.

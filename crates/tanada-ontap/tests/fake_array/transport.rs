@@ -119,3 +119,31 @@ async fn arrays_that_cannot_be_used_are_refused_with_their_numbers() {
     fake.state().collections.get_mut("/network/ip/interfaces").unwrap().clear();
     assert_eq!(create(&|| ()).await.sm, Some(132));
 }
+
+#[tokio::test]
+async fn answers_that_make_no_sense_are_failures_and_nothing_worse() {
+    let fake = Fake::start().await;
+    let config = fake.config(Uuid::new_v4());
+    fake.backend().create(&config).await.unwrap();
+    let driver = fake.backend().open(&config).await.unwrap();
+    let before = fake.objects();
+    for trouble in [Trouble::Garbage, Trouble::Nonsense] {
+        for nth in 1.. {
+            let id = Uuid::new_v4();
+            fake.trouble(nth, trouble);
+            let told = driver.create(&CreateRequest::new(id, 1)).await;
+            let reached = !fake.recover();
+            assert!(driver.create(&CreateRequest::new(id, 1)).await.is_ok());
+            driver.destroy(id).await.unwrap();
+            assert_eq!(fake.objects(), before, "{trouble:?} at request {nth}");
+            if !reached {
+                assert!(told.is_ok() && nth > 4);
+                break;
+            }
+            // Nonsense in the answer to a change that was made is not even looked at.
+            if let Err(error) = told {
+                assert_eq!(error.kind, DriverErrorKind::Io, "{error}");
+            }
+        }
+    }
+}

@@ -170,8 +170,7 @@ async fn the_reaper_touches_its_own_leftovers_only() {
         driver.create(&CreateRequest::new(disk, MIB)).await.unwrap();
     }
     fake.state().log.clear();
-    let requests_until_cut = 4;
-    fake.trouble(requests_until_cut, Trouble::DeadAfter);
+    fake.trouble_at("POST", "/snapshots", Trouble::DeadAfter);
     driver.snapshot(&disks.map(pair)).await.unwrap_err();
     drop(driver);
     fake.recover();
@@ -307,5 +306,66 @@ async fn room_that_gets_scarce_is_told_once_and_so_is_room_again() {
         assert_eq!((space.used, space.free, space.physical), (usage, free, usage + free));
         let alert = alerts.try_recv().ok().map(|alert| format!("{alert:?}"));
         assert_eq!(alert.as_deref().and_then(|alert| alert.split_whitespace().next()), told);
+    }
+}
+
+/// Fills a FlexVol with LUNs that only count.
+fn crowd(fake: &Fake, flexvol: &str, luns: usize) {
+    let mut state = fake.state();
+    let all = state.collections.entry("/storage/luns").or_default();
+    for _ in 0..luns {
+        let (uuid, base) = (Uuid::new_v4().to_string(), Uuid::new_v4().to_string());
+        let location = serde_json::json!({"logical_unit": base, "volume": {"name": flexvol}});
+        all.push(serde_json::json!({"uuid": uuid, "name": format!("/vol/{flexvol}/{base}"), "location": location}));
+    }
+}
+
+#[tokio::test]
+async fn an_sr_grows_by_flexvols_and_says_when_it_may_not() {
+    let fake = Fake::start().await;
+    let sr = Uuid::new_v4();
+    let mut config = fake.config(sr);
+    config.device_config.insert("FlexVols".into(), "2".into());
+    fake.backend().create(&config).await.unwrap();
+    let driver = fake.backend().open(&config).await.unwrap();
+    let flexvol = |number: u32| format!("tanada_{}_fv{number}", sr.simple());
+    let made = async |near: Option<Uuid>| {
+        let id = Uuid::new_v4();
+        let done = driver.create(&CreateRequest { near, ..CreateRequest::new(id, MIB) }).await;
+        done.map(|_| (id, fake.lun(id).unwrap()["name"].as_str().unwrap().split('/').nth(2).unwrap().to_owned()))
+    };
+    let (first, place) = made(None).await.unwrap();
+    assert_eq!(place, flexvol(1));
+    crowd(&fake, &flexvol(1), 100);
+    assert_eq!(made(None).await.unwrap().1, flexvol(2), "another one before the first is crowded");
+    assert_eq!(made(Some(first)).await.unwrap().1, flexvol(1), "beside the machine's other disk");
+    crowd(&fake, &flexvol(1), 300);
+    assert_eq!(made(Some(first)).await.unwrap().1, flexvol(2), "no room beside it is no reason to fail");
+    crowd(&fake, &flexvol(2), 400);
+    let error = made(None).await.unwrap_err();
+    assert_eq!((error.kind, error.sm), (DriverErrorKind::NoSpace, Some(127)), "{error}");
+    // What needs no new place goes on.
+    driver.snapshot(&[pair(first)]).await.unwrap();
+}
+
+/// A caller that is cancelled, unlike one that dies, leaves a reaper that runs.
+#[tokio::test]
+async fn a_cut_that_is_abandoned_is_reaped() {
+    let fake = Fake::start().await;
+    let driver = opened(&fake, Uuid::new_v4()).await;
+    let disks = [Uuid::new_v4(), Uuid::new_v4()];
+    for disk in disks {
+        driver.create(&CreateRequest::new(disk, MIB)).await.unwrap();
+    }
+    fake.trouble_at("POST", "/snapshots", Trouble::Stuck);
+    let stuck = fake.state().stuck.clone();
+    let group = disks.map(pair);
+    tokio::select! {
+        told = driver.snapshot(&group) => panic!("not stuck: {told:?}"),
+        () = stuck.notified() => {}
+    }
+    assert_eq!(fake.state().collections["/snapshots"].len(), 1);
+    while !fake.state().collections["/snapshots"].is_empty() {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
 }

@@ -323,3 +323,22 @@ async fn jobs_that_fail_or_vanish_or_drag_leave_nothing() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_portal_that_is_down_is_gone_round() {
+    let array = Array::start();
+    let driver = array.made(Uuid::new_v4()).await;
+    let volume = disk(&driver, MIB, None).await;
+    array.write(&driver, volume, 0, &[5; 512]).await;
+    let portals = array.sim.portals("svm1");
+    assert!(portals.len() > 1);
+    for down in portals {
+        array.sim.set_portal(down, false).unwrap();
+        let request = attachment(volume, false);
+        let Endpoint::Iscsi { portals, .. } = driver.attach(&request).await.unwrap() else { panic!("no iSCSI") };
+        assert!(!portals.is_empty() && !portals.contains(&down.to_string()), "{portals:?} with {down} down");
+        driver.detach(&request.token).await.unwrap();
+        assert_eq!(array.read(&driver, volume, 0, 512).await, [5; 512]);
+        array.sim.set_portal(down, true).unwrap();
+    }
+}

@@ -82,38 +82,67 @@ async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> io::Res
     let authorization = request.headers().get("authorization").cloned();
     let body = request.into_body().collect().await.map_err(io::Error::other)?.to_bytes();
     let body: Value = if body.is_empty() { json!({}) } else { serde_json::from_slice(&body)? };
-    let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+    let call = Call { method, path, query, body, authorized: authorization.is_some_and(|value| value == LOGIN) };
+    let answered = answer_now(&mut state.lock().unwrap_or_else(PoisonError::into_inner), &call);
+    match answered {
+        Some(answer) => answer,
+        None => std::future::pending().await,
+    }
+}
+
+/// admin, correct horse
+const LOGIN: &str = "Basic YWRtaW46Y29ycmVjdCBob3JzZQ==";
+
+struct Call {
+    method: String,
+    path: String,
+    query: BTreeMap<String, String>,
+    body: Value,
+    authorized: bool,
+}
+
+/// `None` where no answer ever comes.
+fn answer_now(state: &mut State, call: &Call) -> Option<io::Result<Response<Full<Bytes>>>> {
+    let Call { method, path, query, body, authorized } = call;
+    let some = |status, value: &Value| Some(reply(status, value));
     state.calls += 1;
     state.log.push(format!("{method} {path}"));
-    let trouble = state.plan.filter(|(call, _)| *call == state.calls).map(|(_, trouble)| trouble);
-    if trouble.is_some() {
-        state.plan = None;
-    }
-    let broken = || Err(io::Error::other("a planned end"));
+    let counted = state.plan.take_if(|(call, _)| *call == state.calls).map(|(_, trouble)| trouble);
+    let named = state.plan_at.take_if(|(wanted, end, _)| method == *wanted && path.ends_with(*end));
+    let trouble = counted.or(named.map(|(_, _, trouble)| trouble));
+    let broken = || Some(Err(io::Error::other("a planned end")));
     if state.dead {
         return broken();
     }
-    if authorization.is_none_or(|value| value != "Basic YWRtaW46Y29ycmVjdCBob3JzZQ==") {
-        return reply(401, &json!({"error": {"message": "not authorized", "code": "6691623"}}));
+    if !authorized {
+        return some(401, &json!({"error": {"message": "not authorized", "code": "6691623"}}));
     }
     match trouble {
         Some(Trouble::DeadBefore) => {
             state.dead = true;
             return broken();
         }
-        Some(Trouble::RefusedBefore) => return reply(500, &json!({"error": {"message": "planned", "code": "99"}})),
-        Some(Trouble::Status(status)) => return reply(status, &json!({"error": {"message": "planned", "code": "0"}})),
+        Some(Trouble::RefusedBefore) => return some(500, &json!({"error": {"message": "planned", "code": "99"}})),
+        Some(Trouble::Status(status)) => return some(status, &json!({"error": {"message": "planned", "code": "0"}})),
         _ => {}
     }
-    let (status, value) = handle(&mut state, &method, &path, &query, &body);
+    let (status, value) = handle(state, method, path, query, body);
+    if trouble == Some(Trouble::Stuck) {
+        state.stuck.notify_one();
+        return None;
+    }
     match trouble {
+        Some(Trouble::Garbage) => Some(Ok(Response::new(Full::new(Bytes::from_static(b"<html>proxy</html>"))))),
+        Some(Trouble::Nonsense) => {
+            some(200, &json!({"records": {"name": [1]}, "job": {"uuid": 7}, "num_records": "x"}))
+        }
         Some(Trouble::DeadAfter) => {
             state.dead = true;
             broken()
         }
         Some(Trouble::LostAfter) => broken(),
-        Some(Trouble::RefusedAfter) => reply(500, &json!({"error": {"message": "planned", "code": "99"}})),
-        _ => reply(status, &value),
+        Some(Trouble::RefusedAfter) => some(500, &json!({"error": {"message": "planned", "code": "99"}})),
+        _ => some(status, &value),
     }
 }
 
