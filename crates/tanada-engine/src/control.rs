@@ -24,7 +24,7 @@ impl Handle {
     pub async fn control(self, request: RequestId, control: Control) {
         let result = match control {
             Control::Close { export } => return self.with(|state| state.close(request, export)),
-            Control::Settle => return self.with(|state| state.settle_waiters.push(request)),
+            Control::Settle => return self.with(|state| state.wait_to_settle(request)),
             control => self.carry_out(control).await,
         };
         self.with(|state| state.reply(request, result));

@@ -49,6 +49,7 @@ fn is_final(shell: &mut Shell, export: ExportId, other: ExportId) {
             Control::Destroy { id: id(3) },
             Control::Resize { id: id(1), size: 2 * MIB },
             Control::Checkpoint,
+            Control::Settle,
             Control::GrowStore { size: 68 * MIB },
         ] {
             let said = shell.control(control.clone()).expect_err("read-only");

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use tanada_format::{Node, Pointer};
 
-use crate::api::{Alert, Reply};
+use crate::api::{Alert, Reply, RequestId};
 use crate::background::ahead::Ahead;
 use crate::failure::{EBUSY, EIO, Failure};
 use crate::map::tree::NodeSource;
@@ -134,6 +134,14 @@ impl State {
 
     pub fn next_to_walk(&self) -> Option<VersionId> {
         self.versions.next_to_walk(|id| self.walk_failed.contains(&id))
+    }
+
+    /// Notes who waits until nothing is pending. In a store that is read-only that never comes.
+    pub fn wait_to_settle(&mut self, request: RequestId) {
+        match self.check_writable() {
+            Err(failure) if self.is_read_only() => self.reply(request, Err(failure)),
+            _ => self.settle_waiters.push(request),
+        }
     }
 
     /// Answers those who wait until nothing is pending, or sees to it that it ends.
