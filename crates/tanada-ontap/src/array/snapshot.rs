@@ -33,6 +33,15 @@ impl Array {
         self.rest.list(&snapshots(flexvol), &Query::new().with("name", pattern).fields("uuid,name")).await
     }
 
+    /// The same for one that was just taken.
+    pub async fn snapshots_seen(&self, flexvol: &str, name: &str) -> ArrayResult<Vec<Snapshot>> {
+        let what = format!("snapshot {name}");
+        let seen = appears(&what, || async {
+            Ok(Some(self.snapshots(flexvol, name).await?).filter(|found| !found.is_empty()))
+        });
+        seen.await
+    }
+
     /// False where it was not there. One that clones still share with is refused as locked.
     pub async fn delete_snapshot(&self, flexvol: &str, snapshot: &str) -> ArrayResult<bool> {
         let path = format!("{}/{}", snapshots(flexvol), segment(snapshot));

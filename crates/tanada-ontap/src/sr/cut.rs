@@ -123,7 +123,7 @@ impl Sr {
         };
         let done = done.await;
         for uuid in flexvols.values() {
-            self.end_cut(uuid, &cut).await;
+            self.end_cut(uuid, &cut, done.is_ok()).await;
         }
         underway.end();
         done

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use super::Sr;
-use crate::error::{ArrayResult, code};
+use crate::error::{ArrayError, ArrayResult, code};
 use crate::model::Snapshot;
 use crate::names::{self, CUT_PREFIX, DELETED_PREFIX};
 
@@ -80,13 +80,18 @@ pub async fn reaper(sr: Weak<Sr>, left_over: Arc<Notify>) {
 }
 
 impl Sr {
-    /// Deletes the snapshot of a cut, or leaves it to the reaper under a name that says so.
-    pub(super) async fn end_cut(&self, flexvol: &str, cut: &str) {
+    /// Deletes the snapshot of a cut, or leaves it to the reaper under a name that says so. One that was `taken` may
+    /// take its time to be seen.
+    pub(super) async fn end_cut(&self, flexvol: &str, cut: &str, taken: bool) {
         let ended = async {
-            for snapshot in self.array.snapshots(flexvol, cut).await? {
+            let found = match taken {
+                true => self.array.snapshots_seen(flexvol, cut).await?,
+                false => self.array.snapshots(flexvol, cut).await?,
+            };
+            for snapshot in found {
                 self.end_snapshot(flexvol, &snapshot).await?;
             }
-            Ok::<(), crate::error::ArrayError>(())
+            Ok::<(), ArrayError>(())
         };
         if let Err(error) = ended.await {
             tracing::debug!(%cut, %error, "a snapshot is left to the reaper");

@@ -342,3 +342,23 @@ async fn a_portal_that_is_down_is_gone_round() {
         array.sim.set_portal(down, true).unwrap();
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_seen_late_and_devices_that_are_busy_are_waited_for() {
+    let array = Array::with(|options| options.lag_ms = 400);
+    let driver = array.made(Uuid::new_v4()).await;
+    let disks = [disk(&driver, MIB, None).await, disk(&driver, MIB, None).await];
+    let before = array.sim.census();
+    array.sim.faults().add(Rule::once("POST /api/storage/luns", Action::Other("device_busy".into())));
+    let group = disks.map(pair);
+    driver.snapshot(&group).await.unwrap();
+    let copy = Uuid::new_v4();
+    driver.clone_volume(&CloneRequest::new(group[0].generation, copy)).await.unwrap();
+    assert_eq!(driver.scan().await.unwrap().len(), 5);
+    array.sim.faults().add(Rule::once("DELETE /api/storage/luns", Action::Other("device_busy".into())));
+    for id in [copy, group[0].generation, group[1].generation] {
+        assert!(driver.destroy(id).await.unwrap().changed);
+    }
+    // Without asking the reaper.
+    assert_eq!(array.sim.census(), before);
+}
