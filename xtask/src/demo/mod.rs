@@ -117,7 +117,7 @@ fn main_job(world: &mut World, guest: &guest::Guest, options: Options) -> Result
         }
     }
     step(world, "snapshot-revert", |world| generations::revert(world, &origin, &kept))?;
-    step(world, "delete-generations", |world| generations::delete_scrambled(world, &sr, kept))?;
+    step(world, "delete-generations", |world| generations::delete_scrambled(world, &sr, kind, kept))?;
     match kind {
         Kind::Tanada => step(world, "store-check", |world| prepare::nothing_left(world, &sr, &origin)),
         Kind::Netapp | Kind::Equal => {
