@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 const USAGE: &str = "usage: sim-equallogic --dir DIR [--ssh-port PORT] [--portal ADDRESS:PORT] [--group NAME] \
                      [--password PASSWORD] [--pool NAME=MB]... [--sessions N]
-Faults: DIR/faults.json, a JSON array of rules, is read whenever it changes. SIGUSR1 restarts the group. SIGUSR1 breaks all iSCSI connections.";
+Faults: DIR/faults.json, a JSON array of rules, is read whenever it changes. SIGUSR1 restarts the group.";
 
 /// How often the file of fault rules is looked at.
 const LOOK: Duration = Duration::from_millis(200);
