@@ -41,8 +41,8 @@ pub trait Connect: Send + Sync {
     async fn connect(&self) -> Result<Box<dyn Shell>, CliError>;
 }
 
-/// Sent in each session before anything else. A firmware that does not know one of them goes without it.
-const SETTINGS: [&str; 9] = [
+/// Sent in each session before anything else; they are the account's, nothing here changes the group. A firmware that does not know one of them goes without it.
+const SETTINGS: [&str; 8] = [
     // First: it keeps a later refusal from leaving the bad text behind the prompt.
     "cli-settings reprintBadInput off",
     "stty hardwrap off",
@@ -53,7 +53,6 @@ const SETTINGS: [&str; 9] = [
     // Whole megabytes: sizes are then exact.
     "cli-settings displayinMB on",
     "cli-settings idlelogout off",
-    "grpparams info-messages disable",
 ];
 
 /// A session between two commands.

@@ -47,13 +47,13 @@ async fn without_templates_instances_are_copies() {
 #[tokio::test]
 async fn settings_that_are_not_known_are_done_without() {
     let world = World::new().await;
-    for setting in ["reprintBadInput", "idlelogout", "grpparams info-messages"] {
+    for setting in ["reprintBadInput", "idlelogout", "displayinMB"] {
         world.sim.faults().add(unknown(setting));
     }
     world.sim.faults().drain_calls();
     let driver = world.reopened().await;
     let calls = world.sim.faults().drain_calls();
-    for setting in ["reprintBadInput", "idlelogout", "grpparams info-messages"] {
+    for setting in ["reprintBadInput", "idlelogout", "displayinMB"] {
         assert!(calls.iter().any(|call| call.contains(setting)), "{setting} in {calls:?}");
     }
     driver.create(&CreateRequest::new(id(1), 3 * PAGE)).await.unwrap();
