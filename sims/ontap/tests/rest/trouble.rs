@@ -25,7 +25,7 @@ fn end_of_job(array: &Handle, answer: &Value) -> Value {
 
 #[test]
 fn jobs_run_fail_and_are_forgotten() {
-    let (_dir, array) = array_with(|options| Options { job_expiry_ms: 300, ..options });
+    let (_dir, array) = array();
     let body =
         json!({ "svm": { "name": "svm1" }, "name": "fv0", "aggregates": [{ "name": "aggr1" }], "size": 1u64 << 30 });
     let (status, answer) = call(&array, "POST", "/api/storage/volumes", Some(body.clone()));
@@ -38,6 +38,9 @@ fn jobs_run_fail_and_are_forgotten() {
         (&job["state"], &job["code"], &job["error"]["code"]),
         (&json!("failure"), &json!(917526), &json!("917526"))
     );
+    let (_dir, array) = array_with(|options| Options { job_expiry_ms: 50, ..options });
+    let fv1 = json!({ "svm": { "name": "svm1" }, "name": "fv1", "aggregates": [{ "name": "aggr1" }] });
+    let (_, answer) = call(&array, "POST", "/api/storage/volumes", Some(fv1));
     let path = answer["job"]["_links"]["self"]["href"].as_str().unwrap();
     while call(&array, "GET", path, None).0 == 200 {
         std::thread::sleep(std::time::Duration::from_millis(20));

@@ -39,8 +39,9 @@ pub async fn pump(shared: &Arc<Shared>, ends: LoggedIn, mut cut: watch::Receiver
         loop {
             tokio::select! {
                 pdu = arrived.recv() => match pdu {
-                    // Data of a command under way has to reach it, or it would never end.
-                    Some(pdu) if pdu.opcode() == DATA_OUT => upward(pdu, &mut to_backend).await?,
+                    // Data of a command under way have to reach it, or it would never end. Those of a command that
+                    // waits wait behind it.
+                    Some(pdu) if is_due(&pdu, &waiting) => upward(pdu, &mut to_backend).await?,
                     Some(pdu) => waiting.push_back(pdu),
                     None => return Ok(()),
                 },
@@ -85,6 +86,11 @@ pub async fn pump(shared: &Arc<Shared>, ends: LoggedIn, mut cut: watch::Receiver
     }
 }
 
+/// Whether these are data of a command that has gone up already.
+fn is_due(pdu: &Pdu, waiting: &VecDeque<Pdu>) -> bool {
+    pdu.opcode() == DATA_OUT && waiting.iter().all(|command| command.task_tag() != pdu.task_tag())
+}
+
 async fn upward(mut pdu: Pdu, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
     if pdu.opcode() == SCSI_COMMAND && pdu.cdb()[0] == REPORT_LUNS {
         // It goes to tgt's controller, which is there even when no disk is, and asks for the whole list.
@@ -95,4 +101,24 @@ async fn upward(mut pdu: Pdu, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<
         pdu.set_lun(pdu.lun() + 1);
     }
     pdu.write(to).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_due;
+    use crate::pdu::{DATA_OUT, Pdu, SCSI_COMMAND};
+    use std::collections::VecDeque;
+
+    #[test]
+    fn data_overtake_waiting_commands_but_never_their_own() {
+        let pdu = |opcode, tag| {
+            let mut pdu = Pdu::new(opcode);
+            pdu.set_word(16, tag);
+            pdu
+        };
+        let waiting = VecDeque::from([pdu(SCSI_COMMAND, 1)]);
+        assert!(is_due(&pdu(DATA_OUT, 2), &waiting));
+        assert!(!is_due(&pdu(DATA_OUT, 1), &waiting), "unsolicited data come right after their command");
+        assert!(!is_due(&pdu(SCSI_COMMAND, 3), &waiting));
+    }
 }
