@@ -144,6 +144,8 @@ pub struct CheckpointState {
     pub slots: u64,
     /// How long the running one is expected to take, in microseconds, where the last one was late.
     pub expected_micros: Option<u64>,
+    /// Map nodes that it has written so far.
+    pub merged_nodes: u64,
     /// What the last one took for each delta node, where it was late.
     pub late_nanos_per_node: Option<u64>,
     /// Features that its superblock asks for, beside those of the last one.

@@ -134,7 +134,10 @@ impl MergeStore for MergeIo<'_> {
         let bytes = node.encode();
         let crc = crc32c(&bytes);
         self.handle.map_room(1).await;
-        let block = self.handle.with(|state| state.alloc.allocate(Stream::Map, 1));
+        let block = self.handle.with(|state| {
+            state.checkpoint.merged_nodes += 1;
+            state.alloc.allocate(Stream::Map, 1)
+        });
         let Some((block, _)) = block else {
             return Err(Failure::new(ENOSPC, "no block is free for a map node: the reserve was too small"));
         };
