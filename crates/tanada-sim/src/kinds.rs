@@ -120,7 +120,7 @@ pub fn settings(seed: u64, kind: Option<Kind>, trace: bool) -> Settings {
             settings.brims(true);
         }
         Kind::Echoes => {
-            settings.contents = rng.within(1, 3);
+            settings.contents = rng.within(2, 4);
             settings.kept_places = None;
             settings.volumes_max = 1;
             settings.outstanding_max = *rng.pick(&[4, 16]);

@@ -110,7 +110,8 @@ fn episodes(world: &mut World) -> Result<(), Stop> {
         world.create_to_flood()?;
     }
     for _ in 0..episodes {
-        let length = *world.rng.pick(&[30, 300, 1500, 6000]);
+        let lengths = if world.settings.contents > 0 { [10, 30, 60, 300] } else { [30, 300, 1500, 6000] };
+        let length = *world.rng.pick(&lengths);
         world.crash_at = world.events + world.rng.within(1, length);
         world.device.faults = world.settings.faults;
         let stop = world.work();
@@ -228,7 +229,8 @@ impl World {
     }
 
     fn crash(&mut self) -> Ended {
-        if self.rng.chance(50) {
+        let kills = if self.settings.contents > 0 { 10 } else { 50 };
+        if self.rng.chance(kills) {
             self.counters.kills += 1;
             self.kill();
             Ended::Killed
@@ -243,6 +245,10 @@ impl World {
     fn act(&mut self) -> Result<(), Stop> {
         if self.model.volumes.is_empty() {
             return self.create();
+        }
+        if self.settings.contents > 0 && self.rng.chance(95) {
+            self.echo();
+            return self.pump();
         }
         if self.settings.flood_percent > 0 && self.rng.chance(self.settings.flood_percent) {
             return self.flood();

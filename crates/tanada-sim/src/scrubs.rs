@@ -98,8 +98,8 @@ impl World {
         fork.open_store()?;
         fork.quiet = true;
         match dies {
-            // Beside its walk, which takes its time, the scrub finds what others share with it.
-            true => fork.lose_a_generation()?,
+            // Beside their walks, which take their time, the scrub finds what volumes share with them.
+            true => fork.lose_generations()?,
             false => drop(fork.read_everything(&mut Vec::new())?),
         }
         let flipped = fork.flip_some(!dies)?;
@@ -146,17 +146,15 @@ impl World {
         self.start_scrub(self.scrub.clone())
     }
 
-    fn lose_a_generation(&mut self) -> Result<(), Stop> {
-        match self.some_generation() {
-            Some(id) => self.destroy_one(id)?,
-            None => return Ok(()),
-        }
+    fn lose_generations(&mut self) -> Result<(), Stop> {
+        let ids: Vec<Uuid> = self.model.generations.keys().copied().collect();
+        ids.into_iter().try_for_each(|id| self.destroy_one(id))?;
         self.checkpoint()
     }
 
     /// Flips bits in several blocks of data, or in one map node with whatever is below it; their places on the device.
     fn flip_some(&mut self, may_be_map: bool) -> Result<BTreeSet<u64>, Stop> {
-        let (nodes, data) = self.nodes_and_data()?;
+        let (nodes, data) = self.nodes_and_data(may_be_map)?;
         let mut flipped = BTreeSet::new();
         if may_be_map && self.rng.chance(50) && !nodes.is_empty() {
             flipped.insert(*self.rng.pick(&nodes));
@@ -171,12 +169,14 @@ impl World {
         Ok(flipped)
     }
 
-    /// Blocks that versions reach which anybody can read: map nodes, and data.
-    fn nodes_and_data(&self) -> Result<(Vec<u64>, Vec<u64>), Stop> {
+    /// Blocks that stay where they are, map nodes and data: what versions reach that anybody can read, and ghosts, where
+    /// none is about to go.
+    fn nodes_and_data(&self, ghosts_stay: bool) -> Result<(Vec<u64>, Vec<u64>), Stop> {
         let report = self.check_image()?;
         let mut all = BTreeSet::new();
         let mut data = BTreeSet::new();
-        for usage in report.versions.iter().filter(|usage| usage.version.state != VersionState::Dying) {
+        let stays = |state: VersionState| state == VersionState::Live || ghosts_stay && state == VersionState::Ghost;
+        for usage in report.versions.iter().filter(|usage| stays(usage.version.state)) {
             all.extend(reachable(&self.device, &report.superblock, &usage.version).map_err(Stop::Wrong)?);
         }
         // A block of data is one that holds what some client wrote.

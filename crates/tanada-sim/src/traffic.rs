@@ -96,6 +96,17 @@ impl World {
         self.write_at(id, offset, length);
     }
 
+    /// A write of one block that needs no sync, at one of a few places, with one of a few contents.
+    pub fn echo(&mut self) {
+        let is_full = self.pending.len() as u64 >= self.settings.outstanding_max;
+        let Some(id) = self.usable_volume().filter(|_| !is_full) else { return };
+        let size = self.model.volumes.get(&id).map_or(0, |volume| volume.size);
+        let offset = self.rng.below(12) * B;
+        if offset + B <= size {
+            self.write_with(id, offset, B, Some(false));
+        }
+    }
+
     /// The next part of a read of the volume's beginning, over and over.
     fn stream(&mut self, id: Uuid, size: u64, export: ExportId) {
         let end = size.min(24 * B);

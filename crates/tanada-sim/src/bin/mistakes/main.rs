@@ -21,17 +21,17 @@ const SHORT: [&str; 15] = [
     "birth-at-submit",
     "birth-newest-below",
     "busy-blocks-ignored",
+    "cursor-not-saved",
     "flush-without-sync",
     "inherited-entry-dropped",
     "journal-trimmed-early",
-    "no-cursor",
     "no-verification",
     "pair-not-voided",
     "read-unverified",
     "readers-not-counted",
-    "record-before-data",
-    "release-before-second-sync",
+    "saved-bitmap-is-busy",
     "scrub-mark-too-far",
+    "superblock-with-nodes",
 ];
 
 /// What to do.
