@@ -1,6 +1,7 @@
 //! `cargo xtask …`: everything a developer or CI runs.
 
 mod bench;
+mod conformance;
 mod demo;
 mod fuzz;
 mod guest;
@@ -25,6 +26,8 @@ usage: cargo xtask COMMAND
   test    everything: the tests of all crates, then the main job on a real guest
   bench [--rounds N] [--seconds N] [--path DIR] [--json FILE] [--svg FILE] [--quick] [--rows NAME[,NAME]]
           the data plane beside its peers, in one run; --rows list shows what there is
+  conformance [--write]
+          the driver suite over the embedded store and both simulated arrays, side by side; into docs/drivers.md
   sim [--seed N] [--runs N] [--minutes N] [--kind KIND] [--trace]
           the store under simulated kills, power cuts and faults; prints the seed of a failure
   mistakes [--only NAME[,NAME]] [--short] [--seconds N] [--write] [--list]
@@ -70,6 +73,7 @@ fn run(args: &[String]) -> Result<()> {
         }
         ["kills", options @ ..] => kills::run(kills::Options::parse(options)?),
         ["fuzz", options @ ..] => fuzz::run(&fuzz::Options::parse(options)?),
+        ["conformance", options @ ..] => conformance::run(options),
         ["bench", options @ ..] => bench::run(&bench::Options::parse(options)?),
         _ => bail!(USAGE),
     }

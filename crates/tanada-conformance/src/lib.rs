@@ -18,5 +18,5 @@ mod report;
 mod run;
 mod scratch;
 
-pub use report::{CaseReport, Report, Verdict, side_by_side};
+pub use report::{CaseReport, Report, Verdict};
 pub use run::{Scale, Subject, names, run};

@@ -1,6 +1,6 @@
 //! What came of a run, for people: a table in Markdown.
 
-use std::fmt::{self, Write};
+use std::fmt;
 use std::time::Duration;
 
 use tanada_driver::Capabilities;
@@ -63,51 +63,19 @@ impl Report {
     }
 }
 
+/// Two tables with a column for this storage; `cargo xtask conformance` puts those of several side by side.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        table(f, std::slice::from_ref(self))
-    }
-}
-
-/// Several runs side by side: a column for each storage.
-pub fn side_by_side(reports: &[Report]) -> String {
-    struct Table<'a>(&'a [Report]);
-    impl fmt::Display for Table<'_> {
-        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            table(f, self.0)
+        writeln!(f, "| the storage by itself | `{}` |\n|---|---|", self.storage)?;
+        for (what, can) in self.abilities() {
+            writeln!(f, "| {what} | {} |", if can { "yes" } else { "no" })?;
         }
-    }
-    Table(reports).to_string()
-}
-
-fn table(f: &mut fmt::Formatter<'_>, reports: &[Report]) -> fmt::Result {
-    let Some(first) = reports.first() else { return Ok(()) };
-    head(f, "the storage by itself", reports)?;
-    for (row, (what, _)) in first.abilities().iter().enumerate() {
-        write!(f, "| {what} |")?;
-        for report in reports {
-            write!(f, " {} |", if report.abilities()[row].1 { "yes" } else { "no" })?;
+        writeln!(f, "\n| case | `{}` |\n|---|---|", self.storage)?;
+        for case in &self.cases {
+            writeln!(f, "| {}: {} | {} |", case.name, case.what, words(&case.verdict))?;
         }
-        f.write_char('\n')?;
+        Ok(())
     }
-    f.write_char('\n')?;
-    head(f, "case", reports)?;
-    for (row, case) in first.cases.iter().enumerate() {
-        write!(f, "| {}: {} |", case.name, case.what)?;
-        for report in reports {
-            write!(f, " {} |", report.cases.get(row).map_or_else(String::new, |case| words(&case.verdict)))?;
-        }
-        f.write_char('\n')?;
-    }
-    Ok(())
-}
-
-fn head(f: &mut fmt::Formatter<'_>, title: &str, reports: &[Report]) -> fmt::Result {
-    write!(f, "| {title} |")?;
-    for report in reports {
-        write!(f, " `{}` |", report.storage)?;
-    }
-    writeln!(f, "\n|---|{}", "---|".repeat(reports.len()))
 }
 
 /// One line, safe inside a table.

@@ -28,7 +28,12 @@ fn program() -> PathBuf {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_embedded_store_passes_every_case() {
     let dir = tempfile::tempdir().expect("a scratch directory");
-    let places = EmbeddedPlaces { program: program(), run_dir: dir.path().join("run") };
+    let places = EmbeddedPlaces {
+        program: program(),
+        run_dir: dir.path().join("run"),
+        state_dir: dir.path().join("state"),
+        scrub_every_days: 0,
+    };
     let backend: Arc<dyn Backend> = Arc::new(EmbeddedBackend::new(places));
     let location = dir.path().join("store").display().to_string();
     let config = SrConfig {
