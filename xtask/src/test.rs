@@ -2,11 +2,18 @@
 
 use anyhow::{Context, Result, bail};
 
+use crate::demo::storage::Kind;
 use crate::random::Random;
 use crate::{demo, fuzz, guest, kills, setup, sh};
 
 /// Deaths of blockd under load.
 const KILLS: u64 = 15;
+
+/// Generations taken and deleted by the main job on the embedded store.
+const GENERATIONS: usize = 50;
+
+/// The same on each simulated array, where a file system without reflinks makes every one a copy.
+const GENERATIONS_ON_ARRAYS: usize = 4;
 
 /// Seconds for simulations with seeds that were never tried; the same few are in `cargo test`.
 const FRESH_SECONDS: &str = "180";
@@ -15,7 +22,7 @@ const FRESH_SECONDS: &str = "180";
 const FRESH_SEEDS: u64 = 1 << 32;
 
 /// Sets up what tests need, runs those of all crates, fresh simulations, a few planted mistakes, the fuzzer for a while,
-/// some deaths under load, then the main job.
+/// some deaths under load, then the main job on each kind of storage.
 pub fn run() -> Result<()> {
     setup::packages()?;
     let python = setup::python()?;
@@ -44,7 +51,13 @@ pub fn run() -> Result<()> {
     simulate()?;
     fuzz::short()?;
     kills::run(kills::Options { count: KILLS, seed: 1, guest: false, dev: true })?;
-    demo::run(demo::Options { keep: false, dev: true, generations: 50, sr: demo::storage::Kind::Tanada })
+    demo(GENERATIONS, Kind::Tanada)?;
+    demo(GENERATIONS_ON_ARRAYS, Kind::Netapp)?;
+    demo(GENERATIONS_ON_ARRAYS, Kind::Equal)
+}
+
+fn demo(generations: usize, sr: Kind) -> Result<()> {
+    demo::run(demo::Options { keep: false, dev: true, generations, sr })
 }
 
 /// Fresh seeds, whose first is printed and replays a failure; then the mistakes that are caught in seconds.
