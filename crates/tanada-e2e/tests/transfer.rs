@@ -116,6 +116,53 @@ impl World {
     }
 }
 
+impl World {
+    /// A transfer in a task of the server's own, which stays after it: what was received, and what the task says was
+    /// moved by the host and by the storage.
+    fn told(&mut self, method: &str, path: &str, body: &[u8]) -> (Vec<u8>, [String; 2]) {
+        let mut stream = UnixStream::connect(self.scratch.socket()).unwrap();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Basic cm9vdDo=\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(body).unwrap();
+        let mut received = Vec::new();
+        stream.read_to_end(&mut received).unwrap();
+        let start = received.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+        let label = path[1..].split('?').next().unwrap();
+        let task = self.scratch.eventually("the task ends", |scratch| {
+            let ended = scratch.xe_ok(["task-list", &format!("name-label={label}"), "status=success", "--minimal"]);
+            if ended.is_empty() { Err(ended) } else { Ok(ended) }
+        });
+        let moved = ["bytes_moved_by_host", "bytes_moved_by_storage"].map(|key| {
+            let (uuid, key) = (format!("uuid={task}"), format!("param-key={key}"));
+            self.scratch.xe_ok(["task-param-get", &uuid, "param-name=other-config", &key])
+        });
+        (received.split_off(start), moved)
+    }
+}
+
+/// Whole chunks are read and written, as soon as anything is in them.
+#[test]
+fn tasks_tell_what_was_read_from_disks_and_written_to_them() {
+    let mut world = world();
+    let first = 4 * MIB + 4096;
+    let (both, first) = ([(first + 2 * MIB).to_string(), "0".to_owned()], [first.to_string(), "0".to_owned()]);
+    let (vm, sr) = (world.vm.clone(), world.sr.clone());
+    let (archive, moved) = world.told("GET", &format!("/export?uuid={vm}"), b"");
+    assert_eq!(moved, both, "export");
+    let (_, moved) = world.told("PUT", &format!("/import?sr_uuid={sr}"), &archive);
+    assert_eq!(moved, both, "import");
+    let place = format!("vm-uuid={vm}");
+    let vdi = world.scratch.xe_ok(["vbd-list", &place, "userdevice=0", "params=vdi-uuid", "--minimal"]);
+    let (image, moved) = world.told("GET", &format!("/export_raw_vdi?vdi={vdi}"), b"");
+    assert!(image == world.images[0]);
+    assert_eq!(moved, first, "raw export");
+    let (_, moved) = world.told("PUT", &format!("/import_raw_vdi?sr_uuid={sr}"), &image);
+    assert_eq!(moved, first, "raw import");
+}
+
 #[test]
 fn archives_of_every_form_come_back_and_others_can_read_them() {
     let world = world();

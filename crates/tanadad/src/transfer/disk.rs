@@ -6,10 +6,13 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 
 use bytes::Bytes;
 use std::future::poll_fn;
+use tanada_driver::Moved;
 use tanada_nbd::client::{Client, Extent, NbdError};
 use tokio::task::JoinSet;
 
@@ -21,6 +24,23 @@ const UNDER_WAY: usize = 8;
 
 /// How far ahead holes are asked for.
 const WINDOW_BYTES: u64 = 1 << 30;
+
+/// Bytes that one transfer has read from or written to disks so far. Holes count for nothing: neither those that are not
+/// read nor those that are made. It outlives readers and writers, so that a transfer that broke off is told as well.
+#[derive(Debug, Clone, Default)]
+pub struct Tally(Arc<AtomicU64>);
+
+impl Tally {
+    fn add(&self, bytes: u64) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// As a task tells it. All of it went through the host.
+    pub fn moved(&self) -> Moved {
+        let bytes_by_host = self.0.load(Ordering::Relaxed);
+        Moved { changed: bytes_by_host > 0, bytes_by_host, bytes_by_storage: 0 }
+    }
+}
 
 /// The next part of a disk, at most [`CHUNK_BYTES`] long and ending at a multiple of it or at the end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +69,7 @@ pub struct DiskReader {
     /// Extents from `planned` on, as far as they were asked for.
     extents: VecDeque<Extent>,
     under_way: VecDeque<State>,
+    tally: Tally,
 }
 
 enum State {
@@ -58,8 +79,9 @@ enum State {
 
 impl DiskReader {
     /// The first `size` bytes of the export.
-    pub fn new(client: Client, size: u64) -> DiskReader {
-        DiskReader { client, size, planned: 0, extents: VecDeque::new(), under_way: VecDeque::new() }
+    pub fn new(client: Client, size: u64, tally: &Tally) -> DiskReader {
+        let (extents, under_way) = (VecDeque::new(), VecDeque::new());
+        DiskReader { client, size, planned: 0, extents, under_way, tally: tally.clone() }
     }
 
     /// The next chunk; `None` at the end of the disk.
@@ -109,9 +131,13 @@ impl DiskReader {
         if holes_only {
             return Ok(State::Done(Ok(Chunk::Zeros(length))));
         }
-        let client = self.client.clone();
-        // At most CHUNK_BYTES.
-        let reading = async move { client.read_at(start, length as u32).await.map(Chunk::Data) };
+        let (client, tally) = (self.client.clone(), self.tally.clone());
+        let reading = async move {
+            // At most CHUNK_BYTES.
+            let bytes = client.read_at(start, length as u32).await?;
+            tally.add(length);
+            Ok(Chunk::Data(bytes))
+        };
         Ok(State::Reading(Box::pin(reading)))
     }
 }
@@ -129,17 +155,23 @@ pub struct DiskWriter {
     client: Client,
     before: Before,
     under_way: JoinSet<Result<(), NbdError>>,
+    tally: Tally,
 }
 
 impl DiskWriter {
-    pub fn new(client: Client, before: Before) -> DiskWriter {
-        DiskWriter { client, before, under_way: JoinSet::new() }
+    pub fn new(client: Client, before: Before, tally: &Tally) -> DiskWriter {
+        DiskWriter { client, before, under_way: JoinSet::new(), tally: tally.clone() }
     }
 
     pub async fn data(&mut self, offset: u64, bytes: Bytes) -> Result<(), NbdError> {
         self.room().await?;
-        let client = self.client.clone();
-        self.under_way.spawn(async move { client.write_at(offset, bytes).await });
+        let (client, tally) = (self.client.clone(), self.tally.clone());
+        self.under_way.spawn(async move {
+            let length = bytes.len() as u64;
+            client.write_at(offset, bytes).await?;
+            tally.add(length);
+            Ok(())
+        });
         Ok(())
     }
 
@@ -183,7 +215,7 @@ mod tests {
     use bytes::Bytes;
     use tanada_nbd::client::Client;
 
-    use super::{Before, CHUNK_BYTES, Chunk, DiskReader, DiskWriter};
+    use super::{Before, CHUNK_BYTES, Chunk, DiskReader, DiskWriter, Tally};
 
     const MIB: usize = CHUNK_BYTES as usize;
 
@@ -222,18 +254,19 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let size = 40 * MIB + 512;
         let (_witness, client) = Witness::start(&scratch.path().join("disk"), size).await;
-        let mut writer = DiskWriter::new(client.clone(), Before::Zeros);
+        let (written, read) = (Tally::default(), Tally::default());
+        let mut writer = DiskWriter::new(client.clone(), Before::Zeros, &written);
         for (chunk, byte) in [(0, 1u8), (7, 2), (39, 3)] {
             writer.data(chunk * CHUNK_BYTES, Bytes::from(vec![byte; MIB])).await.unwrap();
         }
         writer.data(40 * CHUNK_BYTES, Bytes::from(vec![4; 512])).await.unwrap();
         writer.finish().await.unwrap();
 
-        let mut overwriter = DiskWriter::new(client.clone(), Before::Anything);
+        let mut overwriter = DiskWriter::new(client.clone(), Before::Anything, &written);
         overwriter.zeros(7 * CHUNK_BYTES, CHUNK_BYTES).await.unwrap();
         overwriter.finish().await.unwrap();
 
-        let mut reader = DiskReader::new(client, size as u64);
+        let mut reader = DiskReader::new(client, size as u64, &read);
         let (mut chunks, mut holes, mut bytes) = (0, 0, Vec::new());
         while let Some(chunk) = reader.next().await.unwrap() {
             chunks += 1;
@@ -251,5 +284,7 @@ mod tests {
         expected[40 * MIB..].fill(4);
         assert!(bytes == expected);
         assert_eq!((chunks, holes), (41, 38));
+        assert_eq!(written.moved().bytes_by_host, 3 * CHUNK_BYTES + 512);
+        assert_eq!(read.moved().bytes_by_host, 2 * CHUNK_BYTES + 512);
     }
 }

@@ -15,7 +15,7 @@ use tanada_xva::{ArchiveWriter, ChecksumKind, Compression, DiskPlan, Ova, XvaErr
 use tokio::sync::mpsc;
 
 use super::attached::{Access, Attached};
-use super::disk::{Chunk, DiskReader};
+use super::disk::{Chunk, DiskReader, Tally};
 use super::error::{abort, client_gone, disk_error, taken, xva_error};
 use super::pack::pack;
 use super::stream::{Outgoing, Piece, PieceWriter};
@@ -63,13 +63,15 @@ impl Export {
         let Export { ctx, form, ova, plans, mut disks, body, writer, _operation } = self;
         let (chunks, queue) = mpsc::channel(CHUNKS_UNDER_WAY);
         let thread = tokio::task::spawn_blocking(move || write(writer, &ova, form, queue));
-        let work = async { verdict(read(&ctx, &plans, &disks, chunks).await, thread.await, &body).await };
+        let tally = Tally::default();
+        let work = async { verdict(read(&ctx, &plans, &disks, chunks, &tally).await, thread.await, &body).await };
         // When it is cancelled, the thread may still wait for a client that has stopped reading; it ends when the
         // connection does.
         let result = ctx.task.until_cancelled(work).await.unwrap_or_else(Err);
         while let Some((_, disk)) = disks.pop_first() {
             disk.release().await;
         }
+        ctx.task.moved(tally.moved());
         if let Err(error) = &result {
             abort(body, error);
         }
@@ -99,13 +101,14 @@ async fn read(
     plans: &[DiskPlan],
     disks: &BTreeMap<String, Attached>,
     chunks: mpsc::Sender<Chunk>,
+    tally: &Tally,
 ) -> ApiResult<()> {
     let total: u64 = plans.iter().map(|plan| plan.size).sum();
     let mut done = 0;
     for plan in plans {
         let disk =
             disks.get(&plan.id).ok_or_else(|| ApiError::internal(format!("disk {} is not attached", plan.id)))?;
-        let mut reader = DiskReader::new(disk.client()?, plan.size);
+        let mut reader = DiskReader::new(disk.client()?, plan.size, tally);
         while let Some(chunk) = reader.next().await.map_err(disk_error)? {
             done += chunk.length();
             chunks.send(chunk).await.map_err(|_| client_gone())?;

@@ -21,7 +21,7 @@ use tanada_xva::{ArchiveReader, DiskEvent, Ova, Verify, XvaResult};
 use tokio::sync::{mpsc, oneshot};
 
 use super::attached::{Access, Attached};
-use super::disk::{Before, DiskWriter};
+use super::disk::{Before, DiskWriter, Tally};
 use super::error::{disk_error, xva_error};
 use super::marked;
 use super::stream::{Piece, PieceReader};
@@ -103,8 +103,8 @@ impl Import {
             let vdi = vdi::create_disk(&self.ctx.daemon, &disk.request(&self.sr, &made.intent)).await?;
             made.disks.insert(disk.id.clone(), vdi);
         }
-        let mut open = None;
-        let streaming = self.stream(unpacked, made, events, &mut open);
+        let (tally, mut open) = (Tally::default(), None);
+        let streaming = self.stream(unpacked, made, events, &mut open, &tally);
         let streamed = self.ctx.task.until_cancelled(streaming).await.unwrap_or_else(Err);
         // Whatever happened, no disk stays attached.
         let finished = match open {
@@ -115,6 +115,7 @@ impl Import {
             }
             None => Ok(()),
         };
+        self.ctx.task.moved(tally.moved());
         streamed.and(finished)
     }
 
@@ -124,6 +125,7 @@ impl Import {
         made: &Made,
         mut events: mpsc::Receiver<DiskEvent>,
         open: &mut Option<OpenDisk>,
+        tally: &Tally,
     ) -> ApiResult<()> {
         let total: u64 = unpacked.disks.iter().map(|disk| disk.virtual_size).sum();
         let mut done = 0;
@@ -138,7 +140,7 @@ impl Import {
                 }
                 let vdi = unpacked.disks.get(index).and_then(|disk| made.disks.get(&disk.id));
                 let vdi = vdi.ok_or_else(|| ApiError::internal(format!("disk {index} of the archive was not made")))?;
-                *open = Some(OpenDisk::open(&self.ctx.daemon, index, vdi).await?);
+                *open = Some(OpenDisk::open(&self.ctx.daemon, index, vdi, tally).await?);
             }
             if let Some(open) = open {
                 open.take(event).await?;
@@ -215,9 +217,9 @@ struct OpenDisk {
 }
 
 impl OpenDisk {
-    async fn open(daemon: &Arc<Daemon>, index: usize, vdi: &Ref) -> ApiResult<OpenDisk> {
+    async fn open(daemon: &Arc<Daemon>, index: usize, vdi: &Ref, tally: &Tally) -> ApiResult<OpenDisk> {
         let disk = Attached::open(daemon, vdi, Access::Write).await?;
-        let writer = DiskWriter::new(disk.client()?, Before::Zeros);
+        let writer = DiskWriter::new(disk.client()?, Before::Zeros, tally);
         Ok(OpenDisk { index, disk, writer })
     }
 

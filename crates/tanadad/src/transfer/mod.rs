@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Whether a transfer succeeded is known **from its task alone**: headers leave before the data. What an import made is
-//! destroyed when it fails; an intent written before the first disk is made sees to it when the process dies.
+//! destroyed when it fails; an intent written before the first disk is made sees to it when the process dies. What was
+//! read from disks or written to them is in the task, too, also of a transfer that broke off.
 
 pub(crate) mod attached;
 mod disk;

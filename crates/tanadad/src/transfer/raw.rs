@@ -9,7 +9,7 @@ use tanada_xva::is_zero;
 use tokio::sync::mpsc;
 
 use super::attached::{Access, Attached};
-use super::disk::{Before, CHUNK_BYTES, Chunk, DiskReader, DiskWriter};
+use super::disk::{Before, CHUNK_BYTES, Chunk, DiskReader, DiskWriter, Tally};
 use super::error::{abort, body_error, client_gone, disk_error, taken};
 use super::marked;
 use super::stream::{Outgoing, Piece};
@@ -42,15 +42,17 @@ impl Export {
 
     pub async fn run(self) -> ApiResult<Value> {
         let Export { ctx, disk, size, body, counter } = self;
+        let tally = Tally::default();
         let result = match disk.client() {
             Ok(client) => {
-                let mut reader = DiskReader::new(client, size);
+                let mut reader = DiskReader::new(client, size, &tally);
                 let sent = ctx.task.until_cancelled(send(&ctx, &mut reader, size, &body, &counter)).await;
                 sent.unwrap_or_else(Err)
             }
             Err(error) => Err(error),
         };
         disk.release().await;
+        ctx.task.moved(tally.moved());
         if let Err(error) = &result {
             abort(body, error);
         }
@@ -129,15 +131,17 @@ impl Import {
     pub async fn run(self, mut body: mpsc::Receiver<Piece>) -> ApiResult<Value> {
         let Import { ctx, vdi, disk, size, announced, intent } = self;
         let expected = announced.unwrap_or(size);
+        let tally = Tally::default();
         let received = async {
             let client = disk.client()?;
             let extents = client.extents(0, size).await.map_err(disk_error)?;
             let empty = extents.iter().all(|extent| !extent.data);
             let before = if empty && client.knows_extents() { Before::Zeros } else { Before::Anything };
-            receive(&ctx, DiskWriter::new(client, before), &mut body, expected).await
+            receive(&ctx, DiskWriter::new(client, before, &tally), &mut body, expected).await
         };
         let result = ctx.task.until_cancelled(received).await.unwrap_or_else(Err);
         disk.release().await;
+        ctx.task.moved(tally.moved());
         let result = match (&intent, result) {
             (Some(intent), Ok(())) => ctx.db().write(|tx| marked::complete(tx, [&vdi], intent)),
             (_, result) => result,
