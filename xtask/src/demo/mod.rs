@@ -4,6 +4,7 @@
 //! snapshot. One line per step, with its time; the first failure ends the run, with the reason and the logs kept.
 
 mod archive;
+mod copies;
 mod generations;
 mod instances;
 pub(crate) mod kills;
@@ -91,6 +92,9 @@ pub fn stop(dir: &str) {
 fn main_job(world: &mut World, guest: &guest::Guest, options: Options) -> Result<()> {
     let kind = options.sr;
     let sr = step(world, "sr-create", |world| prepare::storage_repository(world, kind))?;
+    if kind != Kind::Tanada {
+        step(world, "copy-between-types", |world| copies::there_and_back(world, &sr))?;
+    }
     let origin = step(world, "import-and-start", |world| prepare::virtual_machine(world, &sr, guest))?;
     world.remember_accelerator(true)?;
     step(world, "guest-writes", |world| prepare::known_data(world, &origin))?;
