@@ -96,7 +96,7 @@ impl Import {
         }
     }
 
-    /// Steps 2 and 3. Making a disk is not broken off in the middle, streaming is.
+    /// Steps 2 and 3. Making, attaching and detaching a disk are not broken off in the middle, streaming is.
     async fn fill(&self, unpacked: &Unpacked, made: &mut Made, events: mpsc::Receiver<DiskEvent>) -> ApiResult<()> {
         for disk in &unpacked.disks {
             self.ctx.task.check()?;
@@ -104,8 +104,7 @@ impl Import {
             made.disks.insert(disk.id.clone(), vdi);
         }
         let (tally, mut open) = (Tally::default(), None);
-        let streaming = self.stream(unpacked, made, events, &mut open, &tally);
-        let streamed = self.ctx.task.until_cancelled(streaming).await.unwrap_or_else(Err);
+        let streamed = self.stream(unpacked, made, events, &mut open, &tally).await;
         // Whatever happened, no disk stays attached.
         let finished = match open {
             Some(open) if streamed.is_ok() => open.finish().await,
@@ -129,7 +128,7 @@ impl Import {
     ) -> ApiResult<()> {
         let total: u64 = unpacked.disks.iter().map(|disk| disk.virtual_size).sum();
         let mut done = 0;
-        while let Some(event) = events.recv().await {
+        while let Some(event) = self.ctx.task.until_cancelled(events.recv()).await? {
             let (index, length) = match &event {
                 DiskEvent::Data { disk, bytes, .. } => (*disk, bytes.len() as u64),
                 DiskEvent::Zeros { disk, length, .. } => (*disk, *length),
@@ -143,7 +142,7 @@ impl Import {
                 *open = Some(OpenDisk::open(&self.ctx.daemon, index, vdi, tally).await?);
             }
             if let Some(open) = open {
-                open.take(event).await?;
+                self.ctx.task.until_cancelled(open.take(event)).await??;
             }
             done += length;
             self.ctx.task.progress(done as f64 / total as f64);
