@@ -158,7 +158,7 @@ fn append_records(image: &mut Image, script: &mut Script<'_>) {
     }
     let last = image.get(place(seq.wrapping_sub(1)));
     let follows = seq > first;
-    let incarnation = if follows { number(last, 32, 8) } else { field(56) } + u64::from(script.byte() % 3);
+    let incarnation = if follows { number(last, 32, 8) } else { field(56) }.wrapping_add(u64::from(script.byte() % 3));
     let mut builder = JournalBuilder::new();
     for _ in 0..1 + script.byte() % 4 {
         if !builder.push(&record(image, seq, script)) {

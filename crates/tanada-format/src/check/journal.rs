@@ -132,11 +132,14 @@ fn look_past_the_end(
 ) -> Result<(), String> {
     let mut durable = scan.durable_seq;
     for seq in scan.end_seq..superblock.journal_seq + superblock.geometry.journal_blocks() {
-        let bytes = source.read_block(superblock.geometry.journal_block(seq))?;
+        let place = superblock.geometry.journal_block(seq);
+        let bytes = source.read_block(place)?;
         let Ok(header) = JournalHeader::decode(&bytes, superblock.store) else { continue };
         // Whether it counts or not: whoever wrote it knew of that checkpoint.
         scan.newest_checkpoint = scan.newest_checkpoint.max(header.checkpoint);
-        if header.seq == seq && header.incarnation >= incarnation {
+        // A block counts at its own place, be it of a later round of the ring: then a newer superblock once stood.
+        let at_home = header.seq >= seq && superblock.geometry.journal_block(header.seq) == place;
+        if at_home && header.incarnation >= incarnation {
             durable = durable.max(header.durable_seq);
         }
     }
