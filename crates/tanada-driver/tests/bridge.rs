@@ -31,9 +31,10 @@ impl Target {
         let mut tgtd = Command::new("tgtd");
         tgtd.args(["-f", "--iscsi", &format!("portal={portal}")]).env("TGT_IPC_SOCKET", dir.path().join("ipc"));
         let process = tgtd.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let target = Target { process, dir, portal };
+        let mut target = Target { process, dir, portal };
         // tgtd tells nobody when it listens.
         while !target.admin(&["--op", "show", "--mode", "target"]) {
+            assert_eq!(target.process.try_wait().unwrap(), None, "tgtd ended instead of listening");
             std::thread::sleep(Duration::from_millis(10));
         }
         let disk = target.disk();

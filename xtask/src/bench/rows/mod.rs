@@ -31,18 +31,19 @@ pub struct Scenario {
     pub is_quick: bool,
 }
 
+/// In the order of a run. Those that a quick run can least do without, and the short ones, come first.
 pub const SCENARIOS: &[Scenario] = &[
     plain::SCENARIO,
     fresh::SCENARIO,
     fragmented::SCENARIO,
     aged::SCENARIO,
+    pause::SCENARIO,
+    snapshots::SCENARIO,
+    deletion::SCENARIO,
+    mapped::SCENARIO,
     large::SCENARIO,
     kept::SCENARIO,
     churn::SCENARIO,
     curves::SCENARIO,
     chains::SCENARIO,
-    pause::SCENARIO,
-    snapshots::SCENARIO,
-    deletion::SCENARIO,
-    mapped::SCENARIO,
 ];
