@@ -21,6 +21,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tanada-ontap", &["tanada-units", "tanada-driver", "sim-target", "sim-ontap", "tanada-conformance"]),
     ("tanada-conformance", &["tanada-units", "tanada-driver", "tanada-nbd"]),
     ("tanada-qemu", &["tanada-units", "sim-target"]),
+    ("tanada-certificate", &[]),
+    // The stand-in of a guest's agent plays in its tests.
+    ("tanada-quiesce", &["tanada-certificate", "tanada-qemu", "sim-agent"]),
     ("tanada-xapi", &[]),
     ("tanada-xva", &["tanada-xapi"]),
     (
@@ -32,11 +35,12 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tanada-ontap",
             "tanada-equallogic",
             "tanada-qemu",
+            "tanada-quiesce",
             "tanada-nbd",
             "tanada-xva",
         ],
     ),
-    ("xe", &["tanada-xapi"]),
+    ("xe", &["tanada-xapi", "tanada-certificate"]),
     (
         "tanada",
         &[
@@ -47,6 +51,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tanada-disk",
             "tanadad",
             "tanada-driver",
+            "tanada-quiesce",
             "tanada-conformance",
             "xe",
             "tanada-units",

@@ -16,6 +16,7 @@
 //! - The agent sends no events: the end of a program started by [`GuestAgent::exec`] can only be asked for.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -24,8 +25,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::error::{QemuError, Result};
 use crate::qmp::refused;
@@ -48,7 +49,21 @@ const DELIMITER: u8 = 0xFF;
 pub struct GuestAgent {
     socket: PathBuf,
     next_id: AtomicU64,
-    connection: Mutex<Option<Connection>>,
+    connection: Arc<Mutex<Option<Connection>>>,
+}
+
+/// The port given away to another process: until this is dropped no command is sent from here, and the turns of those
+/// who wait for one do not come.
+#[must_use = "the port comes back when this is dropped"]
+pub struct Lent {
+    socket: PathBuf,
+    _turn: OwnedMutexGuard<Option<Connection>>,
+}
+
+impl Lent {
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
 }
 
 struct Connection {
@@ -90,7 +105,7 @@ impl GuestAgent {
     pub fn new(socket: &Path) -> GuestAgent {
         // Ids start at a random place, so that a reply to another process's command cannot match.
         let start = uuid::Uuid::new_v4().as_u64_pair().0 >> 12;
-        GuestAgent { socket: socket.to_path_buf(), next_id: AtomicU64::new(start), connection: Mutex::new(None) }
+        GuestAgent { socket: socket.to_path_buf(), next_id: AtomicU64::new(start), connection: Arc::default() }
     }
 
     pub fn socket(&self) -> &Path {
@@ -125,6 +140,17 @@ impl GuestAgent {
             Some(error) => Err(refused(name, error)),
             None => Ok(reply.get_mut("return").map(Value::take).unwrap_or(Value::Null)),
         }
+    }
+
+    /// Closes the connection, so that somebody else can be the port's one client, once those before have had their turns.
+    ///
+    /// # Errors
+    /// [`QemuError::Deadline`] where their turns last longer than `limit`.
+    pub async fn lend(&self, limit: Duration) -> Result<Lent> {
+        let turn = timeout(limit, self.connection.clone().lock_owned()).await;
+        let mut turn = turn.map_err(|_| QemuError::Deadline { what: "guest agent's port".into(), limit })?;
+        *turn = None;
+        Ok(Lent { socket: self.socket.clone(), _turn: turn })
     }
 
     fn fresh_id(&self) -> u64 {

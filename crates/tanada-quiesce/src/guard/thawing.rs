@@ -1,0 +1,57 @@
+//! Thawing until the guest says so.
+
+use std::time::Duration;
+
+use tanada_qemu::QemuError;
+use tanada_qemu::agent::GuestAgent;
+use tokio::time::sleep;
+
+use super::Answer;
+
+/// For questions that the agent answers from memory.
+pub const FLAG_LIMIT: Duration = Duration::from_secs(2);
+/// Between attempts with a guest that does not answer.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// How thawing ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The guest says that it is thawed.
+    Thawed,
+    /// Nobody listens on the agent's socket any more: the machine has ended, and the freeze with it.
+    Gone,
+}
+
+/// One attempt: the agent's answer, and whether the guest is thawed for certain.
+pub async fn once(agent: &GuestAgent, limit: Duration) -> (Answer, bool) {
+    match agent.thaw(limit).await {
+        Ok(count) => (Answer::Count(count), true),
+        // It complains and may have thawed all the same (a hook that failed, VSS that lapsed).
+        Err(QemuError::Refused { message, .. }) => {
+            let thawed = matches!(agent.is_frozen(FLAG_LIMIT).await, Ok(false));
+            (Answer::Error(message), thawed)
+        }
+        Err(error) => (Answer::Unanswered(error.to_string()), false),
+    }
+}
+
+/// Thaws until the guest answers that it is thawed, or its machine is gone.
+pub async fn until_thawed(agent: &GuestAgent, limit: Duration) -> End {
+    loop {
+        match agent.thaw(limit).await {
+            Ok(_) => return End::Thawed,
+            Err(QemuError::Connect { socket, source }) => {
+                tracing::info!(socket = %socket.display(), %source, "a machine has ended while it was frozen");
+                return End::Gone;
+            }
+            Err(QemuError::Refused { message, .. }) => {
+                if matches!(agent.is_frozen(FLAG_LIMIT).await, Ok(false)) {
+                    return End::Thawed;
+                }
+                tracing::warn!(message, "a guest refuses to thaw; asking again");
+            }
+            Err(error) => tracing::warn!(%error, "a guest does not answer to thaw; asking again"),
+        }
+        sleep(PAUSE).await;
+    }
+}

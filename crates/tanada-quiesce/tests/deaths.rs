@@ -1,0 +1,225 @@
+//! Whatever dies, at whatever step: the guest is thawed, and nobody calls a snapshot better than it is.
+
+mod common;
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Instant;
+
+use common::{AMPLE, Agent, State};
+
+/// A process that plays the daemon.
+struct Manager {
+    process: Child,
+    lines: std::io::Lines<BufReader<ChildStdout>>,
+}
+
+impl Manager {
+    fn start(agent: &Agent, stop_at: &str, cut_ms: u64, window_ms: u64) -> Manager {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_quiesce-rig"));
+        command.arg("manage").arg(&agent.socket).arg(stop_at).arg(cut_ms.to_string()).arg(window_ms.to_string());
+        let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        Manager { process, lines }
+    }
+
+    /// Waits until it has reached `step`.
+    fn until(&mut self, step: &str) {
+        let seen: Vec<String> = self.lines.by_ref().map(Result::unwrap).take_while(|line| line != step).collect();
+        assert!(seen.iter().all(|line| !line.contains(' ')), "ended before {step}: {seen:?}");
+    }
+
+    /// What it says at last: level and cause.
+    fn verdict(mut self) -> String {
+        let last = self.lines.by_ref().map(Result::unwrap).last();
+        assert!(self.process.wait().unwrap().success());
+        last.expect("a verdict")
+    }
+
+    fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// Guards that it has started.
+    fn guards(&self) -> Vec<i32> {
+        let parent = format!("\nPPid:\t{}\n", self.process.id());
+        processes(|status| status.contains(&parent))
+    }
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn processes(wanted: impl Fn(&str) -> bool) -> Vec<i32> {
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    let numbers = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    numbers
+        .filter(|pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|status| wanted(&status)))
+        .collect()
+}
+
+fn signal(pid: i32, signal: rustix::process::Signal) {
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal).unwrap();
+}
+
+/// No guard of this agent's socket is left.
+fn assert_no_guard(agent: &Agent) {
+    let socket = agent.socket.to_str().unwrap();
+    let guards = || {
+        let lines = processes(|_| true).into_iter();
+        let line = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        lines.filter(|pid| line(pid).contains("quiesce-guard") && line(pid).contains(socket)).count()
+    };
+    let began = Instant::now();
+    while guards() > 0 {
+        assert!(began.elapsed() < AMPLE, "a guard stays");
+        std::thread::yield_now();
+    }
+}
+
+fn agent(dir: &Path) -> Agent {
+    Agent::start(dir, State::default())
+}
+
+const WINDOW_MS: u64 = 30_000;
+
+#[test]
+fn nobody_dies() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = agent(dir.path());
+    assert_eq!(Manager::start(&agent, "-", 0, WINDOW_MS).verdict(), "file system -");
+    assert_eq!((agent.counts(), agent.state().frozen), ((1, 1), 0));
+    assert_no_guard(&agent);
+}
+
+#[test]
+fn the_daemon_dies_at_every_step() {
+    for step in ["probed", "owed", "cutting", "cut", "paid"] {
+        let dir = tempfile::tempdir().unwrap();
+        let agent = agent(dir.path());
+        let mut manager = Manager::start(&agent, step, 0, WINDOW_MS);
+        manager.until(step);
+        let frozen = agent.state().frozen;
+        assert_eq!(frozen > 0, matches!(step, "cutting" | "cut"), "{step}");
+        manager.kill();
+        agent.wait(step, |state| state.frozen == 0);
+        assert_no_guard(&agent);
+        let (freezes, thaws) = agent.counts();
+        assert!(thaws >= freezes, "{step}: {:?}", agent.state().log);
+    }
+}
+
+#[test]
+fn the_daemon_dies_while_the_guest_freezes() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Agent::start(dir.path(), State { hold_freeze: true, ..State::default() });
+    let mut manager = Manager::start(&agent, "-", 0, WINDOW_MS);
+    agent.wait("freezing", |state| state.freezing);
+    manager.kill();
+    // The freeze comes late, as it does in a guest; the thaw is behind it.
+    agent.change(|state| state.hold_freeze = false);
+    agent.wait("thawed", |state| state.log.iter().any(|name| name == "fsfreeze-thaw") && state.frozen == 0);
+    assert_no_guard(&agent);
+    assert_eq!(agent.counts().0, 1);
+}
+
+#[test]
+fn the_guard_dies_while_the_guest_is_frozen_and_the_evidence_decides() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = agent(dir.path());
+    let mut manager = Manager::start(&agent, "-", 1000, WINDOW_MS);
+    manager.until("cutting");
+    for guard in manager.guards() {
+        signal(guard, rustix::process::Signal::KILL);
+    }
+    // The guest says that it was frozen until after the cut, whoever asks.
+    assert_eq!(manager.verdict(), "file system -");
+    assert_eq!((agent.counts(), agent.state().frozen), ((1, 1), 0));
+}
+
+#[test]
+fn the_guard_dies_while_the_guest_freezes() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Agent::start(dir.path(), State { hold_freeze: true, ..State::default() });
+    let manager = Manager::start(&agent, "-", 0, WINDOW_MS);
+    agent.wait("freezing", |state| state.freezing);
+    for guard in manager.guards() {
+        signal(guard, rustix::process::Signal::KILL);
+    }
+    agent.change(|state| state.hold_freeze = false);
+    assert_eq!(manager.verdict(), "crash guard-failed");
+    assert_eq!(agent.state().frozen, 0);
+    assert!(agent.counts().1 >= 1);
+}
+
+#[test]
+fn the_guard_is_told_to_end_and_thaws_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = agent(dir.path());
+    let mut manager = Manager::start(&agent, "cutting", 0, WINDOW_MS);
+    manager.until("cutting");
+    for guard in manager.guards() {
+        signal(guard, rustix::process::Signal::TERM);
+    }
+    agent.wait("thawed", |state| state.frozen == 0);
+    manager.kill();
+    assert_no_guard(&agent);
+}
+
+#[test]
+fn a_cut_that_takes_too_long_is_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = agent(dir.path());
+    // Stays in the cut for ever: only the guard's deadline can thaw.
+    let mut manager = Manager::start(&agent, "cutting", 0, 1500);
+    manager.until("cutting");
+    agent.wait("thawed", |state| state.frozen == 0 && state.log.iter().any(|name| name == "fsfreeze-thaw"));
+    manager.kill();
+    assert_no_guard(&agent);
+    // One that ends after all is not called quiesced.
+    assert_eq!(Manager::start(&agent, "-", 2500, 1500).verdict(), "crash cut-too-late");
+}
+
+#[test]
+fn both_die_and_the_next_life_thaws() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = agent(dir.path());
+    let mut manager = Manager::start(&agent, "cutting", 0, WINDOW_MS);
+    manager.until("cutting");
+    let guards = manager.guards();
+    assert_eq!(guards.len(), 1);
+    // Held first, so that it cannot thaw between the two deaths.
+    signal(guards[0], rustix::process::Signal::STOP);
+    manager.kill();
+    signal(guards[0], rustix::process::Signal::KILL);
+    assert_no_guard(&agent);
+    assert_eq!(agent.state().frozen, 2);
+    // What the daemon does for an intent that it finds, by way of the probe of the next snapshot.
+    assert_eq!(Manager::start(&agent, "-", 0, WINDOW_MS).verdict(), "file system -");
+    assert_eq!((agent.counts(), agent.state().frozen), ((2, 2), 0));
+}
+
+#[test]
+fn the_connection_is_lost_at_every_command() {
+    for (at, verdict) in [
+        ("guest-fsfreeze-status", "crash agent-silent"),
+        ("guest-info", "crash agent-silent"),
+        ("guest-get-osinfo", "crash no-proof"),
+        ("guest-fsfreeze-freeze", "crash agent-silent"),
+        // The thaw was carried out and its answer lost; asked again, the guest has nothing frozen.
+        ("guest-fsfreeze-thaw", "crash thaw-unconfirmed"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let agent = Agent::start(dir.path(), State { hang_up_at: Some(at), ..State::default() });
+        assert_eq!(Manager::start(&agent, "-", 0, WINDOW_MS).verdict(), verdict, "{at}");
+        assert_eq!(agent.state().frozen, 0, "{at}");
+        assert_no_guard(&agent);
+    }
+}
