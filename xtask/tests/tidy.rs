@@ -64,6 +64,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("sim-equallogic", &["sim-target"]),
     ("tanada-equallogic", &["tanada-driver", "tanada-conformance", "sim-equallogic", "sim-target", "tanada-nbd"]),
     ("sim-ontap", &["sim-target"]),
+    ("sim-agent", &[]),
     ("xtask", &["tanada-witness", "tanadad", "tanada-sim", "tanada-blockd-api", "tanada-nbd"]),
 ];
 
