@@ -1,15 +1,15 @@
 //! How long the storage takes for a cut, known before a guest is frozen for one.
 //!
-//! Each cut's time is kept; what is expected of the next is the slowest of the last [`KEPT`], for a freeze that lapses
-//! once in a hundred nights is a snapshot that is missing once in a hundred nights. Before the first cut the storage is
+//! Each cut's time is kept; what is expected of the next is the slowest of the last [`KEPT`], for a storage that is slow
+//! is slow for a while. Cuts that are made without a freeze count as well, so that a bad hour is forgotten. Before the first cut the storage is
 //! asked a question that changes nothing, and its answer's time stands for each of the cut's steps.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// Cuts remembered for each storage: a month of nights.
-const KEPT: usize = 32;
+/// Cuts remembered for each storage: with nightly snapshots, a week.
+const KEPT: usize = 8;
 /// A cut takes about so many round trips for each disk, where it takes any.
 const STEPS_PER_DISK: u32 = 4;
 
@@ -57,7 +57,7 @@ mod tests {
         pace.record("slow", Duration::from_secs(12));
         assert_eq!(pace.expected("fast"), Some(Duration::from_millis(900)));
         assert_eq!(pace.expected("slow"), Some(Duration::from_secs(12)));
-        // A bad night is forgotten after a month of good ones.
+        // A bad hour is forgotten.
         for _ in 0..KEPT {
             pace.record("fast", Duration::from_millis(5));
         }

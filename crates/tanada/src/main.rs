@@ -35,6 +35,8 @@ fn main() -> ExitCode {
     match words.as_slice() {
         ["xe", ..] => xe::main(rest(1)),
         ["daemon", ..] => tanadad::main(rest(1)),
+        // Started by the daemon alone, around a freeze.
+        ["quiesce-guard", ..] => tanada_quiesce::guard::process::main(rest(1)),
         ["blockd", ..] => tanada_blockd::main_blockd(rest(1)),
         ["blockd-keeper", ..] => tanada_blockd::main_keeper(rest(1)),
         ["store", "format"] => tanada_blockd::main_format(rest(2)),

@@ -27,6 +27,7 @@
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
+use tanada_quiesce::pace::Pace;
 use tanada_xapi::{ApiError, ApiResult, Map, Ref, Value};
 use tokio::sync::watch;
 
@@ -62,6 +63,8 @@ pub struct Daemon {
     pub stopping: watch::Sender<bool>,
     pub storage: Storage,
     pub vmm: Vmm,
+    /// How long each SR takes to cut.
+    pub pace: Pace,
 }
 
 impl Daemon {
@@ -83,6 +86,7 @@ impl Daemon {
             stopping: watch::channel(false).0,
             storage,
             vmm,
+            pace: Pace::default(),
         }))
     }
 }

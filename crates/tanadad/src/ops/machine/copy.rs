@@ -3,7 +3,6 @@
 //! A snapshot keeps what identifies the machine to its network (`mac_seed`, MAC addresses), for it may become the
 //! machine again. A clone or copy is a machine of its own: new uuid, new seed, new addresses, new generation id.
 
-use tanada_driver::CutReport;
 use tanada_xapi::{ApiResult, DateTime, Map, Ref, Value, json};
 use uuid::Uuid;
 
@@ -184,15 +183,4 @@ pub fn vifs(tx: &mut Tx<'_>, source: &Record, vm: &Ref, keep_addresses: bool) ->
         tx.create("VIF", fields)?;
     }
     Ok(())
-}
-
-/// What the driver reported of a cut, as `snapshot_info` shows it.
-pub fn cut_info(report: &CutReport) -> Vec<(&'static str, String)> {
-    vec![
-        ("cut_us", report.total_us.to_string()),
-        ("slowest_write_us", report.slowest_write_us.to_string()),
-        ("writes_observed", report.writes_observed.to_string()),
-        ("bytes_moved_by_host", report.moved.bytes_by_host.to_string()),
-        ("bytes_moved_by_storage", report.moved.bytes_by_storage.to_string()),
-    ]
 }

@@ -6,6 +6,7 @@
 //! | [`copy`] | what snapshots, clones and copies have in common: the new records |
 //! | [`snapshot`] | `VM.snapshot`, `VM.snapshot_with_quiesce` |
 //! | [`cut`] | the instant of a snapshot |
+//! | [`certify`] | its certificate, and the messages about it |
 //! | [`clone`] | `VM.clone`, `VM.copy` |
 //! | [`revert`] | `VM.revert` |
 //! | [`provision`] | `VM.provision` |
@@ -13,6 +14,7 @@
 
 use crate::context::Handlers;
 
+pub mod certify;
 pub mod clone;
 pub mod copy;
 pub mod create;

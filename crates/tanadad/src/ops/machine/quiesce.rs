@@ -1,113 +1,181 @@
-//! Freezing a guest's file systems around a cut, with a hard end: a guest that was frozen is always thawed.
+//! Bringing a guest to rest around a cut: what the sequence of [`tanada_quiesce`] needs from the daemon.
 //!
-//! ```text
-//!  write down ─▶ freeze (deadline) ─▶ cut ─▶ still frozen? ─▶ thaw (repeated until it answers) ─▶ strike off
-//! ```
-//! The intent lets the next life of the daemon thaw a guest that this one froze and could not thaw. Whether the freeze
-//! held is asked before the thaw: a guest thaws itself after some time, and a cut after that is only crash-consistent.
+//! The debt of a thaw is an intent: written before the guest is frozen, struck off when the guest says that it is thawed
+//! or its machine is gone. The next life of the daemon pays what this one could not.
 
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tanada_qemu::agent::GuestAgent;
+use tanada_quiesce::guard::client::Ledger;
+use tanada_quiesce::guard::thawing::{self, End};
+use tanada_quiesce::policy::Policy;
+use tanada_quiesce::probe::{Probe, probe};
+use tanada_quiesce::sequence::{self, Request};
+use tanada_quiesce::verdict::Evidence;
+use tanada_quiesce::{Cause, Downgrade, GuestFacts, Settings, pace};
 use tanada_xapi::{ApiError, ApiResult, Ref};
+use tokio::time::timeout;
 
+use super::cut::Part;
 use crate::context::Daemon;
+use crate::db::Record;
 use crate::ops::intents::{self, Plan};
 
-/// A guest that has not frozen by then is not going to; longer pauses hurt more than a crash-consistent snapshot.
-const FREEZE_LIMIT: Duration = Duration::from_secs(10);
-const ASK_LIMIT: Duration = Duration::from_secs(5);
-const THAW_LIMIT: Duration = Duration::from_secs(5);
-const THAW_ATTEMPTS: u32 = 6;
+/// A thaw that an earlier life owes is waited for so long before the doors open; after that it goes on beside.
+const LEFTOVER_LIMIT: Duration = Duration::from_secs(10);
+const THAW_LIMIT: Duration = Duration::from_secs(30);
+/// A storage that needs longer to answer a question is too slow for anything.
+const QUESTION_LIMIT: Duration = Duration::from_secs(10);
 
-/// What became of the wish to quiesce.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Level {
-    /// Nobody could freeze the guest, for this reason.
-    Crash { reason: String },
-    /// The guest's file systems were frozen over the cut.
-    FileSystem { frozen_us: u64, file_systems: u64 },
+/// How much quiescing is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wish {
+    pub settings: Settings,
+    /// Or no snapshot.
+    pub insist: bool,
 }
 
-impl Level {
-    /// `snapshot_info:disk-snapshot-type`.
-    pub const fn disk_snapshot_type(&self) -> &'static str {
-        match self {
-            Level::Crash { .. } => "crash_consistent",
-            Level::FileSystem { .. } => "quiesced",
-        }
+impl Wish {
+    /// What the machine's policy says; a caller who insists goes before it.
+    pub fn of(machine: &Record, insist: bool) -> ApiResult<Wish> {
+        let settings = Settings::read(|key| machine.entry("other_config", key)).map_err(|bad| {
+            ApiError::invalid_value(format!("other_config:{} ({} is accepted)", bad.key, bad.accepted), bad.value)
+        })?;
+        Ok(Wish { settings, insist: insist || settings.policy == Policy::Force })
+    }
+
+    pub fn skips(&self) -> bool {
+        self.settings.policy == Policy::Skip && !self.insist
     }
 }
 
-/// A guest under freeze; ends with [`Frozen::thaw`].
-pub struct Frozen {
-    agent: Arc<GuestAgent>,
-    vm: Ref,
-    intent: String,
-    since: Instant,
-    file_systems: u64,
+/// What came of a cut with the guest asked to rest.
+pub struct Rested<T> {
+    /// `None` where it was insisted on a freeze that did not happen.
+    pub cut: Option<T>,
+    pub evidence: Evidence,
+    pub guest: GuestFacts,
+    pub probe: Option<Probe>,
+    pub notes: Vec<String>,
 }
 
-/// The agent of a running machine that has one; else why not.
-fn agent(daemon: &Daemon, vm: &Ref) -> Result<Arc<GuestAgent>, String> {
-    let Some(machine) = daemon.vmm.machine(vm) else { return Err("the machine does not run".into()) };
-    if machine.agent_present() { Ok(machine.agent()) } else { Err("the guest has no agent".into()) }
-}
-
-/// Freezes the guest, or says why it is not frozen.
-pub async fn freeze(daemon: &Arc<Daemon>, vm: &Ref) -> ApiResult<Result<Frozen, String>> {
-    let agent = match agent(daemon, vm) {
-        Ok(agent) => agent,
-        Err(reason) => return Ok(Err(reason)),
+/// Cuts, with the guest at rest where that is wished for and possible.
+pub async fn rest<T>(
+    daemon: &Arc<Daemon>,
+    machine: &Record,
+    wish: Wish,
+    parts: &[Part],
+    cut: impl Future<Output = T>,
+) -> Rested<T> {
+    let power = machine.str("power_state");
+    let plain = |evidence, cut| Rested { cut, evidence, guest: GuestFacts::default(), probe: None, notes: Vec::new() };
+    if power == "Halted" {
+        return plain(Evidence::ShutDown, Some(cut.await));
+    }
+    let (agent, probed) = match asked(daemon, machine, wish).await {
+        Ok(agent) => {
+            let probed = probe(&agent).await;
+            (agent, probed)
+        }
+        Err(downgrade) => {
+            let cut = if wish.insist { None } else { Some(cut.await) };
+            return plain(Evidence::NotFrozen(downgrade), cut);
+        }
     };
-    let intent = Plan::Freeze { vm: vm.to_string() }.write(daemon)?;
-    let since = Instant::now();
-    match agent.freeze(FREEZE_LIMIT).await {
-        Ok(0) => {
-            intents::clear(daemon, &intent)?;
-            Ok(Err("the guest froze no file system".into()))
+    let probe = match probed {
+        Ok(probe) => probe,
+        Err((guest, downgrade)) => {
+            let cut = if wish.insist { None } else { Some(cut.await) };
+            return Rested { guest, ..plain(Evidence::NotFrozen(downgrade), cut) };
         }
-        Ok(file_systems) => Ok(Ok(Frozen { agent, vm: vm.clone(), intent, since, file_systems })),
-        Err(error) => {
-            // It may have frozen all the same.
-            thaw(daemon, vm, &agent, &intent).await;
-            Ok(Err(format!("the guest did not freeze: {error}")))
-        }
+    };
+    let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe"));
+    let request = Request {
+        program: &program,
+        agent: &agent,
+        probe: &probe,
+        settings: &wish.settings,
+        limits: sequence::limits(probe.os, &wish.settings),
+        expected: expected(daemon, parts).await,
+        insist: wish.insist,
+    };
+    let ledger: Arc<dyn Ledger> = Arc::new(Debt::new(daemon, machine.id()));
+    let outcome = sequence::run(&request, &ledger, cut).await;
+    let mut notes = Vec::new();
+    if probe.stray_freeze {
+        notes.push("the guest was found frozen by nobody known, and was thawed first".to_owned());
+    }
+    if let Some(words) = outcome.guard_failed {
+        notes.push(format!("the guard of the freeze failed, and the daemon thawed the guest itself: {words}"));
+    }
+    let (cut, evidence) = (outcome.cut, outcome.evidence);
+    Rested { cut, evidence, guest: probe.facts.clone(), probe: Some(probe), notes }
+}
+
+/// The agent of a guest that is to be asked and can be; else why not.
+async fn asked(daemon: &Arc<Daemon>, machine: &Record, wish: Wish) -> Result<Arc<GuestAgent>, Downgrade> {
+    let power = machine.str("power_state");
+    if power != "Running" {
+        return Err(Downgrade::new(Cause::NotRunning, format!("the machine was {power}: nobody could be asked")));
+    }
+    if wish.skips() {
+        return Err(Downgrade::new(Cause::Skipped, "the machine's policy is not to ask its guest"));
+    }
+    let Some(running) = daemon.vmm.machine(machine.id()) else {
+        return Err(Downgrade::new(Cause::NotRunning, "the machine has no process on this host"));
+    };
+    if !running.agent_present() {
+        return Err(Downgrade::new(Cause::AgentAbsent, "the guest has no agent"));
+    }
+    Ok(running.agent())
+}
+
+/// How long the cut will take, as far as the storage's own past or an answer of it tells.
+async fn expected(daemon: &Daemon, parts: &[Part]) -> Duration {
+    let mut sum = Duration::ZERO;
+    for part in parts {
+        sum += match daemon.pace.expected(part.sr.as_str()) {
+            Some(known) => known,
+            None => {
+                let began = Instant::now();
+                if let Some(first) = part.planned.first() {
+                    // Only the time that it takes counts; the cut itself will tell of errors.
+                    let _ = timeout(QUESTION_LIMIT, part.driver.stat(first.source_volume)).await;
+                }
+                pace::from_probe(began.elapsed(), part.planned.len())
+            }
+        };
+    }
+    sum
+}
+
+/// The intent that a thaw is owed.
+struct Debt {
+    daemon: Arc<Daemon>,
+    vm: Ref,
+    intent: Mutex<Option<String>>,
+}
+
+impl Debt {
+    fn new(daemon: &Arc<Daemon>, vm: &Ref) -> Debt {
+        Debt { daemon: daemon.clone(), vm: vm.clone(), intent: Mutex::default() }
     }
 }
 
-impl Frozen {
-    /// Thaws the guest and says what the freeze was worth.
-    pub async fn thaw(self, daemon: &Arc<Daemon>) -> Level {
-        let held = self.agent.is_frozen(ASK_LIMIT).await;
-        let frozen_us = u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX);
-        thaw(daemon, &self.vm, &self.agent, &self.intent).await;
-        match held {
-            Ok(true) => Level::FileSystem { frozen_us, file_systems: self.file_systems },
-            Ok(false) => Level::Crash { reason: "the guest thawed itself before the cut was done".into() },
-            Err(error) => Level::Crash { reason: format!("it is not known whether the freeze held: {error}") },
-        }
+impl Ledger for Debt {
+    fn owe(&self) -> Result<(), String> {
+        let intent = Plan::Freeze { vm: self.vm.to_string() }.write(&self.daemon).map_err(|error| error.to_string())?;
+        *self.intent.lock().unwrap_or_else(PoisonError::into_inner) = Some(intent);
+        Ok(())
     }
-}
 
-/// Thaws until the guest answers or is gone; the intent stays when it does not.
-async fn thaw(daemon: &Arc<Daemon>, vm: &Ref, agent: &GuestAgent, intent: &str) {
-    for _ in 0..THAW_ATTEMPTS {
-        match agent.thaw(THAW_LIMIT).await {
-            Ok(_) => {
-                strike_off(daemon, intent);
-                return;
-            }
-            Err(error) if daemon.vmm.machine(vm).is_none() => {
-                tracing::info!(%vm, %error, "a frozen guest has ended");
-                strike_off(daemon, intent);
-                return;
-            }
-            Err(error) => tracing::warn!(%vm, %error, "a guest does not answer to thaw; asking again"),
+    fn paid(&self) {
+        if let Some(intent) = self.intent.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            strike_off(&self.daemon, &intent);
         }
     }
-    tracing::error!(%vm, "a guest could not be thawed; it will be tried when the daemon starts again");
 }
 
 fn strike_off(daemon: &Daemon, intent: &str) {
@@ -118,16 +186,30 @@ fn strike_off(daemon: &Daemon, intent: &str) {
 
 /// For a guest that an earlier life of the daemon froze.
 pub async fn thaw_leftover(daemon: &Arc<Daemon>, vm: &Ref, intent: &str) {
-    match daemon.vmm.machine(vm) {
-        Some(machine) => thaw(daemon, vm, &machine.agent(), intent).await,
-        None => strike_off(daemon, intent),
+    let Some(machine) = daemon.vmm.machine(vm) else { return strike_off(daemon, intent) };
+    tracing::info!(%vm, "thawing a guest that was frozen when the daemon ended");
+    let (daemon, intent) = (daemon.clone(), intent.to_owned());
+    let thawing = tokio::spawn(async move {
+        let end = thawing::until_thawed(&machine.agent(), THAW_LIMIT).await;
+        if end == End::Gone {
+            tracing::info!(vm = %machine.uuid, "a guest that was frozen has ended");
+        }
+        strike_off(&daemon, &intent);
+    });
+    if timeout(LEFTOVER_LIMIT, thawing).await.is_err() {
+        tracing::warn!(%vm, "a guest that was frozen does not answer yet; it is asked on");
     }
 }
 
-/// The error of `VM.snapshot_with_quiesce` for a guest that cannot be frozen.
-pub fn refusal(vm: &Ref, reason: &str) -> ApiError {
-    if reason.contains("did not freeze") {
-        return ApiError::vm_snapshot_with_quiesce_failed(vm, reason);
+/// The error for a caller who insists, by XenServer's codes.
+pub fn refusal(vm: &Ref, downgrade: &Downgrade) -> ApiError {
+    let words = downgrade.with_advice();
+    match downgrade.cause {
+        Some(
+            Cause::AgentAbsent | Cause::FreezeUnsupported | Cause::VssMissing | Cause::NothingFrozen | Cause::NoProof,
+        ) => ApiError::vm_snapshot_with_quiesce_not_supported(vm, words),
+        Some(Cause::AgentSilent) => ApiError::vm_snapshot_with_quiesce_plugin_does_not_respond(vm),
+        Some(Cause::FreezeTimeout) => ApiError::vm_snapshot_with_quiesce_timeout(vm),
+        _ => ApiError::vm_snapshot_with_quiesce_failed(vm, words),
     }
-    ApiError::vm_snapshot_with_quiesce_not_supported(vm, reason)
 }
