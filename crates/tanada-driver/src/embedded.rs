@@ -67,6 +67,7 @@ pub static FACTS: DriverType = DriverType {
         ("VDI_UPDATE", 1),
         ("VDI_INTRODUCE", 1),
         ("VDI_REVERT", 1),
+        ("VDI_CONFIG_CBT", 1),
         ("LARGE_VDI", 1),
         ("THIN_PROVISIONING", 1),
     ],

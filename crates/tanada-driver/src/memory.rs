@@ -43,6 +43,7 @@ pub static FACTS: DriverType = DriverType {
         ("VDI_RESIZE", 1),
         ("VDI_CLONE", 1),
         ("VDI_SNAPSHOT", 1),
+        ("VDI_CONFIG_CBT", 1),
         ("VDI_UPDATE", 1),
         ("VDI_INTRODUCE", 1),
         ("VDI_REVERT", 1),

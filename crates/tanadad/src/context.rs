@@ -33,6 +33,7 @@ use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::db::{Db, Tx};
+use crate::ops::cbt;
 use crate::rpc::event::Registrations;
 use crate::rpc::login::Passwords;
 use crate::rpc::methods::Methods;
@@ -62,6 +63,7 @@ pub struct Daemon {
     /// Becomes true when the daemon is about to end; whoever only waits stops waiting.
     pub stopping: watch::Sender<bool>,
     pub storage: Storage,
+    pub cbt: cbt::Logs,
     pub vmm: Vmm,
     /// How long each SR takes to cut.
     pub pace: Pace,
@@ -74,6 +76,7 @@ impl Daemon {
         let methods = Methods::new(builtin.chain(handlers).collect())?;
         let passwords = Arc::new(Passwords::new(&config.state_dir, config.login_failure_delay));
         let storage = Storage::from_config(&config);
+        let cbt = cbt::Logs::new(config.state_dir.join("cbt"));
         let vmm = Vmm::new(Host::new(&config));
         Ok(Arc::new(Daemon {
             config,
@@ -85,6 +88,7 @@ impl Daemon {
             registrations: Registrations::default(),
             stopping: watch::channel(false).0,
             storage,
+            cbt,
             vmm,
             pace: Pace::default(),
         }))

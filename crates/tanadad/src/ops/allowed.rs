@@ -13,6 +13,7 @@ use tanada_xapi::{ApiError, ApiResult, Ref, Value};
 
 use crate::context::{Args, CallContext, Daemon, Handlers};
 use crate::db::{Record, View};
+use crate::ops::cbt;
 
 const HALTED: u8 = 1;
 const PAUSED: u8 = 2;
@@ -186,6 +187,10 @@ fn of_vdi(view: &impl View, vdi: &Record) -> Vec<Value> {
     if !vdi.bool("managed") || !vdi.map("current_operations").is_empty() {
         return Vec::new();
     }
+    let tracks = view.find("SR", &vdi.reference("SR")).is_some_and(|sr| cbt::is_supported(view, &sr));
+    if vdi.str("type") == cbt::METADATA_TYPE {
+        return cbt::OF_METADATA.iter().copied().map(Value::from).collect();
+    }
     let mut all = vec!["snapshot", "clone", "update"];
     if !attached {
         all.extend(["copy", "destroy", "forget"]);
@@ -193,8 +198,14 @@ fn of_vdi(view: &impl View, vdi: &Record) -> Vec<Value> {
             all.push("resize");
         }
     }
-    if vdi.bool("is_a_snapshot") {
+    if tracks && (vdi.bool("is_a_snapshot") || !attached) {
         all.push("list_changed_blocks");
+    }
+    if tracks && vdi.bool("is_a_snapshot") && vdi.bool("cbt_enabled") {
+        all.push("data_destroy");
+    }
+    if tracks && !vdi.bool("is_a_snapshot") && matches!(vdi.str("type"), "user" | "system") {
+        all.extend(["enable_cbt", "disable_cbt"]);
     }
     all.into_iter().map(Value::from).collect()
 }
@@ -227,7 +238,9 @@ fn of_sr(view: &impl View, sr: &Record) -> Vec<Value> {
             "vdi_clone",
             "vdi_snapshot",
         ]);
-        all.push("vdi_list_changed_blocks");
+        if cbt::is_supported(view, sr) {
+            all.extend(["vdi_enable_cbt", "vdi_disable_cbt", "vdi_data_destroy", "vdi_list_changed_blocks"]);
+        }
     } else {
         all.push("forget");
         if !pbds.is_empty() {

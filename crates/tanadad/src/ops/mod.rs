@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`sr`], [`pbd`] | making, attaching, scanning and ending SRs |
 //! | [`vdi`], [`vdi_copy`], [`vbd`] | disks and their places in machines |
+//! | [`cbt`] | which blocks changed; snapshots without their data |
 //! | [`machine`] | records of machines: create, snapshot, clone, revert, provision, destroy |
 //! | [`vif`], [`network`] | network devices |
 //! | [`allowed`] | which operation is allowed when, as a table |
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use crate::context::{Daemon, Handlers};
 
 pub mod allowed;
+pub mod cbt;
 pub mod intents;
 pub mod machine;
 pub mod metadata;
@@ -42,6 +44,7 @@ pub fn handlers() -> Handlers {
     all.extend(pbd::handlers());
     all.extend(vdi::handlers());
     all.extend(vdi_copy::handlers());
+    all.extend(cbt::handlers());
     all.extend(vbd::handlers());
     all.extend(vif::handlers());
     all.extend(network::handlers());
@@ -55,10 +58,12 @@ pub fn handlers() -> Handlers {
 pub async fn start(daemon: &Arc<Daemon>) -> anyhow::Result<()> {
     startup::objects(daemon)?;
     crate::storage::load_attachments(daemon)?;
+    cbt::load(daemon)?;
     reconcile::clear_marks(daemon)?;
     pbd::reopen(daemon).await;
     reconcile::end_intents(daemon, None).await;
     reconcile::compare(daemon).await;
+    cbt::keep_current(daemon).await;
     allowed::keep_current(daemon);
     metadata::keep_current(daemon);
     Ok(())

@@ -10,6 +10,7 @@ use tanada_driver::registry::SrConfig;
 use tanada_xapi::{ApiError, ApiResult, Ref, Value};
 use uuid::Uuid;
 
+use super::cbt::METADATA_TYPE;
 use super::intents::{self, Plan};
 use super::records::message;
 use super::{machine, secrets, sr, vdi, vdi_copy};
@@ -180,7 +181,7 @@ pub async fn differences(daemon: &Daemon, sr: &Ref) -> ApiResult<Differences> {
     let vdis = daemon.db.read(|state| Ok::<_, ApiError>(state.resolve("VDI", &state.get("SR", sr)?.refs("VDIs"))))?;
     let mut found = Differences::default();
     let mut named: HashSet<Uuid> = HashSet::new();
-    for vdi in &vdis {
+    for vdi in vdis.iter().filter(|vdi| vdi.str("type") != METADATA_TYPE) {
         let volume = volume_id(vdi.str("location")).ok();
         let entry = volume.and_then(|volume| entries.iter().find(|entry| entry.id == volume));
         named.extend(volume);

@@ -13,6 +13,7 @@ use tanada_driver::{Driver, DriverError, DriverErrorKind, ScanEntry, VolumeFacts
 use tanada_xapi::{ApiError, ApiResult, Ref, Value};
 use uuid::Uuid;
 
+use super::cbt::{self, METADATA_TYPE};
 use super::intents::{self, Plan};
 use super::records::{bytes, int, strings};
 use super::secrets;
@@ -239,12 +240,14 @@ fn remove_records(tx: &mut Tx<'_>, sr: &Ref) -> ApiResult<()> {
 
 async fn forget(ctx: CallContext, args: Args) -> ApiResult<Value> {
     let sr = args.reference("sr")?;
-    ctx.db().write(|tx| {
+    let uuid = ctx.db().write(|tx| {
         let record = tx.get("SR", &sr)?;
         indestructible(&record)?;
         none_attached(tx, &record)?;
-        remove_records(tx, &sr)
+        remove_records(tx, &sr)?;
+        Ok(record.uuid().to_owned())
     })?;
+    cbt::forget_sr(&ctx.daemon, &uuid);
     Ok(Value::Void)
 }
 
@@ -285,13 +288,18 @@ async fn destroy(ctx: CallContext, args: Args) -> ApiResult<Value> {
 
 /// The container is gone: so are the records.
 pub fn finish_destroy(daemon: &Daemon, sr: &Ref, intent: &str) -> ApiResult<()> {
-    daemon.db.write(|tx| {
-        if tx.find("SR", sr).is_some() {
+    let uuid = daemon.db.write(|tx| {
+        let record = tx.find("SR", sr);
+        if record.is_some() {
             remove_records(tx, sr)?;
         }
         tx.clear_intent(intent);
-        Ok(())
-    })
+        Ok(record.map(|record| record.uuid().to_owned()))
+    })?;
+    if let Some(uuid) = uuid {
+        cbt::forget_sr(daemon, &uuid);
+    }
+    Ok(())
 }
 
 fn pbd_of(view: &impl View, sr: &Ref) -> ApiResult<Arc<Record>> {
@@ -345,8 +353,10 @@ pub async fn scan(daemon: &Arc<Daemon>, sr: &Ref) -> ApiResult<()> {
             adopt_volume(tx, sr, entry)?;
         }
         for vdi in &known {
-            let lost = volume_id(vdi.str("location"))
-                .is_ok_and(|id| !first.contains(&id) && !entries.iter().any(|entry| entry.id == id));
+            let is_gone = vdi.str("type") == METADATA_TYPE;
+            let lost = !is_gone
+                && volume_id(vdi.str("location"))
+                    .is_ok_and(|id| !first.contains(&id) && !entries.iter().any(|entry| entry.id == id));
             if tx.find("VDI", vdi.id()).is_some() {
                 tx.set("VDI", vdi.id(), "missing", lost)?;
             }
@@ -363,10 +373,11 @@ pub async fn scan(daemon: &Arc<Daemon>, sr: &Ref) -> ApiResult<()> {
     update_sizes(daemon, sr).await
 }
 
-/// Volumes that intents name.
+/// Volumes that intents or logs of changed blocks name.
 pub fn planned_volumes(daemon: &Daemon) -> ApiResult<HashSet<(Ref, Uuid)>> {
     let intents = daemon.db.intents().map_err(ApiError::internal)?;
-    Ok(intents.iter().filter_map(Plan::read).flat_map(|plan| plan.volumes()).collect())
+    let planned = intents.iter().filter_map(Plan::read).flat_map(|plan| plan.volumes());
+    Ok(planned.chain(cbt::volumes(daemon)).collect())
 }
 
 /// A record for a volume that came with the storage.
@@ -412,7 +423,8 @@ pub async fn update_sizes(daemon: &Daemon, sr: &Ref) -> ApiResult<()> {
             ("tanada:ghost-held", space.ghost_held),
         ];
         config.extend(figures.map(|(key, bytes)| (key.to_owned(), Value::from(bytes.to_string()))));
-        let allocated: i64 = vdis.iter().map(|vdi| vdi.int("virtual_size")).fold(0, i64::saturating_add);
+        let with_data = vdis.iter().filter(|vdi| vdi.str("type") != METADATA_TYPE);
+        let allocated: i64 = with_data.map(|vdi| vdi.int("virtual_size")).fold(0, i64::saturating_add);
         tx.set_all(
             "SR",
             sr,

@@ -10,6 +10,7 @@ use tanada_driver::{CloneRequest, CreateRequest, CutPair, CutReport, Driver, Dri
 use tanada_xapi::{ApiError, ApiResult, DateTime, Map, Ref, Value};
 use uuid::Uuid;
 
+use super::cbt::{self, METADATA_TYPE, OF_METADATA};
 use super::intents::{self, Plan};
 use super::records::{bytes, copied, given, int, must_exist, strings, text};
 use super::sr::{sizes_changed, space_comes_back, space_keys};
@@ -29,7 +30,6 @@ pub fn handlers() -> Handlers {
         ("VDI.resize", |ctx, args| resize(ctx, args, "resize").boxed()),
         ("VDI.resize_online", |ctx, args| resize(ctx, args, "resize_online").boxed()),
         ("VDI.update", |ctx, args| update(ctx, args).boxed()),
-        ("VDI.list_changed_blocks", |ctx, args| list_changed_blocks(ctx, args).boxed()),
         ("VDI.set_name_label", |ctx, args| set_field(ctx, args, "name_label").boxed()),
         ("VDI.set_name_description", |ctx, args| set_field(ctx, args, "name_description").boxed()),
         ("VDI.set_read_only", |ctx, args| set_field(ctx, args, "read_only").boxed()),
@@ -167,7 +167,7 @@ async fn create(ctx: CallContext, args: Args) -> ApiResult<Value> {
     let record = args.map("args")?;
     let sr = Ref::from(text(record, "SR"));
     let kind = text(record, "type");
-    if kind == "cbt_metadata" {
+    if kind == METADATA_TYPE {
         return Err(ApiError::vdi_incompatible_type(Ref::null(), kind));
     }
     let size = record.get("virtual_size").and_then(Value::as_int).unwrap_or_default();
@@ -256,6 +256,9 @@ pub fn check(tx: &Tx<'_>, vdi: &Ref, operation: &str, live: bool) -> ApiResult<(
     }
     if !record.bool("managed") {
         return Err(ApiError::vdi_not_managed(vdi));
+    }
+    if record.str("type") == METADATA_TYPE && !OF_METADATA.contains(&operation) {
+        return Err(ApiError::vdi_incompatible_type(vdi, METADATA_TYPE));
     }
     if operation == "snapshot" && record.bool("sharable") {
         return Err(ApiError::vdi_is_sharable(vdi));
@@ -371,6 +374,7 @@ impl PlannedCopy {
             fields.push(("is_a_snapshot", Value::from(true)));
             fields.push(("snapshot_of", Value::from(source.id())));
             fields.push(("snapshot_time", Value::from(DateTime::now())));
+            fields.push(("cbt_enabled", Value::from(source.bool("cbt_enabled"))));
         }
         let size = u64::try_from(source.int("virtual_size")).unwrap_or_default();
         record_for(tx, &source.reference("SR"), self.volume, size, fields)
@@ -460,6 +464,10 @@ pub async fn destroy_disk(daemon: &Arc<Daemon>, vdi: &Ref) -> ApiResult<()> {
     let record = daemon.db.read(|state| state.get("VDI", vdi))?;
     let sr = record.reference("SR");
     let driver = daemon.storage.driver(&sr)?;
+    if cbt::destroyed(daemon, &record).await? {
+        sizes_changed(daemon, &sr).await;
+        return Ok(());
+    }
     let volume = volume_id(record.str("location"))?;
     let intent = Plan::Destroy { sr: sr.to_string(), vdi: vdi.to_string(), volume }.write(daemon)?;
     if let Err(error) = driver.destroy(volume).await {
@@ -519,6 +527,9 @@ async fn update(ctx: CallContext, args: Args) -> ApiResult<Value> {
 /// `sm_config` has that and what it shares (`tanada:mapped`, `tanada:exclusive`, `tanada:shared`), in bytes.
 pub async fn refresh(daemon: &Daemon, vdi: &Ref) -> ApiResult<()> {
     let record = daemon.db.read(|state| state.get("VDI", vdi))?;
+    if record.str("type") == METADATA_TYPE {
+        return Ok(());
+    }
     let driver = daemon.storage.driver(&record.reference("SR"))?;
     let facts = driver.stat(volume_id(record.str("location"))?).await.map_err(driver_error)?;
     daemon.db.write(|tx| {
@@ -536,36 +547,6 @@ pub async fn refresh(daemon: &Daemon, vdi: &Ref) -> ApiResult<()> {
             ],
         )
     })
-}
-
-/// Bytes that one bit of a changed-blocks bitmap stands for.
-const CHANGED_BLOCK_BYTES: u64 = 64 << 10;
-
-async fn list_changed_blocks(ctx: CallContext, args: Args) -> ApiResult<Value> {
-    let (from, to) = (args.reference("vdi_from")?, args.reference("vdi_to")?);
-    let (from, to) = ctx.db().read(|state| Ok::<_, ApiError>((state.get("VDI", &from)?, state.get("VDI", &to)?)))?;
-    if from.reference("SR") != to.reference("SR") {
-        return Err(ApiError::vdi_incompatible_type(to.id(), "the disks are on different SRs"));
-    }
-    let driver = ctx.daemon.storage.driver(&to.reference("SR"))?;
-    if !driver.capabilities().exact_difference {
-        return Err(ApiError::sr_operation_not_supported(to.reference("SR")));
-    }
-    let (old, new) = (volume_id(from.str("location"))?, volume_id(to.str("location"))?);
-    let extents = driver.difference(old, new).await.map_err(driver_error)?;
-    let size = u64::try_from(to.int("virtual_size")).unwrap_or_default();
-    let bits = size.div_ceil(CHANGED_BLOCK_BYTES);
-    let length = usize::try_from(bits.div_ceil(8)).map_err(ApiError::internal)?;
-    let mut bitmap = vec![0u8; length];
-    for extent in extents.iter().filter(|extent| extent.length > 0) {
-        let last = (extent.offset + extent.length - 1) / CHANGED_BLOCK_BYTES;
-        for block in extent.offset / CHANGED_BLOCK_BYTES..=last.min(bits.saturating_sub(1)) {
-            // The first block is the most significant bit of the first byte.
-            bitmap[(block / 8) as usize] |= 0x80 >> (block % 8);
-        }
-    }
-    use base64::Engine;
-    Ok(Value::from(base64::engine::general_purpose::STANDARD.encode(bitmap)))
 }
 
 async fn set_field(ctx: CallContext, args: Args, field: &'static str) -> ApiResult<Value> {

@@ -21,12 +21,14 @@ use uuid::Uuid;
 use super::{driver_error, host_initiator, vm_initiator, volume_id};
 use crate::context::Daemon;
 use crate::db::View;
+use crate::ops::cbt::METADATA_TYPE;
 
 /// Kind of the intents that are attachments.
 pub const KIND: &str = "attachment";
 
 /// Operations on a disk that do not mind its being attached meanwhile.
-const BESIDE: &[&str] = &["copy", "mirror", "snapshot", "clone", "update", "list_changed_blocks"];
+const BESIDE: &[&str] =
+    &["copy", "mirror", "snapshot", "clone", "update", "list_changed_blocks", "enable_cbt", "disable_cbt"];
 
 /// One attachment as it is written down.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -61,6 +63,9 @@ pub async fn attach_vdi(daemon: &Arc<Daemon>, vdi: &Ref, vbd: &Ref, writable: bo
     }
     if !record.bool("managed") {
         return Err(ApiError::vdi_not_managed(vdi));
+    }
+    if record.str("type") == METADATA_TYPE {
+        return Err(ApiError::vdi_incompatible_type(vdi, METADATA_TYPE));
     }
     let beside = |operation: &Value| BESIDE.iter().any(|allowed| operation.as_str() == Some(allowed));
     if let Some((task, operation)) = record.map("current_operations").iter().find(|(_, operation)| !beside(operation)) {
