@@ -13,6 +13,7 @@ usage: tanada daemon [options]
   --unix-socket PATH         the API for local root (default <runtime-dir>/xapi)
   --listen ADDR:PORT         HTTPS, with a certificate made on the first start (default: none)
   --listen-plain ADDR:PORT   HTTP on a loopback address, without encryption (default: none)
+  --nbd-listen ADDR:PORT     disks over NBD and TLS for backup programs, as 0.0.0.0:10809 (default: none)
   --probe-kernel FILE        Linux kernel that finds out whether KVM works (default: the newest in /boot)
   --root-password-file FILE  set root's password for remote logins to the first line of FILE
   --scrub-every DAYS         embedded stores verify all they hold by themselves, at 50 MiB/s at most, so many
@@ -52,6 +53,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String
             "--listen" => config.listen = Some(parsed(&option, value()?, "an address and port as 0.0.0.0:443")?),
             "--listen-plain" => {
                 config.listen_plain = Some(parsed(&option, value()?, "a loopback address and port as 127.0.0.1:80")?);
+            }
+            "--nbd-listen" => {
+                config.nbd_listen = Some(parsed(&option, value()?, "an address and port as 0.0.0.0:10809")?);
             }
             "--scrub-every" => config.scrub_every_days = parsed(&option, value()?, "a number of days, or 0 for never")?,
             "--log" => config.log = parsed(&option, value()?, "error, warn, info, debug or trace")?,

@@ -20,6 +20,8 @@ pub struct Config {
     pub listen: Option<SocketAddr>,
     /// Plain HTTP, for loopback addresses only; off unless asked for.
     pub listen_plain: Option<SocketAddr>,
+    /// Disks over NBD and TLS, when wanted.
+    pub nbd_listen: Option<SocketAddr>,
     /// Root's password for remote logins is set to the first line of this file at the start.
     pub root_password_file: Option<PathBuf>,
     /// How late a failed login is answered.
@@ -46,6 +48,7 @@ impl Default for Config {
             unix_socket: PathBuf::from(RUNTIME_DIR).join("xapi"),
             listen: None,
             listen_plain: None,
+            nbd_listen: None,
             root_password_file: None,
             login_failure_delay: FAILURE_DELAY,
             machines: MachineConfig::default(),

@@ -33,6 +33,7 @@ use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::db::{Db, Tx};
+use crate::nbd::Nbd;
 use crate::ops::cbt;
 use crate::rpc::event::Registrations;
 use crate::rpc::login::Passwords;
@@ -64,6 +65,7 @@ pub struct Daemon {
     pub stopping: watch::Sender<bool>,
     pub storage: Storage,
     pub cbt: cbt::Logs,
+    pub nbd: Nbd,
     pub vmm: Vmm,
     /// How long each SR takes to cut.
     pub pace: Pace,
@@ -89,6 +91,7 @@ impl Daemon {
             stopping: watch::channel(false).0,
             storage,
             cbt,
+            nbd: Nbd::default(),
             vmm,
             pace: Pace::default(),
         }))

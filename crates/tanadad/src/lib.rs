@@ -8,6 +8,7 @@
 //! | [`storage`] | drivers of attached SRs, attachments of disks |
 //! | [`rpc`] | dispatch of calls, implicit messages, sessions, tasks, events |
 //! | [`http`] | sockets, TLS, XML-RPC, JSON-RPC, routes of data transfers |
+//! | [`nbd`] | disks over NBD and TLS, for backup programs |
 //! | [`run`] | from start to end |
 //!
 //! A message gets its body in `ops` (objects), `vmm` (running machines) or `transfer` (export and import by HTTP).
@@ -18,6 +19,7 @@ pub mod context;
 pub mod db;
 pub mod files;
 pub mod http;
+pub mod nbd;
 pub mod ops;
 pub mod rpc;
 pub mod run;

@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::context::{Daemon, Handlers};
 use crate::db::Db;
 use crate::rpc::{setup, task};
-use crate::{files, http, ops, transfer, vmm};
+use crate::{files, http, nbd, ops, transfer, vmm};
 
 /// How often ended tasks and unused sessions are looked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
@@ -57,7 +57,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 /// Every handler there is beside the built-in ones.
 pub fn handlers() -> Handlers {
-    ops::handlers().into_iter().chain(transfer::handlers()).collect()
+    ops::handlers().into_iter().chain(nbd::handlers()).chain(transfer::handlers()).collect()
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -66,9 +66,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let _instance = prepare(&config)?;
     let daemon = start(config).await?;
+    let disks = nbd::serve(&daemon).await?;
     let server = http::serve(&daemon, transfer::routes()).await?;
     tracing::info!(
-        unix = %daemon.config.unix_socket.display(), https = ?server.address, http = ?server.plain_address, "ready"
+        unix = %daemon.config.unix_socket.display(), https = ?server.address, http = ?server.plain_address,
+        nbd = ?daemon.nbd.address(), "ready"
     );
     let housekeeping = tokio::spawn(keep_house(daemon.clone()));
     tokio::select! {
@@ -77,6 +79,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     tracing::info!("ending");
     server.stop().await;
+    disks.stop().await;
     housekeeping.abort();
     vmm::stop(&daemon).await;
     ops::stop(&daemon).await;

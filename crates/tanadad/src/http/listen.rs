@@ -18,7 +18,6 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{Route, service, tls};
 use crate::context::Daemon;
-use crate::db::View;
 use crate::rpc::dispatch::Peer;
 
 /// Connections at a time, over all listeners; more wait in the kernel's queue.
@@ -77,7 +76,7 @@ pub async fn serve(daemon: &Arc<Daemon>, routes: Vec<Route>) -> anyhow::Result<S
     if let Some(address) = config.listen {
         let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
         server.address = Some(listener.local_addr()?);
-        let tls = tls::server_config(&config.state_dir.join("tls"), certificate_names(daemon))?;
+        let tls = tls::server_config(&config.state_dir.join("tls"), tls::certificate_names(daemon))?;
         server.listeners.spawn(accept_tcp(listener, Some(TlsAcceptor::from(Arc::new(tls))), shared.clone()));
     }
     if let Some(address) = config.listen_plain {
@@ -87,16 +86,6 @@ pub async fn serve(daemon: &Arc<Daemon>, routes: Vec<Route>) -> anyhow::Result<S
         server.listeners.spawn(accept_tcp(listener, None, shared.clone()));
     }
     Ok(server)
-}
-
-fn certificate_names(daemon: &Arc<Daemon>) -> Vec<String> {
-    let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-    if let Ok(host) = daemon.db.read(|s| s.only("host")) {
-        names.extend(["hostname", "address"].map(|f| host.str(f).to_owned()).into_iter().filter(|n| !n.is_empty()));
-    }
-    names.sort();
-    names.dedup();
-    names
 }
 
 /// We hold the lock of the instance, so a socket file that is there is left over.

@@ -12,7 +12,7 @@
 
 mod listen;
 mod service;
-mod tls;
+pub(crate) mod tls;
 mod transfer;
 
 use bytes::Bytes;

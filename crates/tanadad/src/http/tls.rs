@@ -8,6 +8,8 @@ use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
+use crate::context::Daemon;
+use crate::db::View;
 use crate::files;
 
 /// Reads the certificate and key in `dir`, or makes them for `names` (host names and addresses).
@@ -28,6 +30,17 @@ pub fn server_config(dir: &Path, names: Vec<String>) -> anyhow::Result<ServerCon
         .with_single_cert(chain, key)?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)
+}
+
+/// Host names and addresses under which clients find us.
+pub fn certificate_names(daemon: &Daemon) -> Vec<String> {
+    let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    if let Ok(host) = daemon.db.read(|s| s.only("host")) {
+        names.extend(["hostname", "address"].map(|f| host.str(f).to_owned()).into_iter().filter(|n| !n.is_empty()));
+    }
+    names.sort();
+    names.dedup();
+    names
 }
 
 fn make(dir: &Path, names: Vec<String>) -> anyhow::Result<()> {

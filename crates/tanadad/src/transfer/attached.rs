@@ -1,5 +1,6 @@
 //! A disk attached to the daemon itself for as long as a transfer runs.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use tanada_driver::Endpoint;
@@ -43,6 +44,11 @@ impl Attached {
         let bridge = self.bridge.insert(bridge.map_err(storage::driver_error)?);
         self.client = Some(bridge.connect().await.map_err(disk_error)?);
         Ok(())
+    }
+
+    /// Where it is served as NBD, and under which name. The name is a secret.
+    pub fn way(&self) -> Option<(&Path, &str)> {
+        self.bridge.as_ref().map(|bridge| (bridge.socket(), bridge.export()))
     }
 
     /// The connection; every clone has to be gone before [`Attached::release`] for the end to be a clean one.

@@ -192,9 +192,9 @@ mod tests {
         let other_disk = Disk { snapshot_of: Some("e".into()), ..snapshot(8, 15, true) };
         let head = Disk { snapshot_of: None, ..snapshot(7, 0, true) };
         let mut disks = vec![snapshot(1, 10, false), earlier, other_disk, head];
-        assert_eq!(step(&[waiting.clone()], &disks), None);
+        assert_eq!(step(std::slice::from_ref(&waiting), &disks), None);
         disks.extend([snapshot(3, 30, true), snapshot(2, 20, true)]);
-        assert_eq!(step(&[waiting.clone()], &disks), Some(Step::Resolve { log: waiting, next: id(2) }));
+        assert_eq!(step(std::slice::from_ref(&waiting), &disks), Some(Step::Resolve { log: waiting, next: id(2) }));
     }
 
     #[test]
