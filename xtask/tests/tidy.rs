@@ -26,6 +26,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tanada-quiesce", &["tanada-certificate", "tanada-qemu", "sim-agent"]),
     ("tanada-xapi", &[]),
     ("tanada-xva", &["tanada-xapi"]),
+    ("tanada-schedule", &[]),
     (
         "tanadad",
         &[
@@ -37,6 +38,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tanada-qemu",
             "tanada-quiesce",
             "tanada-nbd",
+            "tanada-schedule",
             "tanada-xva",
         ],
     ),
