@@ -58,6 +58,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String
                 config.nbd_listen = Some(parsed(&option, value()?, "an address and port as 0.0.0.0:10809")?);
             }
             "--scrub-every" => config.scrub_every_days = parsed(&option, value()?, "a number of days, or 0 for never")?,
+            // Not in the usage: nobody runs a host by hand-moved time.
+            "--clock" => config.clock = Some(PathBuf::from(value()?)),
             "--log" => config.log = parsed(&option, value()?, "error, warn, info, debug or trace")?,
             _ => return Err(format!("unknown option {option}; see --help")),
         }

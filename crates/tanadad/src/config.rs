@@ -30,6 +30,8 @@ pub struct Config {
     pub machines: MachineConfig,
     /// Embedded stores verify all they hold by themselves so many days after the last time; 0 for never.
     pub scrub_every_days: u32,
+    /// Where schedules' time is moved from, instead of going by itself: for tests and demonstrations.
+    pub clock: Option<PathBuf>,
     /// Least level that is logged.
     pub log: tracing::Level,
 }
@@ -53,6 +55,7 @@ impl Default for Config {
             login_failure_delay: FAILURE_DELAY,
             machines: MachineConfig::default(),
             scrub_every_days: SCRUB_EVERY_DAYS,
+            clock: None,
             log: tracing::Level::INFO,
         }
     }

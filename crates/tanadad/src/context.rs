@@ -41,6 +41,7 @@ use crate::rpc::methods::Methods;
 use crate::rpc::session::{Session, Sessions};
 use crate::rpc::task::{TaskHandle, Tasks};
 use crate::rpc::{builtin, event, settings};
+use crate::schedule::Schedules;
 use crate::storage::Storage;
 use crate::vmm::Vmm;
 use crate::vmm::host::Host;
@@ -69,6 +70,7 @@ pub struct Daemon {
     pub vmm: Vmm,
     /// How long each SR takes to cut.
     pub pace: Pace,
+    pub schedules: Schedules,
 }
 
 impl Daemon {
@@ -80,6 +82,7 @@ impl Daemon {
         let storage = Storage::from_config(&config);
         let cbt = cbt::Logs::new(config.state_dir.join("cbt"));
         let vmm = Vmm::new(Host::new(&config));
+        let schedules = Schedules::new(&config, &db);
         Ok(Arc::new(Daemon {
             config,
             db,
@@ -94,6 +97,7 @@ impl Daemon {
             nbd: Nbd::default(),
             vmm,
             pace: Pace::default(),
+            schedules,
         }))
     }
 }

@@ -9,6 +9,7 @@
 //! | [`rpc`] | dispatch of calls, implicit messages, sessions, tasks, events |
 //! | [`http`] | sockets, TLS, XML-RPC, JSON-RPC, routes of data transfers |
 //! | [`nbd`] | disks over NBD and TLS, for backup programs |
+//! | [`schedule`] | snapshot schedules, and the room that storage has for them |
 //! | [`run`] | from start to end |
 //!
 //! A message gets its body in `ops` (objects), `vmm` (running machines) or `transfer` (export and import by HTTP).
@@ -23,6 +24,7 @@ pub mod nbd;
 pub mod ops;
 pub mod rpc;
 pub mod run;
+pub mod schedule;
 pub mod storage;
 pub mod transfer;
 pub mod vmm;

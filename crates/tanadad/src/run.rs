@@ -18,8 +18,8 @@ use crate::args::{self, Command, USAGE};
 use crate::config::Config;
 use crate::context::{Daemon, Handlers};
 use crate::db::Db;
-use crate::rpc::{setup, task};
-use crate::{files, http, nbd, ops, transfer, vmm};
+use crate::rpc::{messages, setup, task};
+use crate::{files, http, nbd, ops, schedule, transfer, vmm};
 
 /// How often ended tasks and unused sessions are looked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
@@ -113,6 +113,7 @@ async fn start(config: Config) -> anyhow::Result<Arc<Daemon>> {
     vmm::start(&daemon).await?;
     ops::after_machines(&daemon).await;
     transfer::undo_leftovers(&daemon).await?;
+    schedule::start(&daemon).await?;
     Ok(daemon)
 }
 
@@ -125,6 +126,9 @@ async fn keep_house(daemon: Arc<Daemon>) {
             [daemon.sessions.expire(&daemon.db), task::collect_garbage(&daemon), setup::refresh_metrics(&daemon.db)];
         for error in results.into_iter().filter_map(Result::err) {
             tracing::warn!(%error, "housekeeping failed");
+        }
+        if let Err(error) = messages::bound(&daemon.db) {
+            tracing::warn!(%error, "old messages could not be removed");
         }
         daemon.registrations.expire(&daemon);
     }

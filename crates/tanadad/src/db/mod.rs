@@ -11,6 +11,8 @@
 //! 5. Sessions and tasks live in memory alone.
 //! 6. The values of secrets are sealed on disk, see [`vault`].
 //! 7. Intents are written in the transaction of the state change that they belong to, and outlive a crash.
+//! 8. Notes are texts of the daemon's own under names that parts choose (`schedule/<uuid>`): as durable as objects and in
+//!    the same transactions, but no objects, and no change that anybody is woken for.
 //!
 //! ```text
 //! let sr = daemon.db.read(|s| s.by_uuid("SR", uuid).map(|r| r.id().clone()))?;
@@ -63,7 +65,7 @@ impl Db {
     }
 
     fn load(sqlite: Sqlite) -> anyhow::Result<Db> {
-        let state = State::from_records(sqlite.load_objects()?);
+        let state = State::from_records(sqlite.load_objects()?, sqlite.load_notes()?);
         let (generation, _) = watch::channel(state.generation());
         Ok(Db { state: RwLock::new(state), writer: Mutex::new(sqlite), generation })
     }

@@ -1,5 +1,6 @@
 //! The durable half: one SQLite file, write-ahead log, a sync per commit.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -41,6 +42,9 @@ const MIGRATIONS: [&str; 1] = ["
     ) STRICT;
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 "];
+
+/// Before the names of notes in the table `meta`.
+const NOTE_PREFIX: &str = "note/";
 
 pub(super) struct Sqlite {
     connection: Connection,
@@ -123,7 +127,7 @@ impl Sqlite {
     pub fn commit(&mut self, changes: &Changes) -> Result<(), CommitError> {
         let durable = |class: &str| !RUNTIME_CLASSES.contains(&class);
         let intents = !changes.intents_put.is_empty() || !changes.intents_cleared.is_empty();
-        if !intents && !changes.objects.keys().any(|(class, _)| durable(class)) {
+        if !intents && changes.notes.is_empty() && !changes.objects.keys().any(|(class, _)| durable(class)) {
             return Ok(());
         }
         let transaction = self.connection.transaction()?;
@@ -148,7 +152,26 @@ impl Sqlite {
         for id in &changes.intents_cleared {
             transaction.prepare_cached("DELETE FROM intents WHERE id = ?1")?.execute(params![id])?;
         }
+        for (name, text) in &changes.notes {
+            let name = format!("{NOTE_PREFIX}{name}");
+            match text {
+                Some(text) => {
+                    let put =
+                        "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2";
+                    transaction.prepare_cached(put)?.execute(params![name, text])?;
+                }
+                None => drop(transaction.prepare_cached("DELETE FROM meta WHERE key = ?1")?.execute(params![name])?),
+            }
+        }
         Ok(transaction.commit()?)
+    }
+
+    /// Every note by its name.
+    pub fn load_notes(&self) -> rusqlite::Result<BTreeMap<String, String>> {
+        let mut statement = self.connection.prepare("SELECT key, value FROM meta")?;
+        let rows = statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get(1)?)))?;
+        let rows = rows.collect::<rusqlite::Result<Vec<_>>>()?;
+        Ok(rows.into_iter().filter_map(|(key, text)| Some((key.strip_prefix(NOTE_PREFIX)?.to_owned(), text))).collect())
     }
 
     pub fn intents(&self) -> rusqlite::Result<Vec<Intent>> {

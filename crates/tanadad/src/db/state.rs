@@ -1,4 +1,4 @@
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use tanada_xapi::{ApiError, ApiResult, Ref, Value};
@@ -16,6 +16,9 @@ pub trait View {
     fn find_by_uuid(&self, class: &str, uuid: &str) -> Option<Arc<Record>>;
     /// All objects of a class in order of creation.
     fn all(&self, class: &str) -> Vec<Arc<Record>>;
+
+    /// A text of the daemon's own.
+    fn note(&self, name: &str) -> Option<String>;
 
     /// `HANDLE_INVALID` when there is no such object.
     fn get(&self, class: &str, id: &Ref) -> ApiResult<Arc<Record>> {
@@ -62,6 +65,7 @@ pub struct Deletion {
 /// The committed objects.
 pub struct State {
     tables: HashMap<&'static str, Table>,
+    notes: BTreeMap<String, String>,
     generation: u64,
     sequence: u64,
     deletions: VecDeque<Deletion>,
@@ -70,12 +74,18 @@ pub struct State {
 }
 
 impl State {
-    pub(super) fn from_records(records: Vec<Record>) -> State {
+    pub(super) fn from_records(records: Vec<Record>, notes: BTreeMap<String, String>) -> State {
         // Tokens of an earlier life of the process must lie behind us: microseconds outrun any rate of changes.
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let generation = u64::try_from(now.as_micros()).unwrap_or(1).max(1);
-        let mut state =
-            State { tables: HashMap::new(), generation, sequence: 0, deletions: VecDeque::new(), history_start: 0 };
+        let mut state = State {
+            tables: HashMap::new(),
+            notes,
+            generation,
+            sequence: 0,
+            deletions: VecDeque::new(),
+            history_start: 0,
+        };
         for mut record in records {
             (record.created, record.modified) = (generation, generation);
             state.insert(record);
@@ -104,12 +114,24 @@ impl State {
         objects.into_iter().flatten().filter(move |r| r.modified > generation)
     }
 
+    /// Names of the notes that begin with `prefix`.
+    pub fn notes_under(&self, prefix: &str) -> Vec<String> {
+        let from = self.notes.range(prefix.to_owned()..);
+        from.map(|(name, _)| name.clone()).take_while(|name| name.starts_with(prefix)).collect()
+    }
+
     pub fn count(&self, class: &str) -> usize {
         self.tables.get(class).map_or(0, |t| t.objects.len())
     }
 
     /// Puts a transaction's changes into effect; `false` when they hold no object.
     pub(super) fn apply(&mut self, changes: Changes) -> bool {
+        for (name, text) in changes.notes {
+            match text {
+                Some(text) => drop(self.notes.insert(name, text)),
+                None => drop(self.notes.remove(&name)),
+            }
+        }
         if changes.objects.is_empty() {
             return false;
         }
@@ -200,5 +222,9 @@ impl View for State {
         let mut all: Vec<_> = self.tables.get(class).map_or_else(Vec::new, |t| t.objects.values().cloned().collect());
         all.sort_unstable_by_key(|r| r.sequence);
         all
+    }
+
+    fn note(&self, name: &str) -> Option<String> {
+        self.notes.get(name).cloned()
     }
 }

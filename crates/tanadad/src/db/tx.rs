@@ -15,11 +15,16 @@ pub(super) struct Changes {
     pub objects: BTreeMap<(&'static str, Ref), Option<Record>>,
     pub intents_put: Vec<Intent>,
     pub intents_cleared: Vec<String>,
+    /// `None` = forgotten.
+    pub notes: BTreeMap<String, Option<String>>,
 }
 
 impl Changes {
     pub fn is_empty(&self) -> bool {
-        self.objects.is_empty() && self.intents_put.is_empty() && self.intents_cleared.is_empty()
+        self.objects.is_empty()
+            && self.intents_put.is_empty()
+            && self.intents_cleared.is_empty()
+            && self.notes.is_empty()
     }
 }
 
@@ -203,6 +208,19 @@ impl<'a> Tx<'a> {
         self.changes.intents_cleared.push(id.to_owned());
     }
 
+    /// Keeps a text of the daemon's own, over an older one of that name.
+    pub fn put_note(&mut self, name: &str, text: String) {
+        if self.note(name).as_deref() != Some(text.as_str()) {
+            self.changes.notes.insert(name.to_owned(), Some(text));
+        }
+    }
+
+    pub fn forget_note(&mut self, name: &str) {
+        if self.note(name).is_some() {
+            self.changes.notes.insert(name.to_owned(), None);
+        }
+    }
+
     /// Changes an object with `change`, which says whether it did; answers the object as it is now.
     fn edit(
         &mut self,
@@ -292,6 +310,10 @@ impl View for Tx<'_> {
         all.extend(ours.filter_map(|(_, change)| change.clone().map(Arc::new)));
         all.sort_unstable_by_key(|r| r.sequence);
         all
+    }
+
+    fn note(&self, name: &str) -> Option<String> {
+        self.changes.notes.get(name).cloned().unwrap_or_else(|| self.base.note(name))
     }
 }
 

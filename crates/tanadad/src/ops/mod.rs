@@ -28,7 +28,7 @@ pub mod network;
 pub mod pbd;
 pub mod power;
 pub mod reconcile;
-mod records;
+pub mod records;
 mod secrets;
 pub mod sr;
 pub mod startup;
@@ -51,6 +51,7 @@ pub fn handlers() -> Handlers {
     all.extend(machine::handlers());
     all.extend(power::handlers());
     all.extend(allowed::handlers());
+    all.extend(crate::schedule::handlers());
     all
 }
 

@@ -13,6 +13,7 @@ pub mod event;
 pub mod filter;
 pub mod implicit;
 pub mod login;
+pub mod messages;
 pub mod methods;
 pub mod roles;
 pub mod session;

@@ -37,6 +37,13 @@ pub const COMMANDS: &[Command] = &[
         "Creates a snapshot schedule.",
         vmss_create,
     ),
+    Command::new(
+        "vmss-snapshot-now",
+        &["uuid"],
+        &[],
+        "Takes a snapshot of each VM of a snapshot schedule now.",
+        vmss_snapshot_now,
+    ),
     Command::new("vmss-destroy", &["uuid"], &[], "Destroys a snapshot schedule.", |x| x.message("VMSS.destroy")),
     Command::new("user-password-change", &["old", "new"], &[], "Changes your password.", password_change),
 ];
@@ -104,6 +111,12 @@ fn vmss_create(ctx: &mut Ctx<'_>) -> Outcome {
     ]);
     let vmss = ctx.call("VMSS.create", vec![record])?;
     ctx.print_uuid("VMSS", &vmss)
+}
+
+fn vmss_snapshot_now(ctx: &mut Ctx<'_>) -> Outcome {
+    let vmss = ctx.by_uuid_param("uuid", "VMSS")?;
+    let words = ctx.call("VMSS.snapshot_now", vec![Value::from(vmss)])?;
+    ctx.line(&scalar(&words))
 }
 
 fn password_change(ctx: &mut Ctx<'_>) -> Outcome {

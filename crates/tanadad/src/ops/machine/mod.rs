@@ -9,6 +9,7 @@
 //! | [`certify`] | its certificate, and the messages about it |
 //! | [`clone`] | `VM.clone`, `VM.copy` |
 //! | [`revert`] | `VM.revert` |
+//! | [`discard`] | the end of a snapshot with its disks |
 //! | [`provision`] | `VM.provision` |
 //! | [`quiesce`] | freezing and thawing guests |
 
@@ -19,6 +20,7 @@ pub mod clone;
 pub mod copy;
 pub mod create;
 pub mod cut;
+pub mod discard;
 pub mod provision;
 pub mod quiesce;
 pub mod revert;

@@ -26,6 +26,7 @@ use crate::ops::intents::{self, Plan};
 use crate::ops::sr::sizes_changed;
 use crate::ops::vdi::{PlannedCopy, plan_copies};
 use crate::ops::{allowed, vdi};
+use crate::schedule::space;
 
 pub fn handlers() -> Handlers {
     vec![
@@ -62,6 +63,9 @@ async fn take(ctx: &CallContext, vm: &Ref, name: &str, ignored: &[Ref], insist: 
     let wish = Wish::of(&machine, insist)?;
     let planned = plan_copies(&disks.iter().map(|disk| disk.vdi.clone()).collect::<Vec<_>>())?;
     let parts = parts(ctx, &planned)?;
+    for part in &parts {
+        space::room_for_generations(&ctx.daemon, &part.sr).await?;
+    }
     let intents = write_intents(ctx, &parts)?;
     ctx.task.progress(0.1);
     let made = async {

@@ -4,6 +4,7 @@ mod arrays;
 mod changed;
 mod failures;
 mod lifecycle;
+mod schedules;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -196,6 +197,7 @@ async fn begin(driver: &MemoryDriver, dir: tempfile::TempDir) -> TestDaemon {
         state_dir: dir.path().join("state"),
         runtime_dir: dir.path().join("run"),
         unix_socket: dir.path().join("run/xapi"),
+        clock: Some(dir.path().join("run/clock")),
         ..Config::default()
     };
     std::fs::create_dir_all(&config.state_dir).unwrap();
