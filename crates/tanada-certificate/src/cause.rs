@@ -33,6 +33,8 @@ pub enum Cause {
     CountMismatch,
     /// The guest was not frozen any more when it was asked after the cut.
     ThawedEarly,
+    /// Windows: everything held, and a writer had failed at it.
+    WriterFailed,
     /// The guest answered the thaw with an error.
     ThawFailed,
     /// The guest has not said yet that it is thawed.
@@ -46,7 +48,7 @@ pub enum Cause {
 }
 
 impl Cause {
-    pub const ALL: [Cause; 22] = [
+    pub const ALL: [Cause; 23] = [
         Cause::NotRunning,
         Cause::Skipped,
         Cause::AgentAbsent,
@@ -64,6 +66,7 @@ impl Cause {
         Cause::CutTooLate,
         Cause::CountMismatch,
         Cause::ThawedEarly,
+        Cause::WriterFailed,
         Cause::ThawFailed,
         Cause::ThawUnconfirmed,
         Cause::NoProof,
@@ -91,6 +94,7 @@ impl Cause {
             Cause::CutTooLate => "cut-too-late",
             Cause::CountMismatch => "count-mismatch",
             Cause::ThawedEarly => "thawed-early",
+            Cause::WriterFailed => "writer-failed",
             Cause::ThawFailed => "thaw-failed",
             Cause::ThawUnconfirmed => "thaw-unconfirmed",
             Cause::NoProof => "no-proof",
@@ -137,6 +141,9 @@ impl Cause {
             Cause::CountMismatch | Cause::ThawedEarly => {
                 "look for another program that thaws file systems in the guest"
             }
+            Cause::WriterFailed => {
+                "restart the services of the writers that failed; the Application event log of the guest says why they did"
+            }
             Cause::ThawFailed => "read the guest's words; its thaw hook or VSS provider complains",
             Cause::ThawUnconfirmed => "look whether the guest is hung; thawing is being repeated",
             Cause::NoProof => "use a guest agent that tells the guest's operating system (guest-get-osinfo)",
@@ -167,6 +174,11 @@ impl Downgrade {
             None => self.words.clone(),
         }
     }
+}
+
+/// Is this what an agent on Windows says to every question about freezing when its VSS provider does not work?
+pub fn is_without_vss(message: &str) -> bool {
+    message.contains("VSS failed to initialize")
 }
 
 /// What a guest means by refusing to freeze, by its agent's texts (7.2 to 10.0; some agents append details).

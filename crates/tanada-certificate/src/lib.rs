@@ -6,10 +6,12 @@
 //! | [`certificate`] | what a snapshot knows about its consistency |
 //! | [`keys`] | the certificate as the flat map of `snapshot_info`, both ways |
 //! | [`text`] | the certificate for people |
+//! | [`check`] | what was seen when a freeze was tried out |
 //! | [`cause`] | why a snapshot is no better than crash-consistent, and what to do about it |
 
 pub mod cause;
 pub mod certificate;
+pub mod check;
 pub mod keys;
 pub mod text;
 

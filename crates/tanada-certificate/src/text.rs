@@ -18,7 +18,7 @@ impl Level {
 }
 
 /// Microseconds in the unit that a person would use.
-struct Time(u64);
+pub(crate) struct Time(pub u64);
 
 impl Display for Time {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
@@ -125,7 +125,7 @@ fn or_unknown(text: &str) -> Clean<'_> {
 }
 
 /// A text from elsewhere on one line of a terminal: what could move the cursor is shown, not sent.
-struct Clean<'a>(&'a str);
+pub(crate) struct Clean<'a>(pub &'a str);
 
 impl Display for Clean<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {

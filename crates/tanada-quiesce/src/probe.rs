@@ -6,7 +6,7 @@ use tanada_qemu::agent::{GuestAgent, QUICK};
 
 use crate::GuestFacts;
 use crate::verdict::Os;
-use crate::{Cause, Downgrade};
+use crate::{Cause, Downgrade, cause};
 
 /// A guest cannot fill a certificate: longer texts are cut, and lists end.
 const TEXT_CHARS_MAX: usize = 256;
@@ -38,13 +38,18 @@ pub async fn probe(agent: &GuestAgent) -> Result<Probe, (GuestFacts, Downgrade)>
         let words = format!("the guest's agent does not answer: {error}");
         (GuestFacts::default(), Downgrade::new(Cause::AgentSilent, words))
     };
+    let mut without_vss = false;
     let stray_freeze = match agent.is_frozen(QUICK).await {
         Ok(true) => {
             tracing::warn!(socket = %agent.socket().display(), "a guest is found frozen; it is thawed first");
             agent.thaw(QUICK).await.map_err(nobody)?;
             true
         }
-        Ok(false) | Err(QemuError::Refused { .. }) => false,
+        Err(QemuError::Refused { message, .. }) => {
+            without_vss = cause::is_without_vss(&message);
+            false
+        }
+        Ok(false) => false,
         Err(error) => return Err(nobody(error)),
     };
     let info = agent.info().await.map_err(nobody)?;
@@ -55,6 +60,10 @@ pub async fn probe(agent: &GuestAgent) -> Result<Probe, (GuestFacts, Downgrade)>
         os_id: osinfo.as_ref().map(|info| text(info, "id")).unwrap_or_default(),
         agent: format!("qemu-ga {}", text(&info, "version")).trim_end().to_owned(),
     };
+    if without_vss {
+        let words = "the agent's VSS provider is not installed or does not work";
+        return Err((facts, Downgrade::new(Cause::VssMissing, words)));
+    }
     if let Some(missing) = NEEDED.into_iter().find(|command| !enabled(&info, command)) {
         let (cause, words) = match os {
             Os::Windows => (Cause::VssMissing, "the agent's VSS provider is not installed or does not work"),

@@ -88,12 +88,15 @@ fn windows_in_trouble() -> Vec<Named> {
         one("windows-prepare-failed", "VSS cannot prepare", windows().freeze_fails(PREPARE_FAILED)),
         one("windows-volume-refused", "a volume cannot take part", windows().freeze_fails(ADD_FAILED)),
         one("windows-no-frozen-event", "the provider does not report in sixty seconds", {
-            windows().freeze(Freeze::Fails { words: NO_FROZEN_EVENT.into(), after_ms: 60_000 })
+            let fails = Freeze::Fails { words: NO_FROZEN_EVENT.into(), after_ms: 60_000 };
+            Scenario { clock_rate: 60.0, ..windows().freeze(fails) }
         }),
         one("windows-exited-early", "VSS gives up before the provider is asked", windows().freeze_fails(EXITED_EARLY)),
         one("windows-no-volumes", "no fixed drive: nothing is frozen", Scenario { volumes: 0, ..windows() }),
         one("windows-slow", "the freeze takes a minute and then holds", {
-            windows().freeze(Freeze::Holds { after_ms: 60_000 })
+            // The hold is stretched with the clock.
+            let slow = windows().freeze(Freeze::Holds { after_ms: 60_000 }).lapses_after(600_000);
+            Scenario { clock_rate: 60.0, ..slow }
         }),
         one("windows-lapsed", "the hold lapses before the thaw", windows().lapses_after(0)),
         one("windows-lapsed-old-agent", "the same with agent 7.2, whose words end in a colon", {

@@ -168,7 +168,7 @@ impl Scenario {
             language: Language::English,
             vss_option: Some(1),
             is_alive: true,
-            clock_rate: 100.0,
+            clock_rate: 1.0,
         }
     }
 

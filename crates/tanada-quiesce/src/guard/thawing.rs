@@ -7,6 +7,7 @@ use tanada_qemu::agent::GuestAgent;
 use tokio::time::sleep;
 
 use super::Answer;
+use crate::cause;
 
 /// For questions that the agent answers from memory.
 pub const FLAG_LIMIT: Duration = Duration::from_secs(2);
@@ -27,11 +28,17 @@ pub async fn once(agent: &GuestAgent, limit: Duration) -> (Answer, bool) {
     match agent.thaw(limit).await {
         Ok(count) => (Answer::Count(count), true),
         // It complains and may have thawed all the same (a hook that failed, VSS that lapsed).
-        Err(QemuError::Refused { message, .. }) => {
-            let thawed = matches!(agent.is_frozen(FLAG_LIMIT).await, Ok(false));
-            (Answer::Error(message), thawed)
-        }
+        Err(QemuError::Refused { message, .. }) => (Answer::Error(message), holds_nothing(agent).await),
         Err(error) => (Answer::Unanswered(error.to_string()), false),
+    }
+}
+
+/// Does an agent that refused to thaw say that nothing is frozen? One on Windows without its VSS provider can neither thaw
+/// nor tell its flag, and has frozen nothing: Windows lets go of what an agent before it froze.
+async fn holds_nothing(agent: &GuestAgent) -> bool {
+    match agent.is_frozen(FLAG_LIMIT).await {
+        Ok(frozen) => !frozen,
+        Err(error) => cause::is_without_vss(&error.to_string()),
     }
 }
 
@@ -45,7 +52,7 @@ pub async fn until_thawed(agent: &GuestAgent, limit: Duration) -> End {
                 return End::Gone;
             }
             Err(QemuError::Refused { message, .. }) => {
-                if matches!(agent.is_frozen(FLAG_LIMIT).await, Ok(false)) {
+                if holds_nothing(agent).await {
                     return End::Thawed;
                 }
                 tracing::warn!(message, "a guest refuses to thaw; asking again");
