@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use tanada_disk::Buf;
 use tanada_engine::{Control, Reply, Request};
 use tanada_format::VersionState;
-use tanada_format::check::{CheckOptions, check, reachable};
+use tanada_format::check::{CheckOptions, UNANNOUNCED, check, reachable};
 use tanada_format::geometry::SUPERBLOCK_AT;
 use tanada_units::Uuid;
 
@@ -197,10 +197,15 @@ impl World {
     }
 
     /// After a write to what is damaged, a checkpoint and a restart: what was healed is there, and everything else reads
-    /// as it did, or is refused if it was refused before. `before`: what could be read.
+    /// as it did, or is refused if it was refused before; where something is lost, the superblock says so (M1). `before`:
+    /// what could be read.
     fn goes_on(&mut self, id: Uuid, place: u64, truth: &Truth, before: &Truth) -> Result<(), Stop> {
         self.checkpoint()?;
         self.kill();
+        let report = check(&self.device, CheckOptions::default()).map_err(|error| Stop::Wrong(error.to_string()))?;
+        if let Some(finding) = report.findings.iter().find(|finding| finding.contains(UNANNOUNCED)) {
+            return wrong(format!("{id} block {place} was written over: {finding}"));
+        }
         self.open_store()?;
         let healed = (id, place, Content::from_bytes(&[7; BLOCK]));
         let after = self.read_everything(&mut Vec::new())?;

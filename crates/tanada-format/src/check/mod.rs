@@ -24,7 +24,7 @@ mod trees;
 
 pub use journal::{JournalScan, ScannedBlock, scan};
 pub use state::{Catalog, RegionPages, read_catalog, read_superblocks};
-pub use trees::reachable;
+pub use trees::{UNANNOUNCED, reachable};
 
 use uuid::Uuid;
 

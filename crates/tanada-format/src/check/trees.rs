@@ -7,8 +7,11 @@ use super::state::{read_checked, read_node};
 use super::{CheckOptions, Findings, ReadAt, VersionUsage, name};
 use crate::node::{Node, ROOT_LEVEL, span_blocks};
 use crate::pointer::Pointer;
-use crate::superblock::Superblock;
+use crate::superblock::{LOST_PLACES, Superblock};
 use crate::version::{Version, VersionKind, VersionState};
+
+/// What the checker says of a store with lost places that an older reader would take for sound.
+pub const UNANNOUNCED: &str = "of which the superblock's required features say nothing";
 
 /// Walks all versions; returns what each uses.
 pub(super) fn check_versions(
@@ -126,6 +129,9 @@ impl TreeWalker<'_> {
                 }
                 _ => 0,
             };
+        }
+        if !lost.is_empty() && self.superblock.features_required & LOST_PLACES == 0 {
+            self.findings.add(format!("{}: lost places, {UNANNOUNCED} (M1)", text()));
         }
         for run in lost.chunk_by(|a, b| a + 1 == *b) {
             let step = span_blocks(level) / 256;
