@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   launch:    spawn -> QMP greets -> disks plugged -> reset (boot order) -> prelaunch, the caller says `cont`
+//!   incoming:  the same, but it waits for a memory image instead of booting ([`crate::memory`])
 //!   reattach:  socket answers -> uuid matches -> process held by pidfd -> whatever state it is in
 //! ```
 //! A launch that fails anywhere leaves no process behind; so does a launch whose caller goes away.
@@ -50,6 +51,10 @@ pub enum RunState {
     Running,
     /// Started, never run.
     Prelaunch,
+    /// Waits for a memory image, or is reading one; never run.
+    Incoming,
+    /// Its memory has been written out; it stands still and has let go of its disks until `cont`.
+    Saved,
     /// Stopped by command.
     Paused,
     /// Stopped because a disk failed; `cont` repeats the failed requests.
@@ -83,6 +88,15 @@ impl Drop for KillUnlessKept {
 /// [`QemuError::Spec`] for a description that cannot be run, [`QemuError::EndedEarly`] with QEMU's own words,
 /// [`QemuError::Refused`] where a disk cannot be opened.
 pub async fn launch(spec: &MachineSpec, host: &HostSettings, dir: &Path) -> Result<Machine> {
+    build(spec, host, dir, &[]).await
+}
+
+/// Builds a machine that takes over another's memory ([`crate::memory`]) instead of booting; errors as of [`launch`].
+pub async fn launch_incoming(spec: &MachineSpec, host: &HostSettings, dir: &Path) -> Result<Machine> {
+    build(spec, host, dir, &["-incoming", "defer"]).await
+}
+
+async fn build(spec: &MachineSpec, host: &HostSettings, dir: &Path, more: &[&str]) -> Result<Machine> {
     spec.check()?;
     let dir = StateDir::new(dir);
     if let (Boot::Kernel { kernel, initrd, .. }, Some(user)) = (&spec.boot, host.run_as) {
@@ -97,7 +111,9 @@ pub async fn launch(spec: &MachineSpec, host: &HostSettings, dir: &Path) -> Resu
         device_group: device_group(host.accelerator),
         cgroup: Some(&name),
     };
-    let process = spawn(&launch, &dir, &spec.arguments(host.accelerator, &dir, CONTROL_FD))?;
+    let mut arguments = spec.arguments(host.accelerator, &dir, CONTROL_FD);
+    arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
+    let process = spawn(&launch, &dir, &arguments)?;
     let mut guard = KillUnlessKept(Some(process.clone()));
     let (qmp, events) = greeted(&process, &dir).await?;
     for disk in &spec.disks {
@@ -184,6 +200,8 @@ pub async fn run_state(qmp: &Qmp) -> Result<RunState> {
     Ok(match status.get("status").and_then(Value::as_str).unwrap_or_default() {
         "running" => RunState::Running,
         "prelaunch" => RunState::Prelaunch,
+        "inmigrate" => RunState::Incoming,
+        "postmigrate" => RunState::Saved,
         "paused" => RunState::Paused,
         "io-error" => RunState::IoError,
         "guest-panicked" => RunState::Panicked,

@@ -9,6 +9,7 @@
 //! | [`qmp`] | QEMU's protocol: commands by id, events |
 //! | [`agent`] | the guest agent: sync, commands, programs, files |
 //! | [`hotplug`] | disks added and taken away |
+//! | [`memory`] | a machine's memory written out, and read into a new machine |
 //! | [`resume`] | when a machine stopped by a disk fault goes on |
 //! | [`accel`] | whether KVM works here, proven by a kernel that boots |
 
@@ -18,6 +19,7 @@ pub mod error;
 pub mod hotplug;
 pub mod launch;
 pub mod machine;
+pub mod memory;
 pub mod process;
 pub mod qmp;
 pub mod resume;

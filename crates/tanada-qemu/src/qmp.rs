@@ -8,15 +8,21 @@
 //! A connection that ended stays ended: the caller connects again and asks for the state, because events sent meanwhile
 //! are lost. In-band commands are serial over all monitors of a QEMU, so a command that blocks inside (a drain against a
 //! dead disk server) delays all others; their deadlines still hold, but what was asked may happen later.
+//!
+//! A descriptor handed over ([`Qmp::hand_over`]) is known to QEMU by its name on this connection alone.
 
 use std::collections::HashMap;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Map, Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{broadcast, oneshot, watch};
@@ -170,13 +176,24 @@ impl Qmp {
     /// [`QemuError::Refused`] with QEMU's class, [`QemuError::Deadline`] after `limit` (the command may still run),
     /// [`QemuError::Closed`] where the connection ended first.
     pub async fn execute(&self, command: &str, arguments: Value, limit: Duration) -> Result<Value> {
-        match timeout(limit, self.execute_inner(command, arguments)).await {
+        match timeout(limit, self.execute_inner(command, arguments, None)).await {
             Ok(result) => result,
             Err(_) => Err(QemuError::Deadline { what: format!("QMP {command}"), limit }),
         }
     }
 
-    async fn execute_inner(&self, command: &str, arguments: Value) -> Result<Value> {
+    /// Gives QEMU a descriptor, which later commands of this connection call `name`.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub async fn hand_over(&self, name: &str, descriptor: OwnedFd) -> Result<()> {
+        match timeout(QUICK, self.execute_inner("getfd", json!({ "fdname": name }), Some(descriptor))).await {
+            Ok(result) => result.map(drop),
+            Err(_) => Err(QemuError::Deadline { what: "QMP getfd".into(), limit: QUICK }),
+        }
+    }
+
+    async fn execute_inner(&self, command: &str, arguments: Value, descriptor: Option<OwnedFd>) -> Result<Value> {
         let closed = || QemuError::Closed { what: format!("QMP {command} on {}", self.shared.socket.display()) };
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = oneshot::channel();
@@ -191,7 +208,7 @@ impl Qmp {
             request.insert("arguments".into(), arguments);
         }
         request.insert("id".into(), id.into());
-        self.send(Value::Object(request).to_string()).await.map_err(|_| closed())?;
+        self.send(format!("{}\n", Value::Object(request)), descriptor).await.map_err(|_| closed())?;
         match receiver.await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => Err(refused(command, &error)),
@@ -199,16 +216,34 @@ impl Qmp {
         }
     }
 
-    /// Writes one line in a task of its own, so that a caller who gives up cannot cut a line in half.
-    async fn send(&self, line: String) -> std::io::Result<()> {
+    /// Writes one line in a task of its own, so that a caller who gives up cannot cut a line in half. A descriptor goes
+    /// with its first bytes.
+    async fn send(&self, line: String, descriptor: Option<OwnedFd>) -> std::io::Result<()> {
         let shared = self.shared.clone();
         let written = tokio::spawn(async move {
             let mut writer = shared.writer.lock().await;
-            writer.write_all(line.as_bytes()).await?;
-            writer.write_all(b"\n").await
+            let sent = match &descriptor {
+                Some(descriptor) => {
+                    let with = || send_with(writer.as_ref(), line.as_bytes(), descriptor);
+                    writer.as_ref().async_io(Interest::WRITABLE, with).await?
+                }
+                None => 0,
+            };
+            writer.write_all(line.as_bytes().get(sent..).unwrap_or_default()).await
         });
         written.await.unwrap_or_else(|_| Err(std::io::ErrorKind::BrokenPipe.into()))
     }
+}
+
+/// Answers how many of the bytes went.
+fn send_with(socket: &UnixStream, bytes: &[u8], descriptor: &OwnedFd) -> std::io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let descriptors = [descriptor.as_fd()];
+    if !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+        return Err(std::io::ErrorKind::InvalidInput.into());
+    }
+    Ok(sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?)
 }
 
 pub(crate) fn refused(command: &str, error: &Value) -> QemuError {

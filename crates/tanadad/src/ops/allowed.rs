@@ -59,7 +59,7 @@ static RULES: &[Rule] = &[
     rule("pause", RUNNING, false, false, true),
     rule("clean_shutdown", RUNNING, false, false, true),
     rule("clean_reboot", RUNNING, false, false, true),
-    rule("suspend", RUNNING, false, false, false),
+    rule("suspend", RUNNING, false, false, true),
     rule("pool_migrate", RUNNING, false, false, false),
     rule("snapshot_with_quiesce", RUNNING, false, false, true),
     rule("data_source_op", RUNNING, false, false, false),
@@ -71,13 +71,13 @@ static RULES: &[Rule] = &[
     rule("changing_VCPUs_live", RUNNING, false, false, false),
     rule("changing_shadow_memory_live", RUNNING, false, false, false),
     rule("unpause", PAUSED, false, false, true),
-    rule("resume", SUSPENDED, false, false, false),
-    rule("resume_on", SUSPENDED, false, false, false),
+    rule("resume", SUSPENDED, false, false, true),
+    rule("resume_on", SUSPENDED, false, false, true),
     rule("csvm", SUSPENDED, false, false, false),
     rule("hard_reboot", PAUSED | RUNNING, false, false, true),
     rule("hard_shutdown", PAUSED | SUSPENDED | RUNNING, false, true, true),
     rule("shutdown", PAUSED | SUSPENDED | RUNNING, false, false, false),
-    rule("checkpoint", PAUSED | SUSPENDED | RUNNING, false, false, false),
+    rule("checkpoint", PAUSED | SUSPENDED | RUNNING, false, false, true),
     rule("get_boot_record", PAUSED | SUSPENDED | RUNNING, false, false, false),
     rule("snapshot", ANY, false, false, true),
     rule("revert", ANY, false, true, true),
@@ -111,9 +111,11 @@ pub fn check(vm: &Record, operation: &str) -> ApiResult<()> {
     if let Some(text) = vm.entry("blocked_operations", operation) {
         return Err(ApiError::operation_blocked(id, text));
     }
-    power_state(vm, rule.states)?;
-    others(vm, operation)?;
     let snapshot = vm.bool("is_a_snapshot");
+    // A checkpoint has memory that a copy does without.
+    let asleep = if snapshot && matches!(operation, "clone" | "copy") { SUSPENDED } else { 0 };
+    power_state(vm, rule.states | asleep)?;
+    others(vm, operation)?;
     if vm.bool("is_a_template") && !snapshot {
         let standard = vm.bool("is_default_template");
         if !rule.template || (standard && matches!(operation, "destroy" | "migrate_send")) {

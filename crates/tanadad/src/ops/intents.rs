@@ -10,6 +10,7 @@
 //! | sr-create | nothing | the SR's records | undone, where the container is provably ours |
 //! | sr-destroy | nothing | the end of the SR's records | finished |
 //! | freeze | before the guest is frozen | when it is thawed | the guest is thawed |
+//! | memory | before a machine's memory is asked for | when it goes on, or its memory is on a disk | the machine goes on |
 //! | hold | before the machine is held | when it goes on | the machine goes on |
 //! | attachment | before the driver attaches | when the driver has detached | ended when nobody uses it |
 //!
@@ -70,6 +71,10 @@ pub enum Plan {
     Hold {
         vm: String,
     },
+    /// This machine's memory is being written out.
+    Memory {
+        vm: String,
+    },
 }
 
 /// A machine goes back to a snapshot.
@@ -81,6 +86,9 @@ pub struct RevertPlan {
     pub in_place: Vec<RevertDisk>,
     /// Disks that are made anew from the snapshot's.
     pub cloned: Vec<CloneDisk>,
+    /// The memory of a checkpoint, as a copy of its image.
+    #[serde(default)]
+    pub memory: Option<CloneDisk>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,6 +108,13 @@ pub struct CloneDisk {
     pub volume: Uuid,
 }
 
+impl RevertPlan {
+    /// Everything that is made anew.
+    pub fn clones(&self) -> impl Iterator<Item = &CloneDisk> {
+        self.cloned.iter().chain(&self.memory)
+    }
+}
+
 impl Plan {
     const fn kind(&self) -> &'static str {
         match self {
@@ -112,6 +127,7 @@ impl Plan {
             Plan::SrDestroy { .. } => "sr-destroy",
             Plan::Freeze { .. } => "freeze",
             Plan::Hold { .. } => "hold",
+            Plan::Memory { .. } => "memory",
         }
     }
 
@@ -136,9 +152,9 @@ impl Plan {
         match self {
             Plan::Create { sr, volumes } => volumes.iter().map(|volume| one(sr, volume)).collect(),
             Plan::Destroy { sr, volume, .. } | Plan::Resize { sr, volume, .. } => vec![one(sr, volume)],
-            Plan::Revert(plan) => plan.cloned.iter().map(|disk| one(&disk.sr, &disk.volume)).collect(),
+            Plan::Revert(plan) => plan.clones().map(|disk| one(&disk.sr, &disk.volume)).collect(),
             Plan::Discard { .. } | Plan::SrCreate { .. } | Plan::SrDestroy { .. } => Vec::new(),
-            Plan::Freeze { .. } | Plan::Hold { .. } => Vec::new(),
+            Plan::Freeze { .. } | Plan::Hold { .. } | Plan::Memory { .. } => Vec::new(),
         }
     }
 }

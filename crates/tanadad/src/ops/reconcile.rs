@@ -17,6 +17,7 @@ use super::{machine, secrets, sr, vdi, vdi_copy};
 use crate::context::Daemon;
 use crate::db::{Intent, View};
 use crate::storage::{driver_error, host_initiator, volume_id};
+use crate::vmm::memory;
 
 /// Operations under way ended with the process that ran them.
 pub fn clear_marks(daemon: &Daemon) -> ApiResult<()> {
@@ -64,8 +65,7 @@ fn concerns(daemon: &Daemon, plan: &Plan, sr: &Ref) -> bool {
     match plan {
         Plan::Discard { vdis } => vdis.iter().any(on_sr),
         Plan::Revert(plan) => {
-            plan.in_place.iter().any(|disk| disk.sr == sr.as_str())
-                || plan.cloned.iter().any(|disk| disk.sr == sr.as_str())
+            plan.in_place.iter().any(|disk| disk.sr == sr.as_str()) || plan.clones().any(|disk| disk.sr == sr.as_str())
         }
         _ => plan.volumes().iter().any(|(at, _)| at == sr),
     }
@@ -114,7 +114,7 @@ async fn end(daemon: &Arc<Daemon>, intent: &Intent, plan: &Plan) -> ApiResult<bo
             sr::finish_destroy(daemon, &Ref::from(sr.as_str()), id)?;
         }
         // Its machine is looked for first.
-        Plan::Freeze { .. } | Plan::Hold { .. } => return Ok(false),
+        Plan::Freeze { .. } | Plan::Hold { .. } | Plan::Memory { .. } => return Ok(false),
     }
     Ok(true)
 }
@@ -131,7 +131,7 @@ async fn end_revert(daemon: &Arc<Daemon>, plan: &intents::RevertPlan, intent: &s
         return machine::revert::carry_out(daemon, plan, intent).await.map(drop);
     }
     daemon.db.write(|tx| {
-        for disk in &plan.cloned {
+        for disk in plan.clones() {
             Plan::Create { sr: disk.sr.clone(), volumes: vec![disk.volume] }.put(tx)?;
         }
         tx.clear_intent(intent);
@@ -139,14 +139,16 @@ async fn end_revert(daemon: &Arc<Daemon>, plan: &intents::RevertPlan, intent: &s
     })
 }
 
-/// Machines that an earlier life held go on, guests that it froze are thawed; called when it is known which machines run.
+/// Machines that an earlier life held or was saving go on, guests that it froze are thawed; called when it is known which machines run.
 pub async fn let_guests_go(daemon: &Arc<Daemon>) {
     let Ok(intents) = daemon.db.intents() else { return };
     let plans: Vec<_> = intents.iter().filter_map(|intent| Some((&intent.id, Plan::read(intent)?))).collect();
     // A guest that stands still cannot thaw.
     for (id, plan) in &plans {
-        if let Plan::Hold { vm } = plan {
-            machine::cut::release_leftover(daemon, &Ref::from(vm.as_str()), id).await;
+        match plan {
+            Plan::Hold { vm } => machine::cut::release_leftover(daemon, &Ref::from(vm.as_str()), id).await,
+            Plan::Memory { vm } => memory::give_up_leftover(daemon, &Ref::from(vm.as_str()), id).await,
+            _ => {}
         }
     }
     for (id, plan) in &plans {

@@ -9,6 +9,9 @@
 //! | nobody | yes | yes |
 //! | readers | yes | `VDI_IN_USE`, unless sharable |
 //! | a writer | `VDI_IN_USE`, unless sharable | the same |
+//!
+//! A suspended machine has nothing attached and counts as a writer that only suffers readers: its memory knows what is on
+//! its disks.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,7 +23,7 @@ use uuid::Uuid;
 
 use super::{driver_error, host_initiator, vm_initiator, volume_id};
 use crate::context::Daemon;
-use crate::db::View;
+use crate::db::{Record, View};
 use crate::ops::cbt::METADATA_TYPE;
 
 /// Kind of the intents that are attachments.
@@ -81,6 +84,9 @@ pub async fn attach_vdi(daemon: &Arc<Daemon>, vdi: &Ref, vbd: &Ref, writable: bo
         volume: volume_id(record.str("location"))?,
         writable,
     };
+    if writable && !record.bool("sharable") && daemon.db.read(|state| sleeper(state, &record, vbd)) {
+        return Err(ApiError::new("VDI_IN_USE", vec![vdi.to_string()]));
+    }
     write_down(daemon, vdi, &body, record.bool("sharable"))?;
     let initiator = daemon.db.read(|state| initiator_of(state, vbd))?;
     let request = AttachRequest { token: body.token.clone(), target: body.volume, writable, initiator };
@@ -93,6 +99,14 @@ pub async fn attach_vdi(daemon: &Arc<Daemon>, vdi: &Ref, vbd: &Ref, writable: bo
             Err(driver_error(error))
         }
     }
+}
+
+/// Does a suspended machine go on with this disk, by another VBD than `vbd`?
+fn sleeper(view: &impl View, vdi: &Record, vbd: &Ref) -> bool {
+    view.resolve("VBD", &vdi.refs("VBDs")).iter().any(|other| {
+        let asleep = || view.find("VM", &other.reference("VM")).is_some_and(|vm| vm.str("power_state") == "Suspended");
+        other.id() != vbd && other.bool("currently_attached") && other.str("mode") == "RW" && asleep()
+    })
 }
 
 /// Who logs in: the machine of the VBD, or this host.
@@ -165,7 +179,12 @@ pub async fn end_leftovers(daemon: &Arc<Daemon>) {
     let known: Vec<Body> = daemon.storage.attachments.lock().values().map(|(_, body)| body.clone()).collect();
     for body in &known {
         let vbd = Ref::from(body.vbd.as_str());
-        let used = daemon.db.read(|state| state.find("VBD", &vbd).is_some_and(|vbd| vbd.bool("currently_attached")));
+        let used = daemon.db.read(|state| {
+            let vbd = state.find("VBD", &vbd).filter(|vbd| vbd.bool("currently_attached"))?;
+            // A suspended machine has no process that could use anything.
+            state.find("VM", &vbd.reference("VM")).filter(|vm| vm.str("power_state") != "Suspended")
+        });
+        let used = used.is_some();
         if used {
             continue;
         }

@@ -10,8 +10,8 @@
 //! read from disks or written to them is in the task, too, also of a transfer that broke off.
 
 pub(crate) mod attached;
-mod disk;
-mod error;
+pub(crate) mod disk;
+pub(crate) mod error;
 mod export;
 mod import;
 pub(crate) mod mac;

@@ -27,6 +27,8 @@ pub struct DiskRecord {
     pub writable: bool,
     /// The device number, which is the slot as long as there is one.
     pub number: Option<u32>,
+    /// The device number as the record has it.
+    pub userdevice: String,
     bootable: bool,
     /// The beginning of the VDI's uuid: what fits, and what a person recognises.
     serial: String,
@@ -41,6 +43,7 @@ impl DiskRecord {
             vdi: vdi.id().clone(),
             writable: vbd.str("mode") == "RW" && vbd.str("type") == "Disk",
             number: vbd.str("userdevice").parse().ok(),
+            userdevice: vbd.str("userdevice").to_owned(),
             bootable: vbd.bool("bootable"),
             serial: vdi.uuid().chars().take(SERIAL_BYTES_MAX).collect(),
         })
@@ -91,6 +94,13 @@ impl VmRecords {
         let nics = vifs.iter().map(|vif| nic(view, vif)).collect::<ApiResult<Vec<_>>>()?;
         let vifs = vifs.iter().map(|vif| vif.id().clone()).collect();
         Ok(VmRecords { uuid: parse_uuid("VM", &vm)?, vm, disks, vifs, nics })
+    }
+
+    /// Addresses of the network cards that the running machine has, in their order.
+    pub fn attached_macs(&self, view: &impl View) -> Vec<String> {
+        let mut vifs = view.resolve("VIF", &self.vifs);
+        vifs.retain(|vif| vif.bool("currently_attached"));
+        vifs.iter().map(|vif| vif.str("MAC").to_owned()).collect()
     }
 
     /// Boot order: disks marked bootable first, then by device number.

@@ -14,6 +14,7 @@
 //! - Whoever ends a machine kills the process or asks the guest, and waits for [`Running::ended`]; the clearing up is the
 //!   supervisor's alone ([`supervise`]).
 //! - A machine found in prelaunch at start-up belongs to a start that a crash interrupted: it is ended, that start is undone.
+//! - A suspended VM has its memory on a disk: a process found of it is ended ([`suspend`]).
 //!
 //! | module | what |
 //! |---|---|
@@ -24,6 +25,8 @@
 //! | [`records`] | what a machine's state means in the database |
 //! | [`guest`] | what the guest says about itself |
 //! | [`power`] | start, stop, restart, pause |
+//! | [`suspend`] | suspend and resume |
+//! | [`memory`] | a machine's memory as an image on a disk |
 //! | [`disks`] | VBDs plugged and unplugged |
 //! | [`plugin`] | `VM.call_plugin`: the guest agent, for administrators |
 
@@ -31,11 +34,13 @@ pub mod description;
 pub mod disks;
 pub mod guest;
 pub mod host;
+pub mod memory;
 pub mod plugin;
 pub mod power;
 pub mod records;
 pub mod running;
 pub mod supervise;
+pub mod suspend;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -106,10 +111,15 @@ async fn reattach(daemon: &Arc<Daemon>, uuid: Uuid) -> anyhow::Result<()> {
         RunState::Prelaunch | RunState::Paused => Power::Paused,
         _ => Power::Running,
     };
-    // A VM that was started paused is in prelaunch too, and its records say so.
-    let whole = |vm: &Arc<Record>| state != RunState::Prelaunch || vm.str("power_state") == "Paused";
+    // A VM that was started paused is in prelaunch too, and its records say so. What waits for the memory of a suspended
+    // VM, or has given it away, is not the VM any more.
+    let whole = |vm: &Arc<Record>| match (state, vm.str("power_state")) {
+        (RunState::Incoming, _) | (_, "Suspended") => false,
+        (RunState::Prelaunch, power) => power == "Paused",
+        _ => true,
+    };
     let Some(vm) = vm.filter(whole) else {
-        tracing::warn!(vm = %uuid, ?state, "ending a machine that was being started or is not known any more");
+        tracing::warn!(vm = %uuid, ?state, "ending a machine that was being started, has given its memory away or is not known any more");
         machine.process.kill().await;
         return Ok(());
     };

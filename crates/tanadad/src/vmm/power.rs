@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use super::description::VmRecords;
 use super::records::{self, Power};
-use super::{Running, disks, supervise};
+use super::{Running, disks, supervise, suspend};
 use crate::context::Daemon;
 use crate::db::View;
 use crate::rpc::task::TaskHandle;
@@ -88,17 +88,19 @@ async fn detach_all(daemon: &Arc<Daemon>, records: &VmRecords) {
     }
 }
 
-/// Takes the power away. A VM without a process becomes Halted.
+/// Takes the power away. A VM without a process becomes Halted; the memory of a suspended one is lost.
 pub async fn force_off(daemon: &Arc<Daemon>, vm: &Ref) -> ApiResult<()> {
-    match daemon.vmm.machine(vm) {
-        Some(machine) => {
-            // Nothing to flush: QEMU caches no writes, what was acknowledged is with the storage.
-            machine.process.kill_now();
-            machine.ended().await;
-            Ok(())
+    if let Some(machine) = daemon.vmm.machine(vm) {
+        // Nothing to flush: QEMU caches no writes, what was acknowledged is with the storage.
+        machine.process.kill_now();
+        machine.ended().await;
+        let state = daemon.db.read(|state| state.find("VM", vm).map(|vm| vm.str("power_state").to_owned()));
+        // It was just being suspended.
+        if state.as_deref() != Some("Suspended") {
+            return Ok(());
         }
-        None => daemon.db.write(|tx| records::halted(tx, vm)),
     }
+    suspend::forget(daemon, vm).await
 }
 
 /// Asks the guest to shut down and waits until it has. `VM_FAILED_SHUTDOWN_ACKNOWLEDGMENT` where it does not.

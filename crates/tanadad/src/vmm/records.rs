@@ -6,6 +6,7 @@ use tanada_xapi::{ApiResult, DateTime, Ref, Value, xmlrpc};
 
 use super::Running;
 use super::description::{MACHINE_TYPE_KEY, VmRecords};
+use super::memory::hardware::Hardware;
 use crate::context::Daemon;
 use crate::db::{Record, Tx, View};
 
@@ -57,17 +58,46 @@ pub fn started(daemon: &Daemon, machine: &Running, records: &VmRecords, power: P
     })
 }
 
+/// A suspended machine has its memory again: written before its next instruction.
+pub fn resumed(tx: &mut Tx<'_>, machine: &Running, hardware: &Hardware, power: Power) -> ApiResult<()> {
+    let vm = &machine.vm;
+    resident(tx, machine, power)?;
+    let metrics = metrics(tx, vm)?;
+    tx.set("VM_metrics", &metrics, "memory_actual", i64::try_from(hardware.memory_bytes).unwrap_or(i64::MAX))?;
+    tx.set("VM_metrics", &metrics, "VCPUs_number", i64::from(hardware.vcpus))?;
+    let record = tx.get("VM", vm)?;
+    for vbd in tx.resolve("VBD", &record.refs("VBDs")) {
+        match hardware.disks.iter().find(|seat| seat.userdevice == vbd.str("userdevice")) {
+            Some(seat) => disk_attached(tx, vbd.id(), &seat.device)?,
+            None => disk_detached(tx, vbd.id())?,
+        }
+    }
+    for vif in tx.resolve("VIF", &record.refs("VIFs")) {
+        let there = hardware.macs.iter().any(|mac| mac.eq_ignore_ascii_case(vif.str("MAC")));
+        tx.set("VIF", vif.id(), "currently_attached", there)?;
+    }
+    Ok(())
+}
+
 /// The machine runs (again, or still): its place and its state.
 pub fn resident(tx: &mut Tx<'_>, machine: &Running, power: Power) -> ApiResult<()> {
     let vm = tx.get("VM", &machine.vm)?;
     let host = tx.only("host").map(|host| host.id().clone()).unwrap_or_else(|_| Ref::null());
-    if vm.int("domid") < 0 || vm.str("power_state") == "Halted" {
+    if vm.int("domid") < 0 || matches!(vm.str("power_state"), "Halted" | "Suspended") {
         let highest = tx.all("VM").iter().map(|vm| vm.int("domid")).max().unwrap_or(0);
         tx.set("VM", &machine.vm, "domid", highest.max(0) + 1)?;
     }
     tx.set("VM", &machine.vm, "resident_on", &host)?;
     console(tx, machine)?;
     power_state(tx, &machine.vm, power)
+}
+
+/// What the machine was seen to do. A suspended VM is not what its last process does.
+pub fn observed(tx: &mut Tx<'_>, vm: &Ref, power: Power) -> ApiResult<()> {
+    match tx.get("VM", vm)?.str("power_state") {
+        "Suspended" => Ok(()),
+        _ => power_state(tx, vm, power),
+    }
 }
 
 /// The state alone.
@@ -87,15 +117,28 @@ pub fn machine_state(tx: &mut Tx<'_>, vm: &Ref, state: &str) -> ApiResult<()> {
     tx.set("VM_metrics", &metrics, "last_updated", DateTime::now())
 }
 
-/// The machine has no process any more.
-pub fn halted(tx: &mut Tx<'_>, vm: &Ref) -> ApiResult<()> {
-    // Destroyed under way: nothing to correct.
-    let Some(record) = tx.find("VM", vm) else { return Ok(()) };
+/// The machine's process has ended: it is halted, or it sleeps.
+pub fn ended(tx: &mut Tx<'_>, vm: &Ref) -> ApiResult<()> {
+    match tx.find("VM", vm) {
+        Some(record) if record.str("power_state") == "Suspended" => asleep(tx, &record),
+        Some(_) => halted(tx, vm),
+        // Destroyed under way: nothing to correct.
+        None => Ok(()),
+    }
+}
+
+/// The machine has its memory on a disk and no process. Its devices stay attached to it.
+fn asleep(tx: &mut Tx<'_>, record: &Record) -> ApiResult<()> {
+    processless(tx, record)?;
+    machine_state(tx, record.id(), "halted")
+}
+
+/// What only a process has.
+fn processless(tx: &mut Tx<'_>, record: &Record) -> ApiResult<()> {
     tx.set_all(
         "VM",
-        vm,
+        record.id(),
         [
-            ("power_state", Value::from("Halted")),
             ("domid", Value::from(-1)),
             ("resident_on", Value::from(Ref::null())),
             ("guest_metrics", Value::from(Ref::null())),
@@ -108,15 +151,23 @@ pub fn halted(tx: &mut Tx<'_>, vm: &Ref) -> ApiResult<()> {
     for console in record.refs("consoles") {
         tx.destroy("console", &console)?;
     }
+    let metrics = metrics(tx, record.id())?;
+    tx.set("VM_metrics", &metrics, "memory_actual", 0)?;
+    tx.set("VM_metrics", &metrics, "VCPUs_number", 0)
+}
+
+/// The machine has no process and no memory any more.
+pub fn halted(tx: &mut Tx<'_>, vm: &Ref) -> ApiResult<()> {
+    // Destroyed under way: nothing to correct.
+    let Some(record) = tx.find("VM", vm) else { return Ok(()) };
+    tx.set("VM", vm, "power_state", "Halted")?;
+    processless(tx, &record)?;
     for vbd in record.refs("VBDs") {
         disk_detached(tx, &vbd)?;
     }
     for vif in record.refs("VIFs") {
         tx.set("VIF", &vif, "currently_attached", false)?;
     }
-    let metrics = metrics(tx, vm)?;
-    tx.set("VM_metrics", &metrics, "memory_actual", 0)?;
-    tx.set("VM_metrics", &metrics, "VCPUs_number", 0)?;
     machine_state(tx, vm, "halted")
 }
 

@@ -65,6 +65,13 @@ impl Running {
         *self.agent_open.borrow()
     }
 
+    /// Waits until the guest's agent holds its port open.
+    pub async fn agent_comes(&self) {
+        let mut open = self.agent_open.subscribe();
+        // The sender lives as long as self.
+        let _ = open.wait_for(|open| *open).await;
+    }
+
     /// True when that changed.
     pub(super) fn set_agent_open(&self, open: bool) -> bool {
         self.agent_open.send_replace(open) != open

@@ -170,7 +170,9 @@ impl Supervisor {
 
     async fn event(&mut self, event: &Event) {
         match event.name.as_str() {
-            "STOP" | "RESUME" => self.look_at_run_state().await,
+            "STOP" => self.look_at_run_state().await,
+            // A guest that was resumed has its agent open already.
+            "RESUME" => self.look().await,
             "BLOCK_IO_ERROR" => self.disk_failed(event),
             "SHUTDOWN" => self.shutdown = text(&event.data, "reason"),
             "RESET" => self.reset(event),
@@ -205,15 +207,15 @@ impl Supervisor {
         match state {
             RunState::Running => {
                 self.cont_at = None;
-                self.write(|tx, vm| records::power_state(tx, vm, Power::Running));
+                self.write(|tx, vm| records::observed(tx, vm, Power::Running));
             }
             RunState::Paused if self.machine.is_held() => {}
-            RunState::Paused => self.write(|tx, vm| records::power_state(tx, vm, Power::Paused)),
+            RunState::Paused => self.write(|tx, vm| records::observed(tx, vm, Power::Paused)),
             RunState::IoError => self.stopped_by_disk().await,
             RunState::Panicked => self.write(|tx, vm| records::machine_state(tx, vm, "crashed")),
             // Held at its power-off by a reboot that a crash cut short: the guest is off.
             RunState::Shutdown if self.shutdown.is_none() => self.machine.process.kill_now(),
-            RunState::Prelaunch | RunState::Shutdown | RunState::Other => {}
+            RunState::Prelaunch | RunState::Incoming | RunState::Saved | RunState::Shutdown | RunState::Other => {}
         }
     }
 
@@ -345,7 +347,7 @@ impl Supervisor {
         }
         let restart =
             self.shutdown.as_deref() == Some("guest-shutdown") && self.action("actions_after_shutdown") == "restart";
-        self.write(records::halted);
+        self.write(records::ended);
         self.daemon.vmm.remove(&vm);
         self.machine.set_ended();
         if restart && let Err(error) = power::start(&self.daemon, &vm, power::StartMode::Run).await {

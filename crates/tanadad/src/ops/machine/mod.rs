@@ -8,6 +8,8 @@
 //! | [`cut`] | the instant of a snapshot |
 //! | [`certify`] | its certificate, and the messages about it |
 //! | [`clone`] | `VM.clone`, `VM.copy` |
+//! | [`checkpoint`] | `VM.checkpoint` |
+//! | [`suspend`] | `VM.suspend`, `VM.resume`, `VM.resume_on` |
 //! | [`revert`] | `VM.revert` |
 //! | [`discard`] | the end of a snapshot with its disks |
 //! | [`provision`] | `VM.provision` |
@@ -16,6 +18,7 @@
 use crate::context::Handlers;
 
 pub mod certify;
+pub mod checkpoint;
 pub mod clone;
 pub mod copy;
 pub mod create;
@@ -25,11 +28,14 @@ pub mod provision;
 pub mod quiesce;
 pub mod revert;
 pub mod snapshot;
+pub mod suspend;
 
 pub fn handlers() -> Handlers {
     let mut all = Handlers::new();
     all.extend(create::handlers());
     all.extend(snapshot::handlers());
+    all.extend(checkpoint::handlers());
+    all.extend(suspend::handlers());
     all.extend(clone::handlers());
     all.extend(revert::handlers());
     all.extend(provision::handlers());

@@ -1,7 +1,8 @@
 //! `VM.revert`: a machine goes back to one of its snapshots.
 //!
 //! The plan is written down first: which disks go back in place (their VDIs stay the same) and which are made anew as
-//! clones of the snapshot's, because the disk is gone or the storage cannot revert. Carrying it out may be repeated, so
+//! clones of the snapshot's, because the disk is gone or the storage cannot revert. The memory of a checkpoint is always
+//! cloned: the machine is suspended with the copy, the checkpoint keeps its own. Carrying it out may be repeated, so
 //! a crash in the middle is finished at the next start. After a failure the machine is halted, its records are as they
 //! were; disks that went back already stay so, and the call may be repeated.
 
@@ -166,8 +167,13 @@ fn restored(snapshot: &Record) -> Map {
 fn plan(daemon: &Daemon, vm: &Ref, snapshot: &Ref) -> ApiResult<RevertPlan> {
     let (current, kept) =
         daemon.db.read(|state| Ok::<_, ApiError>((disks_of(state, vm, &[])?, disks_of(state, snapshot, &[])?)))?;
-    let mut plan =
-        RevertPlan { vm: vm.to_string(), snapshot: snapshot.to_string(), in_place: Vec::new(), cloned: Vec::new() };
+    let mut plan = RevertPlan {
+        vm: vm.to_string(),
+        snapshot: snapshot.to_string(),
+        in_place: Vec::new(),
+        cloned: Vec::new(),
+        memory: memory(daemon, snapshot)?,
+    };
     for disk in kept {
         let sr = disk.vdi.reference("SR");
         let driver = daemon.storage.driver(&sr)?;
@@ -193,6 +199,26 @@ fn plan(daemon: &Daemon, vm: &Ref, snapshot: &Ref) -> ApiResult<RevertPlan> {
     Ok(plan)
 }
 
+/// The image of a checkpoint; `None` for a snapshot of the disks alone.
+fn memory(daemon: &Daemon, snapshot: &Ref) -> ApiResult<Option<CloneDisk>> {
+    let image = daemon.db.read(|state| {
+        let snapshot = state.get("VM", snapshot)?;
+        Ok::<_, ApiError>(match snapshot.str("power_state") {
+            "Suspended" => state.find("VDI", &snapshot.reference("suspend_VDI")),
+            _ => None,
+        })
+    })?;
+    let Some(image) = image else { return Ok(None) };
+    let sr = image.reference("SR");
+    daemon.storage.driver(&sr)?;
+    Ok(Some(CloneDisk {
+        sr: sr.to_string(),
+        snapshot_vdi: image.id().to_string(),
+        generation: volume_id(image.str("location"))?,
+        volume: Uuid::new_v4(),
+    }))
+}
+
 fn driver_of(daemon: &Daemon, sr: &str) -> ApiResult<Arc<dyn Driver>> {
     daemon.storage.driver(&Ref::from(sr))
 }
@@ -201,7 +227,7 @@ fn driver_of(daemon: &Daemon, sr: &str) -> ApiResult<Arc<dyn Driver>> {
 pub async fn carry_out(daemon: &Arc<Daemon>, plan: &RevertPlan, intent: &str) -> ApiResult<Moved> {
     let mut moved = Moved::default();
     // What may lack room comes before what cannot be taken back.
-    for disk in &plan.cloned {
+    for disk in plan.clones() {
         let request = CloneRequest {
             near: plan
                 .cloned
@@ -231,7 +257,7 @@ pub async fn carry_out(daemon: &Arc<Daemon>, plan: &RevertPlan, intent: &str) ->
         .in_place
         .iter()
         .map(|disk| &disk.sr)
-        .chain(plan.cloned.iter().map(|disk| &disk.sr))
+        .chain(plan.clones().map(|disk| &disk.sr))
         .map(|sr| Ref::from(sr.as_str()))
         .collect();
     srs.sort();
@@ -288,6 +314,9 @@ fn records(tx: &mut Tx<'_>, plan: &RevertPlan, moved: Moved) -> ApiResult<Vec<Re
     tx.set("VM", &vm, "generation_id", copy::generation_id())?;
     tx.set("VM", &vm, "parent", &snapshot)?;
     devices(tx, &machine, &kept, &vm, &disks)?;
+    if let Some(image) = &plan.memory {
+        asleep(tx, &vm, image)?;
+    }
     let uuid = machine.uuid().to_owned();
     message(tx, "VM_SNAPSHOT_REVERTED", 5, "VM", &uuid, &moved_text(moved))?;
     Ok(replaced)
@@ -311,10 +340,24 @@ fn devices(tx: &mut Tx<'_>, machine: &Record, snapshot: &Record, vm: &Ref, disks
     copy::vifs(tx, snapshot, vm, true)
 }
 
+/// The machine sleeps with a copy of the checkpoint's memory, its devices attached.
+fn asleep(tx: &mut Tx<'_>, vm: &Ref, image: &CloneDisk) -> ApiResult<()> {
+    let source = tx.get("VDI", &Ref::from(image.snapshot_vdi.as_str()))?;
+    let copy = PlannedCopy { source, source_volume: image.generation, volume: image.volume }.record(tx, false)?;
+    tx.set("VM", vm, "suspend_VDI", &copy)?;
+    tx.set("VM", vm, "power_state", "Suspended")?;
+    for (class, field) in [("VBD", "VBDs"), ("VIF", "VIFs")] {
+        for device in tx.get("VM", vm)?.refs(field) {
+            tx.set(class, &device, "currently_attached", true)?;
+        }
+    }
+    Ok(())
+}
+
 /// After a failure: the clones go, the plan is struck off.
 async fn give_up(daemon: &Daemon, plan: &RevertPlan, intent: &str) {
     let mut left = false;
-    for disk in &plan.cloned {
+    for disk in plan.clones() {
         let gone = match driver_of(daemon, &disk.sr) {
             Ok(driver) => driver.destroy(disk.volume).await.map_err(driver_error).map(drop),
             Err(error) => Err(error),
@@ -327,7 +370,7 @@ async fn give_up(daemon: &Daemon, plan: &RevertPlan, intent: &str) {
     // What could not be destroyed now is a creation to be undone at the next start.
     let struck = daemon.db.write(|tx| {
         if left {
-            for disk in &plan.cloned {
+            for disk in plan.clones() {
                 Plan::Create { sr: disk.sr.clone(), volumes: vec![disk.volume] }.put(tx)?;
             }
         }

@@ -32,7 +32,6 @@ pub fn handlers() -> Handlers {
     vec![
         ("VM.snapshot", |ctx, args| snapshot(ctx, args).boxed()),
         ("VM.snapshot_with_quiesce", |ctx, args| snapshot_with_quiesce(ctx, args).boxed()),
-        ("VM.checkpoint", |ctx, args| checkpoint(ctx, args).boxed()),
     ]
 }
 
@@ -43,12 +42,6 @@ async fn snapshot(ctx: CallContext, args: Args) -> ApiResult<Value> {
 
 async fn snapshot_with_quiesce(ctx: CallContext, args: Args) -> ApiResult<Value> {
     take(&ctx, &args.reference("vm")?, args.str("new_name")?, &[], true).await
-}
-
-async fn checkpoint(ctx: CallContext, args: Args) -> ApiResult<Value> {
-    let vm = args.reference("vm")?;
-    ctx.db().read(|state| allowed::vm(state, &vm, "checkpoint"))?;
-    Err(ApiError::not_implemented("VM.checkpoint"))
 }
 
 /// A snapshot; with `insist` a quiesced one or none.
