@@ -137,14 +137,14 @@ impl Taking {
         let machine = machine_of(&ctx.daemon, self.source.id())?;
         let hardware = Hardware::of(&ctx.daemon, &machine).await?;
         let image = NewImage::create(&ctx.daemon, &self.source, hardware.memory_bytes).await?;
-        let taken = self.into_image(ctx, &machine, hardware, &image).await;
+        let taken = self.saved(ctx, &machine, hardware, &image).await;
         if taken.is_err() {
             image.discard(&ctx.daemon).await;
         }
         taken
     }
 
-    async fn into_image(
+    async fn saved(
         &self,
         ctx: &CallContext,
         machine: &Arc<Running>,
@@ -247,7 +247,7 @@ impl Taking {
             Some(memory) => format!("<message>with {} bytes of memory</message>", memory.stream_bytes),
             None => "<message>checkpoint</message>".to_owned(),
         };
-        message(tx, "VM_CHECKPOINTED", 5, "VM", &source.uuid().to_owned(), &body)?;
+        message(tx, "VM_CHECKPOINTED", 5, "VM", source.uuid(), &body)?;
         for (_, _, intent) in &self.places {
             tx.clear_intent(intent);
         }
