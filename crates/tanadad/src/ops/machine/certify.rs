@@ -50,7 +50,7 @@ pub fn info(certificate: &Certificate, done: &CutDone) -> Map {
     info
 }
 
-fn certificate(view: &impl View, disks: &[Disk], parts: &[Part], taken: &Taken, verdict: Verdict) -> Certificate {
+pub fn certificate(view: &impl View, disks: &[Disk], parts: &[Part], taken: &Taken, verdict: Verdict) -> Certificate {
     let done = &taken.done;
     let held_us = match done.instantness {
         Instantness::Storage => None,

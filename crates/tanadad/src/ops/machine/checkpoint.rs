@@ -14,25 +14,25 @@
 //! | Suspended | a copy of its memory's image, made by the storage |
 //! | Paused | disks alone: Halted, as XenServer has it |
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::FutureExt;
-use tanada_driver::{CutReport, DriverErrorKind};
-use tanada_xapi::{ApiError, ApiResult, Map, Ref, Value};
+use tanada_quiesce::verdict::Verdict;
+use tanada_quiesce::{GuestFacts, Level, Method};
+use tanada_xapi::{ApiError, ApiResult, Ref, Value};
 use uuid::Uuid;
 
-use super::copy::{self, Kind};
-use super::snapshot::{Disk, copy_media, disks_of};
+use super::certify;
+use super::cut::{self, CutDone, Instantness, Part};
+use super::snapshot::{self, Disk, disks_of, parts, write_intents};
 use crate::context::{Args, CallContext, Handlers};
 use crate::db::{Record, Tx, View};
 use crate::ops::allowed;
 use crate::ops::intents::{self, Plan};
 use crate::ops::records::message;
 use crate::ops::sr::sizes_changed;
-use crate::ops::vdi::{self, PlannedCopy, copy_volumes, plan_copies};
-use crate::storage::driver_error;
+use crate::ops::vdi::{self, PlannedCopy, plan_copies};
 use crate::transfer::attached::{Access, Attached};
 use crate::vmm::Running;
 use crate::vmm::memory::hardware::Hardware;
@@ -50,14 +50,14 @@ struct Taking {
     disks: Vec<Disk>,
     /// Copies of the disks, in their order; behind them that of a suspended machine's image.
     planned: Vec<PlannedCopy>,
-    /// Indexes into `planned` by SR, with the intent of each.
-    places: Vec<(Ref, Vec<usize>, String)>,
+    parts: Vec<Part>,
+    /// One for each part.
+    intents: Vec<String>,
 }
 
 /// What it came to.
-#[derive(Default)]
 struct Taken {
-    report: CutReport,
+    done: CutDone,
     memory: Option<Memory>,
 }
 
@@ -65,9 +65,8 @@ struct Taken {
 struct Memory {
     image: NewImage,
     stream_bytes: u64,
-    /// For how long the guest stood still, and for how long of that its disks were being cut, in microseconds.
-    paused_us: Option<u64>,
-    cut_us: u64,
+    /// For how long the guest stood still, in microseconds: by QEMU's clock, else by ours around the cut.
+    paused_us: u64,
 }
 
 async fn checkpoint(ctx: CallContext, args: Args) -> ApiResult<Value> {
@@ -80,9 +79,9 @@ async fn checkpoint(ctx: CallContext, args: Args) -> ApiResult<Value> {
     let made = async {
         let taken = match taking.source.str("power_state") {
             "Running" => taking.with_memory(&ctx).await?,
-            _ => Taken { report: taking.cut(&ctx).await?, memory: None },
+            _ => Taken { done: taking.cut(&ctx).await?, memory: None },
         };
-        ctx.task.moved(taken.report.moved);
+        ctx.task.moved(taken.done.report.moved);
         let recorded = ctx.db().write(|tx| taking.record(tx, name, &taken));
         if let (Err(_), Some(memory)) = (&recorded, &taken.memory) {
             memory.image.discard(&ctx.daemon).await;
@@ -90,10 +89,13 @@ async fn checkpoint(ctx: CallContext, args: Args) -> ApiResult<Value> {
         recorded
     };
     let made = made.await;
-    for (sr, places, intent) in &taking.places {
+    for (part, intent) in taking.parts.iter().zip(&taking.intents) {
         match &made {
-            Ok(_) => sizes_changed(&ctx.daemon, sr).await,
-            Err(_) => intents::give_up(&ctx.daemon, sr, &taking.volumes(places), intent).await,
+            Ok(_) => sizes_changed(&ctx.daemon, &part.sr).await,
+            Err(_) => {
+                let volumes: Vec<Uuid> = part.planned.iter().map(|copy| copy.volume).collect();
+                intents::give_up(&ctx.daemon, &part.sr, &volumes, intent).await;
+            }
         }
     }
     made.map(Value::from)
@@ -110,26 +112,14 @@ impl Taking {
         let mut sources: Vec<Arc<Record>> = disks.iter().map(|disk| disk.vdi.clone()).collect();
         sources.extend(image);
         let planned = plan_copies(&sources)?;
-        let mut by_sr: BTreeMap<Ref, Vec<usize>> = BTreeMap::new();
-        for (at, source) in sources.iter().enumerate() {
-            by_sr.entry(source.reference("SR")).or_default().push(at);
-        }
-        // Every SR must be attached before anything is begun.
-        by_sr.keys().try_for_each(|sr| ctx.daemon.storage.driver(sr).map(drop))?;
-        let mut taking = Taking { source, disks, planned, places: Vec::new() };
-        let volumes: Vec<Vec<Uuid>> = by_sr.values().map(|places| taking.volumes(places)).collect();
-        taking.places = ctx.db().write(|tx| {
-            let put = |((sr, places), volumes): ((&Ref, &Vec<usize>), Vec<Uuid>)| {
-                let intent = Plan::Create { sr: sr.to_string(), volumes }.put(tx)?;
-                Ok((sr.clone(), places.clone(), intent))
-            };
-            by_sr.iter().zip(volumes).map(put).collect::<ApiResult<_>>()
-        })?;
-        Ok(taking)
+        let parts = parts(ctx, &planned)?;
+        let intents = write_intents(ctx, &parts)?;
+        Ok(Taking { source, disks, planned, parts, intents })
     }
 
-    fn volumes(&self, places: &[usize]) -> Vec<Uuid> {
-        places.iter().map(|at| self.planned[*at].volume).collect()
+    /// Nobody writes meanwhile: the machine stands still or has no process that runs.
+    async fn cut(&self, ctx: &CallContext) -> ApiResult<CutDone> {
+        cut::cut(&ctx.daemon, self.source.id(), &self.parts).await
     }
 
     /// Saves the memory, cuts in the moment in which the guest stands still, lets it go on.
@@ -185,72 +175,40 @@ impl Taking {
         let vm = self.source.id();
         let mut standing = save::save(machine, hardware, disk.client()?, &ctx.task.part(0.0, 0.8)).await?;
         let since = Instant::now();
-        let report = self.cut(ctx).await;
-        let cut_us = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let done = self.cut(ctx).await;
         // Whatever became of the cut, the guest goes on first.
         let paused_us = standing.go_on().await.map_err(|error| {
             tracing::error!(%vm, %error, "a machine does not go on after its checkpoint");
             ApiError::vm_checkpoint_resume_failed(vm)
         })?;
+        let paused_us = paused_us.unwrap_or_else(|| u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX));
         intents::clear(&ctx.daemon, intent)?;
         ctx.task.progress(0.85);
-        let (report, stream_bytes) = (report?, standing.complete().await?);
-        let memory = Memory { image: image.clone(), stream_bytes, paused_us, cut_us };
-        Ok(Taken { report, memory: Some(memory) })
-    }
-
-    /// Cuts everything that was planned. Nobody writes meanwhile: the machine stands still or has no process that runs.
-    async fn cut(&self, ctx: &CallContext) -> ApiResult<CutReport> {
-        let mut total = CutReport::default();
-        for (sr, places, _) in &self.places {
-            let driver = ctx.daemon.storage.driver(sr)?;
-            let copies: Vec<PlannedCopy> = places.iter().map(|at| self.planned[*at].clone()).collect();
-            let report = match copy_volumes(driver.as_ref(), &copies, true).await {
-                Err(error) if error.kind == DriverErrorKind::NotAtomic => {
-                    let mut sum = CutReport::default();
-                    for copy in &copies {
-                        add(
-                            &mut sum,
-                            copy_volumes(driver.as_ref(), std::slice::from_ref(copy), true)
-                                .await
-                                .map_err(driver_error)?,
-                        );
-                    }
-                    sum
-                }
-                other => other.map_err(driver_error)?,
-            };
-            add(&mut total, report);
-        }
-        Ok(total)
+        let (done, stream_bytes) = (done?, standing.complete().await?);
+        let done = CutDone { instantness: Instantness::Held { held_us: paused_us }, ..done };
+        Ok(Taken { done, memory: Some(Memory { image: image.clone(), stream_bytes, paused_us }) })
     }
 
     fn record(&self, tx: &mut Tx<'_>, name: &str, taken: &Taken) -> ApiResult<Ref> {
-        let (vm, id) = (self.source.id(), Ref::random());
-        let source = tx.get("VM", vm)?;
-        copy::machine(tx, &source, &id, name, Kind::Snapshot)?;
-        for (disk, copy) in self.disks.iter().zip(&self.planned) {
-            let vdi = copy.record(tx, true)?;
-            copy::vbd(tx, &disk.vbd, &id, &vdi)?;
-        }
-        copy_media(tx, &source, &id)?;
-        copy::vifs(tx, &source, &id, true)?;
-        if let Some(image) = self.image(tx, taken)? {
+        let id = Ref::random();
+        snapshot::record(tx, &self.source, &id, name, &self.disks, &self.planned)?;
+        let image = self.image(tx, taken)?;
+        if let Some(image) = &image {
             // Read when the machine goes back to it, never written.
-            tx.set("VDI", &image, "read_only", true)?;
-            tx.set("VM", &id, "suspend_VDI", &image)?;
+            tx.set("VDI", image, "read_only", true)?;
+            tx.set("VM", &id, "suspend_VDI", image)?;
             tx.set("VM", &id, "power_state", "Suspended")?;
         }
-        tx.set("VM", &id, "snapshot_info", Value::Map(self.info(taken)))?;
-        tx.set("VM", vm, "parent", &id)?;
+        self.certify(tx, &id, image.is_some(), taken)?;
         let body = match &taken.memory {
-            Some(memory) => format!("<message>with {} bytes of memory</message>", memory.stream_bytes),
-            None => "<message>checkpoint</message>".to_owned(),
+            Some(memory) => format!(
+                "<message>{} bytes of memory; the machine stood still for {} us</message>",
+                memory.stream_bytes, memory.paused_us
+            ),
+            None => "<message>taken of a machine that did not run</message>".to_owned(),
         };
-        message(tx, "VM_CHECKPOINTED", 5, "VM", source.uuid(), &body)?;
-        for (_, _, intent) in &self.places {
-            tx.clear_intent(intent);
-        }
+        message(tx, "VM_CHECKPOINTED", 5, "VM", self.source.uuid(), &body)?;
+        self.intents.iter().for_each(|intent| tx.clear_intent(intent));
         Ok(id)
     }
 
@@ -263,31 +221,32 @@ impl Taking {
         self.planned.get(self.disks.len()).map(|copy| copy.record(tx, true)).transpose()
     }
 
-    fn info(&self, taken: &Taken) -> Map {
-        let mut info: Map = copy::cut_info(&taken.report)
-            .into_iter()
-            .map(|(key, value)| (key.to_owned(), Value::from(value)))
-            .collect();
-        let mut put = |key: &str, value: String| info.insert(key.to_owned(), Value::from(value));
-        let before = self.source.str("power_state");
-        put("power-state-at-snapshot", before.to_owned());
-        put("disk-snapshot-type", "crash_consistent".into());
-        let with_memory = taken.memory.is_some() || before == "Suspended";
-        put("consistency", if with_memory { "memory" } else { "crash" }.into());
+    /// Beside the certificate `snapshot_info` has the memory's size and the guest's pause.
+    fn certify(&self, tx: &mut Tx<'_>, id: &Ref, with_memory: bool, taken: &Taken) -> ApiResult<()> {
+        let (level, method) = if with_memory { (Level::Memory, Method::Memory) } else { (Level::Crash, Method::None) };
+        let facts = certify::Taken {
+            done: taken.done.clone(),
+            power_state: self.source.str("power_state").to_owned(),
+            guest: guest(tx, &self.source),
+            mounts: Vec::new(),
+            notes: Vec::new(),
+            advise: false,
+        };
+        let verdict = Verdict { level, method, freeze: None, downgrade: None };
+        let certificate = certify::certificate(tx, &self.disks, &self.parts, &facts, verdict);
+        let mut info = certify::info(&certificate, &taken.done);
         if let Some(memory) = &taken.memory {
-            put("memory_bytes", memory.stream_bytes.to_string());
-            put("memory_cut_us", memory.cut_us.to_string());
-            if let Some(paused_us) = memory.paused_us {
-                put("paused_us", paused_us.to_string());
-            }
+            info.insert("memory_bytes".into(), Value::from(memory.stream_bytes.to_string()));
+            info.insert("paused_us".into(), Value::from(memory.paused_us.to_string()));
         }
-        info
+        tx.set("VM", id, "snapshot_info", Value::Map(info))
     }
 }
 
-fn add(total: &mut CutReport, more: CutReport) {
-    total.moved += more.moved;
-    total.total_us += more.total_us;
-    total.slowest_write_us = total.slowest_write_us.max(more.slowest_write_us);
-    total.writes_observed += more.writes_observed;
+/// What the guest told about itself when it was last asked.
+fn guest(view: &impl View, vm: &Record) -> GuestFacts {
+    let metrics = view.find("VM_guest_metrics", &vm.reference("guest_metrics"));
+    let told =
+        |key: &str| metrics.as_ref().and_then(|facts| facts.entry("os_version", key)).unwrap_or_default().to_owned();
+    GuestFacts { os: told("name"), os_id: told("distro"), agent: String::new() }
 }

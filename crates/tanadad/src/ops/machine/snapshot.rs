@@ -118,7 +118,7 @@ pub fn parts(ctx: &CallContext, planned: &[PlannedCopy]) -> ApiResult<Vec<Part>>
 }
 
 /// The names of everything that is about to be made, all of them or none.
-fn write_intents(ctx: &CallContext, parts: &[Part]) -> ApiResult<Vec<String>> {
+pub(super) fn write_intents(ctx: &CallContext, parts: &[Part]) -> ApiResult<Vec<String>> {
     ctx.db().write(|tx| {
         let plan = |part: &Part| {
             let volumes = part.planned.iter().map(|copy| copy.volume).collect();
@@ -155,7 +155,8 @@ async fn cut(ctx: &CallContext, machine: &Record, parts: &[Part], wish: Wish) ->
     Ok((taken, verdict))
 }
 
-fn record(
+/// The records of a snapshot beside its certificate.
+pub(super) fn record(
     tx: &mut Tx<'_>,
     machine: &Record,
     id: &Ref,
