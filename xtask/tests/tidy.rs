@@ -27,6 +27,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tanada-xapi", &[]),
     ("tanada-xva", &["tanada-xapi"]),
     ("tanada-schedule", &[]),
+    ("tanada-image", &["tanada-xva"]),
     (
         "tanadad",
         &[
@@ -40,6 +41,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tanada-nbd",
             "tanada-schedule",
             "tanada-xva",
+            "tanada-image",
         ],
     ),
     ("xe", &["tanada-xapi", "tanada-certificate"]),

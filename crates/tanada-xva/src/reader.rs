@@ -90,6 +90,22 @@ impl<R: Read> ArchiveReader<R> {
         })
     }
 
+    /// A stream that holds one disk alone, without `ova.xml`: members `<id>/00000000` and so on, as XenServer sends single
+    /// disks. `size` is the disk's, in bytes; the stream does not tell it.
+    pub fn open_disk(source: R, id: &str, size: u64, verify: Verify) -> XvaResult<ArchiveReader<R>> {
+        let disks = Some(DiskPlan { id: id.to_owned(), size }).filter(|disk| disk.size > 0);
+        Ok(ArchiveReader {
+            tar: Members { source: Decoder::detect(source)? },
+            ova: Ova::default(),
+            disks: disks.into_iter().collect(),
+            verify,
+            at: DiskPosition::default(),
+            pending: None,
+            open_end: false,
+            ended: false,
+        })
+    }
+
     /// For a source that stays silent after the archive instead of ending: the end of the compressed stream is not waited
     /// for. The end of the tar stream and all checksums are.
     pub fn expect_open_end(&mut self) {

@@ -155,6 +155,18 @@ impl TaskHandle {
         }
     }
 
+    /// Puts a word for whoever looks at the task into its `other_config`.
+    pub fn note(&self, key: &str, value: &str) {
+        let Some(daemon) = &self.daemon else { return };
+        let told = daemon.db.write(|tx| match tx.find("task", &self.id) {
+            Some(_) => tx.put_entry("task", &self.id, "other_config", key, value.to_owned()).map(drop),
+            None => Ok(()),
+        });
+        if let Err(error) = told {
+            tracing::warn!(task = %self.id, key, %error, "a task's note could not be kept");
+        }
+    }
+
     pub fn is_cancelled(&self) -> bool {
         *self.cancel.borrow()
     }

@@ -20,10 +20,10 @@ use tokio::task::JoinSet;
 pub const CHUNK_BYTES: u64 = 1 << 20;
 
 /// Reads or writes under way on one disk; 8 MiB of memory at most.
-const UNDER_WAY: usize = 8;
+pub const UNDER_WAY: usize = 8;
 
 /// How far ahead holes are asked for.
-const WINDOW_BYTES: u64 = 1 << 30;
+pub const WINDOW_BYTES: u64 = 1 << 30;
 
 /// Bytes that one transfer has read from or written to disks so far. Holes count for nothing: neither those that are not
 /// read nor those that are made. It outlives readers and writers, so that a transfer that broke off is told as well.
@@ -31,7 +31,7 @@ const WINDOW_BYTES: u64 = 1 << 30;
 pub struct Tally(Arc<AtomicU64>);
 
 impl Tally {
-    fn add(&self, bytes: u64) {
+    pub fn add(&self, bytes: u64) {
         self.0.fetch_add(bytes, Ordering::Relaxed);
     }
 
@@ -80,8 +80,13 @@ enum State {
 impl DiskReader {
     /// The first `size` bytes of the export.
     pub fn new(client: Client, size: u64, tally: &Tally) -> DiskReader {
+        DiskReader::starting_at(client, 0, size, tally)
+    }
+
+    /// The bytes from `start`, a multiple of [`CHUNK_BYTES`], up to `size`.
+    pub fn starting_at(client: Client, start: u64, size: u64, tally: &Tally) -> DiskReader {
         let (extents, under_way) = (VecDeque::new(), VecDeque::new());
-        DiskReader { client, size, planned: 0, extents, under_way, tally: tally.clone() }
+        DiskReader { client, size, planned: start, extents, under_way, tally: tally.clone() }
     }
 
     /// The next chunk; `None` at the end of the disk.
@@ -140,6 +145,22 @@ impl DiskReader {
         };
         Ok(State::Reading(Box::pin(reading)))
     }
+}
+
+/// Is all of the disk known to be zero?
+pub async fn is_empty(client: &Client, size: u64) -> Result<bool, NbdError> {
+    if !client.knows_extents() {
+        return Ok(false);
+    }
+    let mut at = 0;
+    while at < size {
+        let step = WINDOW_BYTES.min(size - at);
+        if client.extents(at, step).await?.iter().any(|extent| extent.data) {
+            return Ok(false);
+        }
+        at += step;
+    }
+    Ok(true)
 }
 
 /// What a disk holds before it is written.

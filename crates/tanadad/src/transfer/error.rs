@@ -2,6 +2,7 @@
 
 use std::io;
 
+use tanada_image::ImageError;
 use tanada_nbd::client::NbdError;
 use tanada_xapi::{ApiError, ApiResult};
 use tanada_xva::{XvaError, ova};
@@ -39,6 +40,18 @@ pub fn xva_error(error: XvaError) -> ApiError {
         }
         XvaError::Unwritable(_) => ApiError::internal(error),
         XvaError::Io(io) => body_error(&io),
+    }
+}
+
+/// A disk image that could not be read or laid out.
+pub fn image_error(error: ImageError) -> ApiError {
+    tracing::warn!(%error, "a disk image was refused");
+    match error {
+        ImageError::PrematureEnd(_) => ApiError::import_error_premature_eof(),
+        ImageError::Invalid(_) | ImageError::Unsupported(_) | ImageError::TooLarge { .. } => {
+            ApiError::import_error(error)
+        }
+        ImageError::Io(io) => body_error(&io),
     }
 }
 

@@ -13,6 +13,7 @@ pub(crate) mod attached;
 pub(crate) mod disk;
 pub(crate) mod error;
 mod export;
+mod image;
 mod import;
 pub(crate) mod mac;
 mod marked;

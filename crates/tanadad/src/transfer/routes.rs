@@ -7,14 +7,19 @@ use futures_util::FutureExt;
 use futures_util::stream::unfold;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Body as _, Frame, Incoming};
-use hyper::header::{CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue};
+use hyper::header::{
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap,
+    HeaderValue, RANGE, TRANSFER_ENCODING,
+};
 use hyper::{Method, StatusCode, Version};
+use tanada_image::{Format, Source};
 use tanada_xapi::{ApiError, ApiResult, Ref, Value};
 use tanada_xva::{ChecksumKind, Compression};
 use tokio::sync::mpsc;
 
 use super::error::abort;
 use super::export::{Export, Form};
+use super::image;
 use super::import::Import;
 use super::raw;
 use super::stream::{Outgoing, PIECES_UNDER_WAY, Piece};
@@ -84,24 +89,43 @@ async fn import(transfer: Transfer) -> Result<Response, HttpError> {
 }
 
 async fn export_raw(transfer: Transfer) -> Result<Response, HttpError> {
-    let Transfer { ctx, query, lease, .. } = transfer;
-    only_raw(&query)?;
-    if query.get("base").is_some() {
-        return Err(ApiError::not_implemented("export_raw_vdi with a base and format=raw").into());
+    let Transfer { ctx, query, headers, lease, .. } = transfer;
+    let format = format(&query)?;
+    let vdi = disk(&ctx, &query, "vdi")?.ok_or_else(|| missing("vdi"))?;
+    let base = disk(&ctx, &query, "base")?;
+    if base.is_some() && !format.has_deltas() {
+        return Err(ApiError::value_not_supported("format", format.name(), "vhd or qcow2, when there is a base").into());
     }
-    let vdi = disk(&ctx, &query)?.ok_or_else(|| missing("vdi"))?;
     let uuid = ctx.db().read(|state| Ok::<_, ApiError>(state.get("VDI", &vdi)?.uuid().to_owned()))?;
-    let (export, size, pieces) = raw::Export::open(ctx.clone(), &vdi).await?;
+    let (export, pieces) = image::Export::open(ctx.clone(), &vdi, format, base.as_ref()).await?;
+    let length = export.length();
+    let (span, ranged) = match span(&query, &headers, length) {
+        Ok(found) => found,
+        Err(error) => {
+            export.abandon().await;
+            return Err(error);
+        }
+    };
+    let sent = span.clone();
     tokio::spawn(async move {
-        let result = export.run().await;
+        let result = export.run(sent).await;
         ctx.task.complete(&result);
         drop(lease);
     });
     let mut response = Response::new(streamed(pieces));
+    if ranged {
+        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+    }
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-    headers.insert(CONTENT_LENGTH, HeaderValue::from(size));
-    if let Ok(name) = HeaderValue::from_str(&format!("attachment; filename=\"{uuid}.raw\"")) {
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(span.end - span.start));
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    let range = format!("bytes {}-{}/{length}", span.start, span.end.saturating_sub(1));
+    if let (true, Ok(range)) = (ranged, HeaderValue::from_str(&range)) {
+        headers.insert(CONTENT_RANGE, range);
+    }
+    let name = format!("attachment; filename=\"{uuid}.{}\"", format.name());
+    if let Ok(name) = HeaderValue::from_str(&name) {
         headers.insert(CONTENT_DISPOSITION, name);
     }
     Ok(response)
@@ -109,24 +133,53 @@ async fn export_raw(transfer: Transfer) -> Result<Response, HttpError> {
 
 async fn import_raw(transfer: Transfer) -> Result<Response, HttpError> {
     let Transfer { ctx, query, headers, body, lease } = transfer;
-    only_raw(&query)?;
-    if query.get("chunked").is_some() {
-        return Err(HttpError::new(StatusCode::NOT_FOUND, ApiError::not_implemented("import_raw_vdi with chunked")));
+    let format = format(&query)?;
+    let framed = query.get("chunked").is_some();
+    if framed && format != Format::Raw {
+        let error = ApiError::value_not_supported("chunked", format.name(), "it goes with format=raw alone");
+        return Err(HttpError::new(StatusCode::NOT_FOUND, error));
+    }
+    if let Some(encoding) = headers.get(TRANSFER_ENCODING) {
+        let error = ApiError::internal(format!("Cannot handle encoding: {}", encoding.to_str().unwrap_or_default()));
+        return Err(HttpError::new(StatusCode::NOT_FOUND, error));
     }
     if is_probe(&query, &body) {
         ctx.task.complete(&Ok(Value::Void));
         return Ok(Response::new(crate::http::full("")));
     }
     let announced = announced(&headers);
-    let import = match disk(&ctx, &query)? {
-        Some(vdi) => raw::Import::open(ctx.clone(), vdi, announced).await?,
-        None => {
-            let sr = named(&ctx, "SR", &query, "sr_id", "sr_uuid")?.ok_or_else(|| missing("vdi, sr_id or sr_uuid"))?;
-            raw::Import::create(ctx.clone(), &sr, announced).await?
-        }
+    let offset = offset(&query)?.unwrap_or(0);
+    let delta = image::Delta::from_parameter(query.get("delta"))?;
+    let vdi = disk(&ctx, &query, "vdi")?;
+    let source = match format {
+        Format::Raw if framed => Some(Source::Framed),
+        Format::Raw => None,
+        Format::Vhd => Some(Source::Vhd),
+        Format::Qcow2 => Some(Source::Qcow2),
+        Format::Tar => Some(Source::Tar { size: 0 }),
     };
-    let pieces = received(body, announced);
-    Ok(accepted(ctx, lease, import.run(pieces)))
+    if source.is_some() && offset > 0 {
+        return Err(ApiError::value_not_supported("offset", offset, "0; raw disks alone can be gone on with").into());
+    }
+    match (vdi, source) {
+        (Some(vdi), Some(source)) => {
+            let import = image::Import::open(ctx.clone(), vdi, source, delta, announced).await?;
+            Ok(accepted(ctx, lease, import.run(received(body, announced))))
+        }
+        (Some(vdi), None) => {
+            let import = raw::Import::open(ctx.clone(), vdi, announced, offset).await?;
+            Ok(accepted(ctx, lease, import.run(received(body, announced))))
+        }
+        (None, source) => {
+            let sr = named(&ctx, "SR", &query, "sr_id", "sr_uuid")?.ok_or_else(|| ApiError::vdi_missing("", ""))?;
+            if source.is_some() || offset > 0 {
+                let error = ApiError::value_not_supported("format", format.name(), "raw, when there is no vdi");
+                return Err(HttpError::new(StatusCode::BAD_REQUEST, error));
+            }
+            let import = raw::Import::create(ctx.clone(), &sr, announced).await?;
+            Ok(accepted(ctx, lease, import.run(received(body, announced))))
+        }
+    }
 }
 
 /// Headers at once, then a body without content that ends when the work has ended well and breaks off when not.
@@ -198,15 +251,36 @@ fn announced(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
 }
 
-fn only_raw(query: &Query) -> Result<(), HttpError> {
-    let format = query.get("format").unwrap_or("raw");
-    match format {
-        "raw" | "" => Ok(()),
-        "vhd" | "qcow2" | "tar" => {
-            let what = format!("disk images with format={format}");
-            Err(HttpError::new(StatusCode::NOT_IMPLEMENTED, ApiError::not_implemented(what)))
-        }
-        _ => Err(HttpError::new(StatusCode::NOT_FOUND, ApiError::internal(format!("Unknown format {format}")))),
+fn format(query: &Query) -> Result<Format, HttpError> {
+    let name = query.get("format").unwrap_or_default();
+    let unknown = || HttpError::new(StatusCode::NOT_FOUND, ApiError::internal(format!("Unknown format {name}")));
+    Format::named(name).ok_or_else(unknown)
+}
+
+/// An addition of ours: where an interrupted transfer goes on, in bytes.
+fn offset(query: &Query) -> ApiResult<Option<u64>> {
+    let Some(text) = query.get("offset") else { return Ok(None) };
+    text.parse().map(Some).map_err(|_| ApiError::value_not_supported("offset", text, "a number of bytes"))
+}
+
+/// The part of an image of `length` bytes that is asked for, and whether a Range header asks. More than one range is
+/// answered with everything, as servers may.
+fn span(query: &Query, headers: &HeaderMap, length: u64) -> Result<(image::Span, bool), HttpError> {
+    let beyond = |at: u64| {
+        let error = ApiError::value_not_supported("offset", at, format!("at most {length}, the image's length"));
+        HttpError::new(StatusCode::RANGE_NOT_SATISFIABLE, error)
+    };
+    if let Some(start) = offset(query)? {
+        return if start <= length { Ok((start..length, false)) } else { Err(beyond(start)) };
+    }
+    let text = headers.get(RANGE).and_then(|range| range.to_str().ok()).and_then(|range| range.strip_prefix("bytes="));
+    let Some((start, end)) = text.and_then(|range| range.split_once('-')) else { return Ok((0..length, false)) };
+    match (start.parse::<u64>(), end.parse::<u64>()) {
+        (Ok(start), _) if start >= length => Err(beyond(start)),
+        (Ok(start), Err(_)) if end.is_empty() => Ok((start..length, true)),
+        (Ok(start), Ok(last)) if start <= last => Ok((start..length.min(last.saturating_add(1)), true)),
+        (Err(_), Ok(last)) if start.is_empty() => Ok((length.saturating_sub(last)..length, true)),
+        _ => Ok((0..length, false)),
     }
 }
 
@@ -235,9 +309,9 @@ fn named(ctx: &CallContext, class: &str, query: &Query, by_ref: &str, by_uuid: &
     })
 }
 
-/// `vdi`: a reference or a uuid.
-fn disk(ctx: &CallContext, query: &Query) -> ApiResult<Option<Ref>> {
-    let Some(text) = query.get("vdi").filter(|text| !text.is_empty()) else { return Ok(None) };
+/// The disk that a parameter names by reference or by uuid.
+fn disk(ctx: &CallContext, query: &Query, name: &str) -> ApiResult<Option<Ref>> {
+    let Some(text) = query.get(name).filter(|text| !text.is_empty()) else { return Ok(None) };
     let id = Ref::from(text);
     ctx.db().read(|state| {
         let found = state.find("VDI", &id).or_else(|| state.find_by_uuid("VDI", text));

@@ -44,14 +44,14 @@ pub const COMMANDS: &[Command] = &[
         "vdi-export",
         &["uuid", "filename"],
         &["format", "base", "progress"],
-        "Exports the contents of a disk to a file (format=raw, vhd or qcow2).",
+        "Exports the contents of a disk to a file (format=raw, vhd, qcow2 or tar; vhd and qcow2 with base=<uuid>: what differs from that disk).",
         vdi_export,
     ),
     Command::new(
         "vdi-import",
         &["uuid", "filename"],
-        &["format", "progress"],
-        "Imports the contents of a disk from a file.",
+        &["format", "delta", "progress"],
+        "Imports the contents of a disk from a file (format=raw, vhd, qcow2 or tar; delta=true: what the file leaves out stays as it is).",
         vdi_import,
     ),
 ];
@@ -154,7 +154,8 @@ fn vdi_export(ctx: &mut Ctx<'_>) -> Outcome {
 
 fn vdi_import(ctx: &mut Ctx<'_>) -> Outcome {
     let vdi = ctx.by_uuid_param("uuid", "VDI")?;
-    let query = vec![("vdi", vdi.to_string()), ("format", ctx.params.or("format", "raw").to_owned())];
+    let mut query = vec![("vdi", vdi.to_string()), ("format", ctx.params.or("format", "raw").to_owned())];
+    query.push(("delta", ctx.params.or("delta", "auto").to_owned()));
     let target = Target { path: "/import_raw_vdi", query, label: "Import of VDI".to_owned() };
     upload(ctx.api()?, &target, ctx.params.need("filename")?).map(drop)
 }
