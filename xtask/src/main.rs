@@ -2,6 +2,7 @@
 
 mod bench;
 mod conformance;
+mod consistency;
 mod demo;
 mod fuzz;
 mod guest;
@@ -18,12 +19,15 @@ use anyhow::{Result, bail};
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
   setup   installs the Debian packages (as root) and Python environments that demo and tests need
-  guest   makes the test guest from Debian packages
+  guest [--database]
+          makes the test guest from Debian packages, or the one with PostgreSQL
   demo [--keep] [--dev] [--generations N] [--sr tanada|netapp|equal]
           the main job end to end on a real guest, one line per step; on the embedded store or a simulated array
   demo --stop DIR
           ends what a demo with --keep left running
   test    everything: the tests of all crates, then the main job on a real guest
+  consistency [--snapshots N] [--modes hooks,frozen,crash] [--keep] [--dev]
+          snapshots of a database under load, each instantiated and judged by what its clients saw committed
   bench [--rounds N] [--seconds N] [--path DIR] [--json FILE] [--svg FILE] [--quick] [--rows NAME[,NAME]]
           the data plane beside its peers, in one run; --rows list shows what there is
   conformance [--write]
@@ -57,6 +61,9 @@ fn run(args: &[String]) -> Result<()> {
             .and_then(|_| setup::cinder())
             .map(drop),
         ["guest"] => setup::packages().and_then(|()| guest::build()).map(|guest| println!("{}", guest.disk.display())),
+        ["guest", "--database"] => setup::packages()
+            .and_then(|()| guest::database::build(&guest::build()?))
+            .map(|guest| println!("{}", guest.root.display())),
         ["demo", "--stop", dir] => {
             demo::stop(dir);
             Ok(())
@@ -75,6 +82,7 @@ fn run(args: &[String]) -> Result<()> {
         ["fuzz", "--short"] => fuzz::short(),
         ["fuzz", options @ ..] => fuzz::run(&fuzz::Options::parse(options)?),
         ["conformance", options @ ..] => conformance::run(options),
+        ["consistency", options @ ..] => consistency::run(&consistency::Options::parse(options)?),
         ["bench", options @ ..] => bench::run(&bench::Options::parse(options)?),
         _ => bail!(USAGE),
     }

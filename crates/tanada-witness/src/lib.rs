@@ -7,8 +7,12 @@
 //! were cut at different moments (A first) can show a record on B that A lacks: [`judge_order`] looks for exactly that.
 //! Records are 4 KiB, kept in a ring of slots (`n mod slots`), each carrying its number and a CRC-32C.
 //!
-//! The program runs inside guests, so it is built statically and depends on next to nothing.
+//! ## Acknowledged transactions
+//! Clients of a database tell the outcome of each transaction to the outside; [`ledger`] judges a copy by that.
+//!
+//! The programs run inside guests, so they are built statically and depend on next to nothing.
 
+pub mod ledger;
 mod order;
 mod pattern;
 

@@ -19,6 +19,9 @@ pub const DISK_BYTES: u64 = DATA_BYTES + RING_SLOTS * RECORD_BYTES as u64;
 /// How long a guest without hardware help may take to boot and answer.
 const BOOT_LIMIT: Duration = Duration::from_secs(300);
 
+/// How long a command in the guest may take, where nothing else is said.
+const COMMAND_LIMIT: Duration = Duration::from_secs(120);
+
 /// A VM or a template, by uuid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
@@ -42,7 +45,13 @@ impl Machine {
 
     /// Runs a shell command in the guest; its output, or an error with what it said.
     pub fn guest(&self, world: &World, command: &str) -> Result<String> {
-        let answer = self.plugin(world, "exec", &[format!("args:command={command}")])?;
+        self.guest_within(world, command, COMMAND_LIMIT)
+    }
+
+    /// The same for commands that may need long.
+    pub fn guest_within(&self, world: &World, command: &str, limit: Duration) -> Result<String> {
+        let args = [format!("args:command={command}"), format!("args:timeout={}", limit.as_secs())];
+        let answer = self.plugin(world, "exec", &args)?;
         let answer: serde_json::Value =
             serde_json::from_str(&answer).with_context(|| format!("answer of the guest agent: {answer}"))?;
         let text = |name: &str| answer[name].as_str().unwrap_or_default().to_string();

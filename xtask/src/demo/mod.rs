@@ -143,7 +143,7 @@ fn step<T>(world: &mut World, name: &str, act: impl FnOnce(&mut World) -> Result
 }
 
 /// Tries until it succeeds; for conditions inside a guest, which sends no events.
-fn eventually<T>(what: &str, limit: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+pub(crate) fn eventually<T>(what: &str, limit: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     let start = Instant::now();
     loop {
         match attempt() {

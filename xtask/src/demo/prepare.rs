@@ -1,6 +1,7 @@
 //! The repository, the machine and its data; and, at the end, that nothing is left over.
 
 use std::fs::File;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -51,36 +52,10 @@ pub fn virtual_machine(world: &mut World, sr: &str, guest: &Guest) -> Result<Mac
     let uuid =
         world.xe(&["vm-install", "template=Other install media", "new-name-label=db1", &format!("sr-uuid={sr}")])?;
     let machine = Machine { uuid };
-    let vm = format!("uuid={}", machine.uuid);
-    world.xe(&[
-        "vm-memory-limits-set",
-        &vm,
-        "static-min=256MiB",
-        "dynamic-min=256MiB",
-        "dynamic-max=256MiB",
-        "static-max=256MiB",
-    ])?;
-    let root_image = guest.disk.display().to_string();
-    for (device, name, bytes, image) in [
-        ("0", "root", root_bytes, Some(&root_image)),
-        ("1", "data-a", DISK_BYTES, Some(&data_image)),
-        ("2", "data-b", DISK_BYTES, None),
-    ] {
-        let vdi = create_vdi(world, sr, &machine, name, bytes)?;
-        if let Some(image) = image {
-            world.xe(&["vdi-import", &format!("uuid={vdi}"), &format!("filename={image}"), "format=raw"])?;
-        }
-        let bootable = if device == "0" { "bootable=true" } else { "bootable=false" };
-        world.xe(&[
-            "vbd-create",
-            &format!("vm-uuid={}", machine.uuid),
-            &format!("vdi-uuid={vdi}"),
-            &format!("device={device}"),
-            bootable,
-            "mode=RW",
-            "type=Disk",
-        ])?;
-    }
+    set_memory(world, &machine, 256)?;
+    add_disk(world, sr, &machine, "0", root_bytes, Some(&guest.disk))?;
+    add_disk(world, sr, &machine, "1", DISK_BYTES, Some(Path::new(&data_image)))?;
+    add_disk(world, sr, &machine, "2", DISK_BYTES, None)?;
     let network = world.xe(&["network-list", "--minimal"])?;
     let network = network.split(',').next().filter(|uuid| !uuid.is_empty()).context("there is no network")?;
     world.xe(&[
@@ -96,16 +71,45 @@ pub fn virtual_machine(world: &mut World, sr: &str, guest: &Guest) -> Result<Mac
     Ok(machine)
 }
 
-/// The hint lets an array put the disks of one machine together.
-fn create_vdi(world: &World, sr: &str, machine: &Machine, name: &str, bytes: u64) -> Result<String> {
-    world.xe(&[
+/// All limits to the same.
+pub fn set_memory(world: &World, machine: &Machine, mib: u32) -> Result<()> {
+    let mut args = vec!["vm-memory-limits-set".to_owned(), format!("uuid={}", machine.uuid)];
+    args.extend(["static-min", "dynamic-min", "dynamic-max", "static-max"].map(|limit| format!("{limit}={mib}MiB")));
+    world.xe(&args).map(drop)
+}
+
+/// A disk of a machine that does not run, from an image or empty; it boots from the first. Returns the VDI.
+pub fn add_disk(
+    world: &World,
+    sr: &str,
+    machine: &Machine,
+    device: &str,
+    bytes: u64,
+    image: Option<&Path>,
+) -> Result<String> {
+    let vdi = world.xe(&[
         "vdi-create",
         &format!("sr-uuid={sr}"),
-        &format!("name-label={name}"),
+        &format!("name-label=disk-{device}"),
         &format!("virtual-size={bytes}"),
         "type=user",
+        // Lets an array put the disks of one machine together.
         &format!("sm-config:vmhint={}", machine.uuid),
-    ])
+    ])?;
+    if let Some(image) = image {
+        let filename = format!("filename={}", image.display());
+        world.xe(&["vdi-import", &format!("uuid={vdi}"), &filename, "format=raw"])?;
+    }
+    world.xe(&[
+        "vbd-create",
+        &format!("vm-uuid={}", machine.uuid),
+        &format!("vdi-uuid={vdi}"),
+        &format!("device={device}"),
+        &format!("bootable={}", device == "0"),
+        "mode=RW",
+        "type=Disk",
+    ])?;
+    Ok(vdi)
 }
 
 /// An empty file system in front of the space for the ring.

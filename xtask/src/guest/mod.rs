@@ -8,6 +8,7 @@
 //! The disk boots by itself through the BIOS, so a copy of it anywhere is a whole machine. No loop device, no mount and
 //! no download of a ready image is involved.
 
+pub mod database;
 mod disk;
 mod initrd;
 mod packages;
@@ -22,6 +23,8 @@ use crate::sh;
 
 /// Printed on the serial console when the guest's init runs: proof that a kernel boots.
 pub const BOOT_MARK: &str = "tanada-guest: init runs";
+
+const ROOT_BYTES: u64 = 64 << 20;
 
 /// Raise this when the recipe changes, so that an old guest is made anew.
 const RECIPE: &str = "2";
@@ -38,7 +41,7 @@ pub struct Guest {
 pub fn build() -> Result<Guest> {
     let dir = sh::target_dir().join("guest");
     let guest = Guest { kernel: dir.join("vmlinuz"), initrd: dir.join("initrd.img"), disk: dir.join("disk.raw") };
-    let witness = build_witness()?;
+    let witness = build_static("tanada-witness")?;
     let stamp = dir.join("recipe");
     let recipe = format!("{RECIPE} {}", fingerprint(&witness)?);
     if guest.disk.exists() && fs::read_to_string(&stamp).is_ok_and(|made| made == recipe) {
@@ -55,20 +58,20 @@ pub fn build() -> Result<Guest> {
     initrd::make(&unpacked, &scratch.join("initrd"), &guest.initrd)?;
     let root = scratch.join("root");
     rootfs::make(&unpacked, &witness, &root)?;
-    disk::make(&guest, &root, &scratch)?;
+    let parts = disk::Bootable { kernel: &guest.kernel, initrd: &guest.initrd, root: &root, root_bytes: ROOT_BYTES };
+    disk::make(&parts, &guest.disk, &scratch)?;
     fs::remove_dir_all(&scratch).with_context(|| format!("clearing {}", scratch.display()))?;
     fs::write(&stamp, recipe).with_context(|| format!("writing {}", stamp.display()))?;
     Ok(guest)
 }
 
-/// The witness as a static program: the guest has no libraries to speak of.
-fn build_witness() -> Result<PathBuf> {
+/// A program of the witness's package, static: a guest has no libraries to speak of.
+fn build_static(program: &str) -> Result<PathBuf> {
     let target = "x86_64-unknown-linux-gnu";
     let config = format!("target.{target}.rustflags=[\"-Ctarget-feature=+crt-static\"]");
-    let args =
-        ["build", "--quiet", "--release", "--package", "tanada-witness", "--target", target, "--config", &config];
-    sh::run("cargo", &args)?;
-    Ok(sh::target_dir().join(target).join("release/tanada-witness"))
+    let args = ["build", "--quiet", "--release", "--package", "tanada-witness", "--bin", program];
+    sh::run("cargo", &[&args[..], &["--target", target, "--config", &config]].concat())?;
+    Ok(sh::target_dir().join(target).join("release").join(program))
 }
 
 fn fingerprint(path: &Path) -> Result<u64> {

@@ -17,10 +17,18 @@ pub struct Unpacked {
 
 /// Fetches kernel and guest agent and unpacks them below `scratch`.
 pub fn unpack(scratch: &Path) -> Result<Unpacked> {
-    let kernel_package = kernel_package()?;
+    let tree = fetch(&[&kernel_package()?, "qemu-guest-agent"], scratch)?;
+    let kernel = only_entry(&tree.join("boot"), "vmlinuz-")?;
+    let modules = only_entry(&tree.join("lib/modules"), "")?;
+    let agent = tree.join("usr/sbin/qemu-ga");
+    Ok(Unpacked { kernel, modules, agent })
+}
+
+/// Fetches packages and unpacks them into one tree below `scratch`.
+pub fn fetch(names: &[&str], scratch: &Path) -> Result<PathBuf> {
     let archives = scratch.join("archives");
     fs::create_dir_all(&archives)?;
-    let fetch = format!("cd '{}' && apt-get download -qq {kernel_package} qemu-guest-agent", archives.display());
+    let fetch = format!("cd '{}' && apt-get download -qq {}", archives.display(), names.join(" "));
     if sh::output("sh", &["-c", &fetch]).is_err() {
         sh::output("apt-get", &["update", "-qq"])?;
         sh::output("sh", &["-c", &fetch])?;
@@ -29,10 +37,27 @@ pub fn unpack(scratch: &Path) -> Result<Unpacked> {
     for entry in fs::read_dir(&archives)? {
         sh::output("dpkg-deb", &[Path::new("-x"), &entry?.path(), &tree])?;
     }
-    let kernel = only_entry(&tree.join("boot"), "vmlinuz-")?;
-    let modules = only_entry(&tree.join("lib/modules"), "")?;
-    let agent = tree.join("usr/sbin/qemu-ga");
-    Ok(Unpacked { kernel, modules, agent })
+    Ok(tree)
+}
+
+/// What a package needs to run, itself included, with all that is needed by that.
+pub fn needed_by(name: &str) -> Result<Vec<String>> {
+    let mut args = vec!["depends", "--recurse"];
+    args.extend([
+        "--no-recommends",
+        "--no-suggests",
+        "--no-conflicts",
+        "--no-breaks",
+        "--no-replaces",
+        "--no-enhances",
+    ]);
+    args.push(name);
+    let told = sh::output("apt-cache", &args)?;
+    Ok(told
+        .lines()
+        .filter(|line| line.starts_with(|first: char| first.is_ascii_alphanumeric()))
+        .map(String::from)
+        .collect())
 }
 
 /// The versioned package behind Debian's current cloud kernel.

@@ -64,6 +64,21 @@ case \"$*\" in *-r*) exec reboot;; *) exec poweroff;; esac
 
 /// Populates `root`.
 pub fn make(unpacked: &Unpacked, witness: &Path, root: &Path) -> Result<()> {
+    base(&unpacked.agent, root)?;
+    copy_program(witness, root, "usr/bin/tanada-witness")?;
+    write_executable(&root.join("etc/rc"), RC)?;
+    fs::write(
+        root.join("etc/os-release"),
+        "ID=tanada-guest\nNAME=\"Tanada test guest\"\nPRETTY_NAME=\"Tanada test guest (Debian kernel)\"\nVERSION_ID=1\n",
+    )?;
+    fs::write(root.join("etc/passwd"), "root::0:0:root:/:/bin/sh\n")?;
+    fs::write(root.join("etc/group"), "root:x:0:\n")?;
+    Ok(())
+}
+
+/// What every guest has: busybox as init and tools, the agent, power off by button. What it does at boot, `/etc/rc`, is to be
+/// added.
+pub fn base(agent: &Path, root: &Path) -> Result<()> {
     for dir in [
         "bin",
         "sbin",
@@ -84,26 +99,14 @@ pub fn make(unpacked: &Unpacked, witness: &Path, root: &Path) -> Result<()> {
     }
     symlink("../run", root.join("var/run"))?;
     install_busybox(root)?;
-    copy_program(&unpacked.agent, root, "usr/sbin/qemu-ga")?;
-    copy_libraries(&unpacked.agent, root)?;
-    copy_program(witness, root, "usr/bin/tanada-witness")?;
-    for (name, text) in [
-        ("etc/inittab", INITTAB),
-        ("etc/rc", RC),
-        ("etc/agent", AGENT),
-        ("etc/down", DOWN),
-        ("sbin/shutdown", SHUTDOWN),
-    ] {
+    copy_program(agent, root, "usr/sbin/qemu-ga")?;
+    copy_libraries(agent, root)?;
+    for (name, text) in
+        [("etc/inittab", INITTAB), ("etc/agent", AGENT), ("etc/down", DOWN), ("sbin/shutdown", SHUTDOWN)]
+    {
         write_executable(&root.join(name), text)?;
     }
-    write_executable(&root.join("etc/acpi/PWRF/00000080"), ACPI_POWER)?;
-    fs::write(
-        root.join("etc/os-release"),
-        "ID=tanada-guest\nNAME=\"Tanada test guest\"\nPRETTY_NAME=\"Tanada test guest (Debian kernel)\"\nVERSION_ID=1\n",
-    )?;
-    fs::write(root.join("etc/passwd"), "root::0:0:root:/:/bin/sh\n")?;
-    fs::write(root.join("etc/group"), "root:x:0:\n")?;
-    Ok(())
+    write_executable(&root.join("etc/acpi/PWRF/00000080"), ACPI_POWER)
 }
 
 fn install_busybox(root: &Path) -> Result<()> {
@@ -122,7 +125,7 @@ fn install_busybox(root: &Path) -> Result<()> {
 }
 
 /// Copies what the dynamic linker would load, at the paths where it looks.
-fn copy_libraries(program: &Path, root: &Path) -> Result<()> {
+pub fn copy_libraries(program: &Path, root: &Path) -> Result<()> {
     for line in sh::output("ldd", &[program])?.lines() {
         let Some(path) = line.split_whitespace().find(|word| word.starts_with('/')) else { continue };
         copy_program(Path::new(path), root, path.trim_start_matches('/'))?;
@@ -130,7 +133,7 @@ fn copy_libraries(program: &Path, root: &Path) -> Result<()> {
     Ok(())
 }
 
-fn copy_program(from: &Path, root: &Path, to: &str) -> Result<()> {
+pub fn copy_program(from: &Path, root: &Path, to: &str) -> Result<()> {
     let to = root.join(to);
     if let Some(dir) = to.parent() {
         fs::create_dir_all(dir)?;
@@ -138,7 +141,7 @@ fn copy_program(from: &Path, root: &Path, to: &str) -> Result<()> {
     fs::copy(from, &to).with_context(|| format!("copying {} into the guest", from.display())).map(drop)
 }
 
-fn write_executable(path: &Path, text: &str) -> Result<()> {
+pub fn write_executable(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).with_context(|| format!("marking {}", path.display()))
 }

@@ -1,0 +1,198 @@
+//! `cargo xtask consistency`: what snapshots of a database under load are worth.
+//!
+//! ```text
+//! for each mode:  N snapshots while two clients work ─▶ an instance of every one, inspected ─▶ judged by the ledger
+//!                 ─▶ one instance booted whole
+//! ```
+//! | mode | the guest | file systems of a copy | the database of a copy |
+//! |---|---|---|---|
+//! | hooks | a freeze hook stops the database, then the file systems freeze | no journal to replay | starts as after a shutdown |
+//! | frozen | the file systems freeze | no journal to replay | recovers from its log |
+//! | crash | is not asked | replay their journals | recovers from its log |
+//!
+//! In every mode nothing that was committed may be missing and nothing may be half there. A copy that fails any of this
+//! fails the run.
+
+pub mod inspector;
+pub mod report;
+pub mod server;
+
+use anyhow::{Context, Result, bail};
+
+use crate::demo::machine::Machine;
+use crate::demo::prepare;
+use crate::demo::storage::Kind;
+use crate::demo::world::World;
+use crate::{guest, setup};
+use inspector::{Inspector, Seen};
+use report::Row;
+use server::{Mode, Server, Shot};
+
+/// Transactions between two snapshots.
+const BETWEEN: usize = 20;
+
+/// What the command line may ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Per mode.
+    pub snapshots: usize,
+    pub modes: Vec<Mode>,
+    pub keep: bool,
+    pub dev: bool,
+}
+
+impl Options {
+    pub fn parse(args: &[&str]) -> Result<Options> {
+        let mut options = Options { snapshots: 20, modes: Mode::ALL.to_vec(), keep: false, dev: false };
+        let mut args = args.iter();
+        while let Some(arg) = args.next() {
+            match *arg {
+                "--keep" => options.keep = true,
+                "--dev" => options.dev = true,
+                "--snapshots" => {
+                    let value = args.next().context("--snapshots needs a number")?;
+                    options.snapshots =
+                        value.parse().with_context(|| format!("--snapshots {value}: a number expected"))?;
+                    if !(1..=200).contains(&options.snapshots) {
+                        bail!("--snapshots {value}: 1 to 200 expected");
+                    }
+                }
+                "--modes" => {
+                    let value = args.next().context("--modes needs names: hooks,frozen,crash")?;
+                    let mode = |name: &str| Mode::ALL.into_iter().find(|mode| mode.name() == name);
+                    let modes: Option<Vec<Mode>> = value.split(',').map(mode).collect();
+                    options.modes =
+                        modes.with_context(|| format!("--modes {value}: of hooks,frozen,crash expected"))?;
+                }
+                other => {
+                    bail!("consistency: unknown option {other}; --snapshots N, --modes, --keep and --dev are known")
+                }
+            }
+        }
+        Ok(options)
+    }
+}
+
+pub fn run(options: &Options) -> Result<()> {
+    setup::packages()?;
+    let base = guest::build()?;
+    let guest = guest::database::build(&base)?;
+    let mut world = World::start(options.dev, &base.kernel, Kind::Tanada)?;
+    let outcome = all(&mut world, &guest, options);
+    match &outcome {
+        Ok(()) => println!("consistency: ok"),
+        Err(error) => {
+            println!("consistency: FAILED: {error:#}");
+            world.show_logs();
+        }
+    }
+    if options.keep {
+        world.keep();
+    } else {
+        world.stop();
+    }
+    outcome
+}
+
+fn all(world: &mut World, guest: &guest::database::DatabaseGuest, options: &Options) -> Result<()> {
+    let sr = prepare::storage_repository(world, Kind::Tanada)?;
+    let mut server = Server::install(world, &sr, guest)?;
+    world.remember_accelerator(true)?;
+    let inspector = Inspector::start(world, &sr, &guest.root)?;
+    server.start_clients(world, &[1, 2])?;
+    let mut rows = Vec::new();
+    for mode in &options.modes {
+        server.prepare(world, *mode)?;
+        let shots = series(world, &server, *mode, options.snapshots)?;
+        for (shot, wait_ms) in &shots {
+            let row = judged(world, &inspector, shot, *wait_ms)?;
+            println!("ok {} {:?}", shot.name, row);
+            rows.push(row);
+        }
+        if let Some((shot, _)) = shots.last() {
+            println!("ok {} booted whole: {}", shot.name, booted(world, shot)?);
+        }
+    }
+    inspector.stop(world)?;
+    print!("{}", report::table(&rows));
+    Ok(())
+}
+
+/// Snapshots under load; with each the clients' longest wait over it.
+fn series(world: &World, server: &Server, mode: Mode, count: usize) -> Result<Vec<(Shot, u64)>> {
+    let mut shots = Vec::new();
+    for number in 1..=count {
+        server.wait_for_transactions(world, BETWEEN)?;
+        let shot = server.shoot(world, mode, &format!("{}-{number:02}", mode.name()))?;
+        server.wait_for_transactions(world, BETWEEN)?;
+        let wait_ms = shot.wait_ms(&server.ledger(world)?);
+        shots.push((shot, wait_ms));
+    }
+    Ok(shots)
+}
+
+/// Inspects an instance and holds it to what its mode promises.
+fn judged(world: &World, inspector: &Inspector, shot: &Shot, wait_ms: u64) -> Result<Row> {
+    let seen = inspector.inspect(world, &shot.template)?;
+    check_level(shot, &seen)?;
+    let verdict = shot.judge(&seen.found)?;
+    Ok(Row {
+        mode: shot.mode,
+        level: level(shot)?,
+        freeze_us: shot.frozen("freeze_us")?,
+        frozen_us: shot.frozen("frozen_us")?,
+        pause_us: shot.number("slowest_write_us")?,
+        wait_ms,
+        replays: seen.replays,
+        recovered: seen.recovered,
+        required: verdict.required,
+        lost: verdict.lost,
+    })
+}
+
+fn level(shot: &Shot) -> Result<String> {
+    shot.info.get("consistency").cloned().with_context(|| format!("{}: snapshot_info has no consistency", shot.name))
+}
+
+/// The certificate says what the mode is to reach, and the copy bears it out.
+pub fn check_level(shot: &Shot, seen: &Seen) -> Result<()> {
+    let (level, mode) = (level(shot)?, shot.mode);
+    if level != mode.level() {
+        bail!("{}: its certificate says '{level}', '{}' expected: {:?}", shot.name, mode.level(), shot.info);
+    }
+    if mode != Mode::Crash && !seen.untouched() {
+        bail!("{}: {level} consistent, but its file systems replayed their journals: {seen:?}", shot.name);
+    }
+    // Without these an inspection that sees nothing would pass everything.
+    if mode == Mode::Crash && seen.dirty_journals == 0 {
+        bail!("{}: no journal of a running machine is to be replayed: the inspection is blind: {seen:?}", shot.name);
+    }
+    if mode != Mode::Hooks && !seen.recovered {
+        bail!("{}: the database of a running machine did not recover: the inspection is blind: {seen:?}", shot.name);
+    }
+    if mode == Mode::Hooks && seen.recovered {
+        bail!("{}: the hook stopped the database, but its copy went through crash recovery: {seen:?}", shot.name);
+    }
+    Ok(())
+}
+
+/// A whole machine of a snapshot: it boots, its database opens and holds what it has to.
+pub fn booted(world: &World, shot: &Shot) -> Result<String> {
+    let name = format!("new-name-label={}-instance", shot.name);
+    let uuid = world.xe(&["vm-install", &format!("template={}", shot.template.uuid), &name])?;
+    let instance = Server::boot(world, Machine { uuid })?;
+    let verdict = shot.judge(&instance.audit(world)?)?;
+    let told = instance.machine.guest(
+        world,
+        "echo journals replayed: $(dmesg | grep -c 'EXT4-fs.*recovery complete'), \
+         database recovered: $(grep -c 'was not properly shut down' /run/postgresql/log)",
+    )?;
+    let calm = "journals replayed: 0, database recovered: 0";
+    if (shot.mode == Mode::Hooks && told != calm)
+        || (shot.mode == Mode::Frozen && !told.starts_with("journals replayed: 0,"))
+    {
+        bail!("the instance of {} says '{told}'", shot.name);
+    }
+    world.xe(&["vm-uninstall", &format!("uuid={}", instance.machine.uuid), "force=true"])?;
+    Ok(format!("{told}; {} of {} transactions there, {} lost", verdict.present, verdict.required, verdict.lost))
+}
