@@ -79,10 +79,9 @@ impl Server {
             prepare::add_disk(world, sr, &machine, device, image.metadata()?.len(), Some(image))?;
         }
         machine.start(world)?;
-        let server = Server { machine, clients: Vec::new() };
-        server.wait_until_open(world)?;
-        server.machine.guest(world, &format!("tanada-teller prepare {SOCKET}"))?;
-        Ok(server)
+        // Waits for the database to open.
+        machine.guest_within(world, &format!("tanada-teller prepare {SOCKET}"), PATIENCE)?;
+        Ok(Server { machine, clients: Vec::new() })
     }
 
     /// A machine made of a snapshot or a backup, started; the database is open when this returns.
