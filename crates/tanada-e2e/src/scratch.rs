@@ -17,6 +17,7 @@ pub struct Scratch {
     dir: PathBuf,
     daemon: Option<Child>,
     https: SocketAddr,
+    nbd: SocketAddr,
 }
 
 /// What a program said and how it ended.
@@ -36,7 +37,7 @@ impl Scratch {
         // QEMU's unprivileged user has to pass through.
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).expect("permissions of the scratch directory");
         fs::write(dir.join("password"), PASSWORD).expect("the password file");
-        let mut scratch = Scratch { dir, daemon: None, https: free_port() };
+        let mut scratch = Scratch { dir, daemon: None, https: free_port(), nbd: free_port() };
         scratch.start_daemon();
         scratch
     }
@@ -54,6 +55,8 @@ impl Scratch {
             .arg(self.socket())
             .arg("--listen")
             .arg(self.https.to_string())
+            .arg("--nbd-listen")
+            .arg(self.nbd.to_string())
             .arg("--root-password-file")
             .arg(self.path("password"))
             .stdin(Stdio::null())

@@ -28,6 +28,11 @@ pub fn tanada_binary() -> Result<PathBuf> {
 /// A running store. Dropping it ends keeper and blockd.
 pub struct StoreProcess {
     dir: TempDir,
+    door: Door,
+}
+
+/// The control socket of a store that is served.
+pub struct Door {
     next_id: u64,
     reader: Lines<BufReader<UnixStream>>,
     writer: UnixStream,
@@ -42,8 +47,8 @@ impl StoreProcess {
         run(Command::new(&binary).args(["store", "format"]).arg(&store).args(["--size", &bytes.to_string()]))?;
         let keeper = ["blockd-keeper", "--daemonize"];
         run(Command::new(&binary).args(keeper).arg("--store").arg(&store).arg("--runtime-dir").arg(dir.path()))?;
-        let (reader, writer) = connect(dir.path())?;
-        Ok(StoreProcess { dir, next_id: 1, reader, writer })
+        let door = Door::open(dir.path())?;
+        Ok(StoreProcess { dir, door })
     }
 
     pub fn nbd_socket(&self) -> PathBuf {
@@ -52,20 +57,7 @@ impl StoreProcess {
 
     /// One command over the control socket; a refusal is an error.
     pub fn control(&mut self, command: Verb) -> Result<Answer> {
-        let id = self.next_id;
-        self.next_id += 1;
-        let line = serde_json::to_string(&Envelope { id, command })?;
-        writeln!(self.writer, "{line}").context("writing to the control socket")?;
-        loop {
-            let line = self.reader.next().context("blockd closed the control socket")??;
-            let Ok(response) = serde_json::from_str::<Response>(&line) else { continue };
-            if response.id == id {
-                return match response.outcome {
-                    Outcome::Ok(answer) => Ok(answer),
-                    Outcome::Error(failure) => Err(failure.into()),
-                };
-            }
-        }
+        self.door.control(command)
     }
 
     /// Kills blockd as a crash would and connects to its successor.
@@ -73,8 +65,7 @@ impl StoreProcess {
         let pid = self.pid("blockd.pid")?;
         // SAFETY: kill has no preconditions; the pid is blockd's, from its own file.
         unsafe { libc::kill(pid, libc::SIGKILL) };
-        let (reader, writer) = connect(self.dir.path())?;
-        (self.reader, self.writer) = (reader, writer);
+        self.door = Door::open(self.dir.path())?;
         Ok(())
     }
 
@@ -94,13 +85,34 @@ impl Drop for StoreProcess {
     }
 }
 
-/// Connects and reads the greeting. The keeper holds the listening socket, so this waits for blockd by itself.
-fn connect(dir: &Path) -> Result<(Lines<BufReader<UnixStream>>, UnixStream)> {
-    let path = dir.join("control.sock");
-    let writer = UnixStream::connect(&path).with_context(|| format!("connecting to {}", path.display()))?;
-    let mut reader = BufReader::new(writer.try_clone()?).lines();
-    reader.next().context("blockd closed the control socket before its greeting")??;
-    Ok((reader, writer))
+impl Door {
+    /// Connects to the store whose runtime directory this is, and reads the greeting. The keeper holds the listening
+    /// socket, so this waits for blockd by itself.
+    pub fn open(dir: &Path) -> Result<Door> {
+        let path = dir.join("control.sock");
+        let writer = UnixStream::connect(&path).with_context(|| format!("connecting to {}", path.display()))?;
+        let mut reader = BufReader::new(writer.try_clone()?).lines();
+        reader.next().context("blockd closed the control socket before its greeting")??;
+        Ok(Door { next_id: 1, reader, writer })
+    }
+
+    /// One command over the control socket; a refusal is an error.
+    pub fn control(&mut self, command: Verb) -> Result<Answer> {
+        let id = self.next_id;
+        self.next_id += 1;
+        let line = serde_json::to_string(&Envelope { id, command })?;
+        writeln!(self.writer, "{line}").context("writing to the control socket")?;
+        loop {
+            let line = self.reader.next().context("blockd closed the control socket")??;
+            let Ok(response) = serde_json::from_str::<Response>(&line) else { continue };
+            if response.id == id {
+                return match response.outcome {
+                    Outcome::Ok(answer) => Ok(answer),
+                    Outcome::Error(failure) => Err(failure.into()),
+                };
+            }
+        }
+    }
 }
 
 fn run(command: &mut Command) -> Result<()> {

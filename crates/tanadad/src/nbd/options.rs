@@ -7,11 +7,11 @@ use std::io;
 use std::sync::Arc;
 
 use tanada_nbd::proto::{
-    FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, IHAVEOPT, INFO_NAME, NAME_BYTES_MAX, NBDMAGIC, OPT_ABORT, OPT_EXPORT_NAME,
-    OPT_GO, OPT_INFO, OPT_LIST, OPT_LIST_META_CONTEXT, OPT_SET_META_CONTEXT, OPT_STARTTLS, OPT_STRUCTURED_REPLY,
-    OPTION_BYTES_MAX, OPTION_HEADER_BYTES, OPTION_REPLY_HEADER_BYTES, OptionHeader, OptionReplyHeader, REP_ACK,
-    REP_ERR_INVALID, REP_ERR_PLATFORM, REP_ERR_POLICY, REP_ERR_TLS_REQD, REP_ERR_UNKNOWN, REP_ERR_UNSUP, REP_INFO,
-    Reader,
+    CONTEXT_DIRTY_PREFIX, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, IHAVEOPT, INFO_NAME, NAME_BYTES_MAX, NBDMAGIC,
+    OPT_ABORT, OPT_EXPORT_NAME, OPT_GO, OPT_INFO, OPT_LIST, OPT_LIST_META_CONTEXT, OPT_SET_META_CONTEXT, OPT_STARTTLS,
+    OPT_STRUCTURED_REPLY, OPTION_BYTES_MAX, OPTION_HEADER_BYTES, OPTION_REPLY_HEADER_BYTES, OptionHeader,
+    OptionReplyHeader, REP_ACK, REP_ERR_INVALID, REP_ERR_PLATFORM, REP_ERR_POLICY, REP_ERR_TLS_REQD, REP_ERR_UNKNOWN,
+    REP_ERR_UNSUP, REP_INFO, Reader,
 };
 use tanada_xapi::{ApiError, ApiResult, Ref};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -20,10 +20,13 @@ use tokio::net::UnixStream;
 use super::disks::Disk;
 use crate::context::Daemon;
 use crate::db::View;
+use crate::ops::cbt::METADATA_TYPE;
 use crate::rpc::session::Role;
 
 /// Options that one client may send, before TLS and after it. It takes half a dozen to come in.
 const OPTIONS_MAX: usize = 64;
+/// Bitmaps that are listed at a time; any other can be asked for by name.
+const BITMAPS_MAX: usize = 15;
 /// Zeros behind the answer to EXPORT_NAME, for clients that did not decline them.
 const PADDING_BYTES: usize = 124;
 
@@ -193,9 +196,11 @@ impl Way {
             }
         };
         let known = entry.known().unwrap_or_default();
-        let mut put = (known.len() as u32).to_be_bytes().to_vec();
-        put.extend_from_slice(known.as_bytes());
-        put.extend_from_slice(rest);
+        let mut put = text(&known);
+        match option {
+            OPT_LIST_META_CONTEXT => put.extend_from_slice(&widened(rest, || bitmaps(daemon, &entry.vdi))),
+            _ => put.extend_from_slice(rest),
+        }
         send_option(&mut entry.backend, option, &put).await?;
         loop {
             let (header, data) = read_reply(&mut entry.backend).await?;
@@ -270,6 +275,44 @@ fn permitted(daemon: &Daemon, uuid: &str, session: &Ref) -> ApiResult<Ref> {
     daemon.db.read(|state| state.by_uuid("VDI", uuid)).map(|vdi| vdi.id().clone())
 }
 
+/// Queries for contexts, where they ask for all bitmaps with each of them by name: the data plane knows generations, not
+/// which of them are snapshots of this disk. As they are where they cannot be read.
+fn widened(queries: &[u8], bitmaps: impl FnOnce() -> Vec<String>) -> Vec<u8> {
+    let mut reader = Reader::new("context queries", queries);
+    let asked: Option<Vec<&str>> =
+        reader.u32().ok().and_then(|count| (0..count).map(|_| reader.text().ok()).collect::<Option<Vec<_>>>());
+    let Some(mut asked) = asked else { return queries.to_vec() };
+    let wants_bitmaps = asked.is_empty() || asked.iter().any(|query| matches!(*query, "qemu:" | CONTEXT_DIRTY_PREFIX));
+    if asked.is_empty() {
+        asked.push("base:");
+    }
+    let found = if wants_bitmaps { bitmaps() } else { Vec::new() };
+    let all: Vec<&str> = asked.into_iter().chain(found.iter().map(String::as_str)).collect();
+    let mut out = (all.len() as u32).to_be_bytes().to_vec();
+    all.into_iter().for_each(|query| out.extend_from_slice(&text(query)));
+    out
+}
+
+/// Names of the bitmaps against the newest other snapshots of the disk.
+fn bitmaps(daemon: &Daemon, uuid: &str) -> Vec<String> {
+    let mut snapshots = daemon.db.read(|state| {
+        let Some(vdi) = state.find_by_uuid("VDI", uuid) else { return Vec::new() };
+        let disk = if vdi.bool("is_a_snapshot") { vdi.reference("snapshot_of") } else { vdi.id().clone() };
+        let all = state.find("VDI", &disk).map(|disk| disk.refs("snapshots")).unwrap_or_default();
+        state.resolve("VDI", &all)
+    });
+    snapshots.retain(|snapshot| snapshot.uuid() != uuid && snapshot.str("type") != METADATA_TYPE);
+    snapshots.sort_by_key(|snapshot| std::cmp::Reverse(snapshot.datetime("snapshot_time").unix()));
+    snapshots.iter().take(BITMAPS_MAX).map(|one| format!("{CONTEXT_DIRTY_PREFIX}{}", one.str("location"))).collect()
+}
+
+/// A length and so many bytes of text.
+fn text(words: &str) -> Vec<u8> {
+    let mut bytes = (words.len() as u32).to_be_bytes().to_vec();
+    bytes.extend_from_slice(words.as_bytes());
+    bytes
+}
+
 /// The name in front of an option's data, and what follows it.
 fn split_name(data: &[u8], length: usize) -> Option<(&str, &[u8])> {
     let (name, rest) = data.split_at_checked(length).filter(|_| length <= NAME_BYTES_MAX)?;
@@ -318,7 +361,7 @@ fn broken(error: impl std::fmt::Display) -> io::Error {
 
 #[cfg(test)]
 mod tests {
-    use super::{parse_name, split_name};
+    use super::{parse_name, split_name, text, widened};
 
     #[test]
     fn a_name_is_a_disk_and_a_session() {
@@ -328,6 +371,21 @@ mod tests {
         for wrong in ["", "/0f5e", "/0f5e?", "/0f5e?session=s"] {
             assert!(parse_name(wrong).is_none(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn whoever_asks_for_all_bitmaps_gets_each_by_name() {
+        let queries = |words: &[&str]| {
+            let mut out = (words.len() as u32).to_be_bytes().to_vec();
+            words.iter().for_each(|word| out.extend_from_slice(&text(word)));
+            out
+        };
+        let bitmaps = || vec!["qemu:dirty-bitmap:1".to_owned()];
+        assert_eq!(widened(&queries(&[]), bitmaps), queries(&["base:", "qemu:dirty-bitmap:1"]));
+        assert_eq!(widened(&queries(&["qemu:"]), bitmaps), queries(&["qemu:", "qemu:dirty-bitmap:1"]));
+        let named = queries(&["base:allocation", "qemu:dirty-bitmap:2"]);
+        assert_eq!(widened(&named, bitmaps), named);
+        assert_eq!(widened(&[0, 0, 0, 9, 1], bitmaps), [0, 0, 0, 9, 1]);
     }
 
     #[test]
