@@ -19,12 +19,14 @@ pub struct Copied {
 }
 
 /// Makes the first `source.size()` bytes of `target` equal to `source`, durably. `target_is_zero` spares the zeroing of
-/// holes in a target that is known to be empty. `progress` hears how many bytes of the source are done with.
+/// holes in a target that is known to be empty. `progress` hears how many bytes of the source are done with; `turn` is
+/// waited for before so many bytes are read and written, so that the caller can say how fast it goes.
 /// Dropping the future stops the copy; the target then holds a part.
-pub async fn copy(
+pub async fn copy<Turn: Future<Output = ()>>(
     source: &Client,
     target: &Client,
     target_is_zero: bool,
+    turn: impl Fn(u64) -> Turn,
     mut progress: impl FnMut(u64),
 ) -> Result<Copied, NbdError> {
     let size = source.size();
@@ -50,6 +52,7 @@ pub async fn copy(
                     collect(&mut pieces, &mut copied).await?;
                     progress(at.saturating_sub(PIECES_MAX as u64 * PIECE_BYTES));
                 }
+                turn(u64::from(length)).await;
                 pieces.spawn(piece(source.clone(), target.clone(), at, length, target_is_zero));
                 at += u64::from(length);
             }

@@ -18,6 +18,7 @@
 //! | [`ova`] | `ova.xml` and the records in it |
 //! | [`writer`] | an archive from records and disk contents |
 //! | [`reader`] | records and disk contents from an archive |
+//! | [`metadata`] | archives of records alone |
 //! | [`checksum`] | the two checksum members |
 //! | [`compress`] | the layer around the tar stream, detected by content |
 //! | [`limits`] | every bound, in one place |
@@ -26,6 +27,7 @@ pub mod checksum;
 pub mod compress;
 mod error;
 pub mod limits;
+pub mod metadata;
 pub mod ova;
 pub mod reader;
 pub mod tar;

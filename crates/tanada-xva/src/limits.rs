@@ -4,17 +4,25 @@
 /// Length of a full disk chunk in bytes; every known writer uses it, no reader accepts more.
 pub const CHUNK_BYTES: usize = 1 << 20;
 
-/// `ova.xml` in bytes. A machine with its disks, networks and snapshots takes some 100 KiB.
-pub const OVA_XML_BYTES: u64 = 16 << 20;
+/// What `ova.xml` may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OvaBounds {
+    pub xml_bytes: u64,
+    /// XML elements.
+    pub elements: usize,
+    /// Objects of any class.
+    pub objects: usize,
+}
 
-/// XML elements in `ova.xml`.
-pub const OVA_ELEMENTS: usize = 400_000;
+/// In an archive with disks: one machine takes some 100 KiB.
+pub const OVA: OvaBounds = OvaBounds { xml_bytes: 16 << 20, elements: 400_000, objects: 4096 };
+
+/// In an archive of records alone, which may hold many machines and all of their snapshots; each takes some 20 KiB and ten
+/// objects.
+pub const METADATA: OvaBounds = OvaBounds { xml_bytes: 96 << 20, elements: 3_000_000, objects: 50_000 };
 
 /// Nesting of values in `ova.xml`; a record of maps of sets needs seven.
 pub const OVA_DEPTH: usize = 32;
-
-/// Objects in `ova.xml`, of any class.
-pub const OBJECTS: usize = 4096;
 
 /// Disks in one archive. A machine has at most 255 block devices.
 pub const DISKS: usize = 255;
@@ -29,4 +37,5 @@ pub const KEEP_ALIVES: u64 = 100_000;
 pub const TRAILER_BYTES: u64 = 1 << 20;
 
 const _: () = assert!(CHUNK_BYTES.is_multiple_of(crate::tar::BLOCK));
-const _: () = assert!(OVA_XML_BYTES < 1 << 33, "a tar size field holds eleven octal digits");
+const _: () =
+    assert!(OVA.xml_bytes < 1 << 33 && METADATA.xml_bytes < 1 << 33, "a tar size field holds eleven octal digits");

@@ -16,7 +16,7 @@ use tanada_xapi::{Map, Value};
 use crate::DiskPlan;
 use crate::checksum::ChecksumKind;
 use crate::error::{XvaError, XvaResult};
-use crate::limits;
+use crate::limits::{self, OvaBounds};
 use crate::tar::Header;
 
 /// Name of the first member of every archive.
@@ -118,17 +118,17 @@ impl Ova {
     }
 
     pub fn from_xml(xml: &[u8]) -> XvaResult<Ova> {
+        Ova::from_xml_within(xml, limits::OVA)
+    }
+
+    pub fn from_xml_within(xml: &[u8], bounds: OvaBounds) -> XvaResult<Ova> {
         let text = std::str::from_utf8(xml).map_err(|error| XvaError::invalid(format!("{MEMBER}: {error}")))?;
-        let limits = Limits { depth: limits::OVA_DEPTH, values: limits::OVA_ELEMENTS };
+        let limits = Limits { depth: limits::OVA_DEPTH, values: bounds.elements };
         let top = decode_value_within(text, limits).map_err(|error| XvaError::invalid(format!("{MEMBER}: {error}")))?;
         let version = version_of(top.get("version").ok_or_else(|| missing("version"))?)?;
         let items = top.get("objects").and_then(Value::as_set).ok_or_else(|| missing("objects"))?;
-        if items.len() > limits::OBJECTS {
-            return Err(XvaError::invalid(format!(
-                "{} objects; at most {} are accepted",
-                items.len(),
-                limits::OBJECTS
-            )));
+        if items.len() > bounds.objects {
+            return Err(XvaError::invalid(format!("{} objects; at most {} are accepted", items.len(), bounds.objects)));
         }
         let objects = items.iter().map(object_of).collect::<XvaResult<Vec<Object>>>()?;
         let mut ids = BTreeSet::new();

@@ -74,7 +74,7 @@ impl<R: Read> ArchiveReader<R> {
         if header.name != ova::MEMBER {
             return Err(unexpected(ova::MEMBER, &header.name));
         }
-        let xml = tar.content(&header, limits::OVA_XML_BYTES)?;
+        let xml = tar.content(&header, limits::OVA.xml_bytes)?;
         Ova::verify(&header, &xml)?;
         let ova = Ova::from_xml(&xml)?;
         let disks = ova.disks()?.into_iter().filter(|disk| disk.size > 0).collect();
@@ -221,7 +221,7 @@ impl<R: Read> ArchiveReader<R> {
         let mut header = self.tar.header(end)?;
         // Before version 2 a table of all checksums stood at the end; the checksums beside the chunks were compared.
         if let Some(table) = header.as_ref().filter(|_| self.ova.version.export_vsn < 2) {
-            self.tar.content(table, limits::OVA_XML_BYTES)?;
+            self.tar.content(table, limits::OVA.xml_bytes)?;
             header = self.tar.header(end)?;
         }
         if let Some(header) = header {
@@ -245,28 +245,28 @@ fn counter_of(name: &str, id: &str) -> Option<u64> {
     if plain { digits.parse().ok() } else { None }
 }
 
-fn unexpected(expected: &str, found: &str) -> XvaError {
+pub(crate) fn unexpected(expected: &str, found: &str) -> XvaError {
     XvaError::UnexpectedMember { expected: expected.to_owned(), found: found.to_owned() }
 }
 
 /// The tar stream as members.
-struct Members<R: Read> {
-    source: R,
+pub(crate) struct Members<R: Read> {
+    pub(crate) source: R,
 }
 
 impl<R: Read> Members<R> {
-    fn header(&mut self, expected: &str) -> XvaResult<Option<Header>> {
+    pub(crate) fn header(&mut self, expected: &str) -> XvaResult<Option<Header>> {
         let mut block = [0; BLOCK];
         self.fill(&mut block, expected)?;
         Header::decode(&block)
     }
 
-    fn content(&mut self, header: &Header, most: u64) -> XvaResult<Vec<u8>> {
+    pub(crate) fn content(&mut self, header: &Header, most: u64) -> XvaResult<Vec<u8>> {
         if header.size > most {
             let why = format!("{} bytes; at most {most} are accepted", header.size);
             return Err(XvaError::invalid(format!("{}: {why}", header.name)));
         }
-        // Bounded by `most`, which is 16 MiB at the largest.
+        // At most `most`.
         let mut content = vec![0; header.size as usize];
         self.fill(&mut content, &header.name)?;
         let mut padding = [0; BLOCK];

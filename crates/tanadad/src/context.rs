@@ -35,6 +35,7 @@ use crate::config::Config;
 use crate::db::{Db, Tx};
 use crate::nbd::Nbd;
 use crate::ops::cbt;
+use crate::ops::throw_away::Sweeping;
 use crate::rpc::event::Registrations;
 use crate::rpc::login::Passwords;
 use crate::rpc::methods::Methods;
@@ -43,6 +44,7 @@ use crate::rpc::task::{TaskHandle, Tasks};
 use crate::rpc::{builtin, event, settings};
 use crate::schedule::Schedules;
 use crate::storage::Storage;
+use crate::transfer::rate::Rates;
 use crate::vmm::Vmm;
 use crate::vmm::host::Host;
 
@@ -71,6 +73,8 @@ pub struct Daemon {
     /// How long each SR takes to cut.
     pub pace: Pace,
     pub schedules: Schedules,
+    pub transfer_rates: Rates,
+    pub sweeping: Sweeping,
 }
 
 impl Daemon {
@@ -98,6 +102,8 @@ impl Daemon {
             vmm,
             pace: Pace::default(),
             schedules,
+            transfer_rates: Rates::default(),
+            sweeping: Sweeping::default(),
         }))
     }
 }

@@ -42,7 +42,7 @@ impl Target<'_> {
         let mut uri = format!("{}?session_id={}&task_id={task}", self.path, api.session());
         for (key, value) in &self.query {
             uri.push('&');
-            uri.push_str(key);
+            uri.push_str(&percent(key));
             uri.push('=');
             uri.push_str(&percent(value));
         }

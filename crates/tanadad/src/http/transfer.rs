@@ -59,6 +59,12 @@ impl Query {
         self.get(name) == Some("true")
     }
 
+    /// The parameters of the query whose names begin with `prefix`, without it.
+    pub fn with_prefix(&self, prefix: &str) -> BTreeMap<String, String> {
+        let named = |(name, value): (&String, &String)| Some((name.strip_prefix(prefix)?.to_owned(), value.clone()));
+        self.query.iter().filter_map(named).collect()
+    }
+
     /// For what names the caller, the cookie's goes before the query's.
     fn caller(&self, name: &str) -> Option<&str> {
         self.cookie.get(name).or_else(|| self.query.get(name)).map(String::as_str).filter(|v| !v.is_empty())

@@ -11,6 +11,7 @@
 //! | [`intents`], [`reconcile`] | what survives a crash, and what is done about it |
 //! | `secrets` | passwords of back ends, kept out of records |
 //! | [`metadata`] | the records that an SR carries with it |
+//! | [`throw_away`] | disks that go when they are no longer connected |
 //! | [`startup`] | objects that are always there |
 //!
 //! Each module offers `handlers()`; they are gathered here.
@@ -32,6 +33,7 @@ pub mod records;
 mod secrets;
 pub mod sr;
 pub mod startup;
+pub mod throw_away;
 pub mod vbd;
 pub mod vdi;
 pub mod vdi_copy;
@@ -67,6 +69,7 @@ pub async fn start(daemon: &Arc<Daemon>) -> anyhow::Result<()> {
     cbt::keep_current(daemon).await;
     allowed::keep_current(daemon);
     metadata::keep_current(daemon);
+    throw_away::keep_current(daemon);
     Ok(())
 }
 

@@ -6,6 +6,7 @@ use tanada_driver::Moved;
 use tanada_xapi::classes::{self, Qualifier};
 use tanada_xapi::{ApiError, ApiResult, DateTime, Map, Ref, Value};
 
+use super::throw_away;
 use crate::db::{Record, Tx, View};
 
 /// The fields of a constructor's record that a client may give, as they are.
@@ -15,9 +16,16 @@ pub fn given(class: &str, record: &Map) -> ApiResult<Vec<(&'static str, Value)>>
     Ok(settable.filter_map(|field| record.get(field.name).map(|value| (field.name, value.clone()))).collect())
 }
 
-/// Copies the named fields of a record.
+/// Copies the named fields of a record, without what marks this one alone.
 pub fn copied(record: &Record, fields: &[&'static str]) -> Vec<(&'static str, Value)> {
-    fields.iter().map(|field| (*field, record.value(field).clone())).collect()
+    let copy = |field: &&'static str| {
+        let mut value = record.value(field).clone();
+        if let ("other_config", Value::Map(config)) = (*field, &mut value) {
+            throw_away::forget_marks(config);
+        }
+        (*field, value)
+    };
+    fields.iter().map(copy).collect()
 }
 
 /// Text at `key` of a constructor's record; empty when it was left out.

@@ -4,6 +4,7 @@ use futures_util::FutureExt;
 use tanada_xapi::{ApiError, ApiResult, Ref, Value};
 
 use super::records::{given, text, truth};
+use super::throw_away;
 use crate::context::{Args, CallContext, Handlers};
 use crate::db::{Record, Tx, View};
 
@@ -127,12 +128,15 @@ fn place(tx: &Tx<'_>, machine: &Record, name: &str) -> ApiResult<u32> {
 
 async fn destroy(ctx: CallContext, args: Args) -> ApiResult<Value> {
     let vbd = args.reference("self")?;
-    ctx.db().write(|tx| {
-        if tx.get("VBD", &vbd)?.bool("currently_attached") {
+    let vdi = ctx.db().write(|tx| {
+        let record = tx.get("VBD", &vbd)?;
+        if record.bool("currently_attached") {
             return Err(ApiError::operation_not_allowed("VBD is still attached; unplug it first"));
         }
-        tx.destroy("VBD", &vbd)
+        tx.destroy("VBD", &vbd)?;
+        Ok(record.reference("VDI"))
     })?;
+    throw_away::end(&ctx.daemon, &vdi).await;
     Ok(Value::Void)
 }
 

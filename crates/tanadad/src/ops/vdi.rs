@@ -14,6 +14,7 @@ use super::cbt::{self, METADATA_TYPE, OF_METADATA};
 use super::intents::{self, Plan};
 use super::records::{bytes, copied, given, int, must_exist, strings, text};
 use super::sr::{sizes_changed, space_comes_back, space_keys};
+use super::throw_away;
 use crate::context::{Args, CallContext, Daemon, Handlers, Operation};
 use crate::db::{Record, Tx, View};
 use crate::storage::{driver_error, is_attached, volume_id};
@@ -286,25 +287,27 @@ pub fn begin(
 async fn snapshot(ctx: CallContext, args: Args) -> ApiResult<Value> {
     let vdi = args.reference("vdi")?;
     let (_mark, record, driver) = begin(&ctx, &vdi, "snapshot", true)?;
-    let (copies, report) = copies(&ctx.daemon, &driver, &[record], true).await?;
+    let (copies, report) = copies(&ctx.daemon, &driver, &[record], true, None).await?;
     ctx.task.moved(report.moved);
     copies.first().map(Value::from).ok_or_else(|| ApiError::internal("no snapshot was made"))
 }
 
 async fn clone(ctx: CallContext, args: Args) -> ApiResult<Value> {
     let vdi = args.reference("vdi")?;
+    let purpose = args.map("driver_params")?.get(throw_away::MARK).cloned();
     let (_mark, record, driver) = begin(&ctx, &vdi, "clone", true)?;
-    let (copies, report) = copies(&ctx.daemon, &driver, &[record], false).await?;
+    let (copies, report) = copies(&ctx.daemon, &driver, &[record], false, purpose).await?;
     ctx.task.moved(report.moved);
     copies.first().map(Value::from).ok_or_else(|| ApiError::internal("no clone was made"))
 }
 
-/// Snapshots or clones of disks of one SR, with their records.
+/// Snapshots or clones of disks of one SR, with their records; throw-away ones where it is said what for.
 async fn copies(
     daemon: &Daemon,
     driver: &Arc<dyn Driver>,
     disks: &[Arc<Record>],
     as_snapshots: bool,
+    throw_away_for: Option<Value>,
 ) -> ApiResult<(Vec<Ref>, CutReport)> {
     let Some(first) = disks.first() else { return Ok((Vec::new(), CutReport::default())) };
     let sr = first.reference("SR");
@@ -315,8 +318,14 @@ async fn copies(
         let report = copy_volumes(driver.as_ref(), &planned, as_snapshots).await.map_err(driver_error)?;
         let ids = daemon.db.write(|tx| {
             let ids: ApiResult<Vec<Ref>> = planned.iter().map(|copy| copy.record(tx, as_snapshots)).collect();
+            let ids = ids?;
+            if let Some(purpose) = throw_away_for {
+                for vdi in &ids {
+                    tx.put_entry("VDI", vdi, "other_config", throw_away::MARK, purpose.clone())?;
+                }
+            }
             tx.clear_intent(&intent);
-            ids
+            Ok(ids)
         })?;
         Ok((ids, report))
     };

@@ -16,6 +16,7 @@ use crate::context::{Args, CallContext, Daemon, Handlers};
 use crate::db::{Record, View};
 use crate::storage::detach_daemon;
 use crate::transfer::attached::{Access, Attached, disk_error};
+use crate::transfer::rate::Rate;
 
 pub fn handlers() -> Handlers {
     vec![("VDI.copy", |ctx, args| copy_message(ctx, args).boxed())]
@@ -110,6 +111,7 @@ async fn copy_into(ctx: &CallContext, source: &Record, into: &Ref) -> ApiResult<
 }
 
 async fn copy_data(ctx: &CallContext, source: &Ref, target: &Ref, target_is_zero: bool) -> ApiResult<Moved> {
+    let rate = Rate::default().and_of_disk(&ctx.daemon, source)?.and_of_disk(&ctx.daemon, target)?;
     let from = Attached::open(&ctx.daemon, source, Access::Read).await?;
     let to = match Attached::open(&ctx.daemon, target, Access::Write).await {
         Ok(to) => to,
@@ -121,8 +123,13 @@ async fn copy_data(ctx: &CallContext, source: &Ref, target: &Ref, target_is_zero
     let copied = async {
         let (source, target) = (from.client()?, to.client()?);
         let size = source.size().max(1);
-        let done = copy::copy(&source, &target, target_is_zero, |done| ctx.task.progress(done as f64 / size as f64));
-        done.await.map_err(|error: NbdError| disk_error(error))
+        let turn = |bytes| {
+            let rate = rate.clone();
+            async move { rate.turn(bytes).await }
+        };
+        let progress = |done| ctx.task.progress(done as f64 / size as f64);
+        let done = copy::copy(&source, &target, target_is_zero, turn, progress).await;
+        done.map_err(|error: NbdError| disk_error(error))
     };
     let copied = copied.await;
     from.release().await;

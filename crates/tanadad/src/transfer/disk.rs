@@ -16,6 +16,8 @@ use tanada_driver::Moved;
 use tanada_nbd::client::{Client, Extent, NbdError};
 use tokio::task::JoinSet;
 
+use super::rate::Rate;
+
 /// Bytes of one read or write: the chunk of an XVA archive.
 pub const CHUNK_BYTES: u64 = 1 << 20;
 
@@ -27,17 +29,31 @@ pub const WINDOW_BYTES: u64 = 1 << 30;
 
 /// Bytes that one transfer has read from or written to disks so far. Holes count for nothing: neither those that are not
 /// read nor those that are made. It outlives readers and writers, so that a transfer that broke off is told as well.
+/// And how fast they may come.
 #[derive(Debug, Clone, Default)]
-pub struct Tally(Arc<AtomicU64>);
+pub struct Tally {
+    bytes: Arc<AtomicU64>,
+    rate: Rate,
+}
 
 impl Tally {
+    /// Readers and writers that keep this bound.
+    pub fn within(rate: Rate) -> Tally {
+        Tally { bytes: Arc::default(), rate }
+    }
+
+    /// Waits until so many bytes may be read or written.
+    pub async fn turn(&self, bytes: u64) {
+        self.rate.turn(bytes).await;
+    }
+
     pub fn add(&self, bytes: u64) {
-        self.0.fetch_add(bytes, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// As a task tells it. All of it went through the host.
     pub fn moved(&self) -> Moved {
-        let bytes_by_host = self.0.load(Ordering::Relaxed);
+        let bytes_by_host = self.bytes.load(Ordering::Relaxed);
         Moved { changed: bytes_by_host > 0, bytes_by_host, bytes_by_storage: 0 }
     }
 }
@@ -138,6 +154,7 @@ impl DiskReader {
         }
         let (client, tally) = (self.client.clone(), self.tally.clone());
         let reading = async move {
+            tally.turn(length).await;
             // At most CHUNK_BYTES.
             let bytes = client.read_at(start, length as u32).await?;
             tally.add(length);
@@ -189,6 +206,7 @@ impl DiskWriter {
         let (client, tally) = (self.client.clone(), self.tally.clone());
         self.under_way.spawn(async move {
             let length = bytes.len() as u64;
+            tally.turn(length).await;
             client.write_at(offset, bytes).await?;
             tally.add(length);
             Ok(())

@@ -18,6 +18,7 @@ use super::attached::{Access, Attached};
 use super::disk::{Chunk, DiskReader, Tally};
 use super::error::{abort, client_gone, disk_error, taken, xva_error};
 use super::pack::pack;
+use super::rate::Rate;
 use super::stream::{Outgoing, Piece, PieceWriter};
 use crate::context::{CallContext, Operation};
 use crate::ops::allowed;
@@ -39,6 +40,7 @@ pub struct Export {
     ova: Ova,
     plans: Vec<DiskPlan>,
     disks: BTreeMap<String, Attached>,
+    rate: Rate,
     body: mpsc::Sender<Piece>,
     writer: PieceWriter,
     _operation: Operation,
@@ -46,24 +48,25 @@ pub struct Export {
 
 impl Export {
     /// Everything that can be refused is refused here, before a header is sent.
-    pub async fn open(ctx: CallContext, vm: &Ref, form: Form) -> ApiResult<(Export, Outgoing)> {
+    pub async fn open(ctx: CallContext, vm: &Ref, form: Form, mut rate: Rate) -> ApiResult<(Export, Outgoing)> {
         let operation = ctx.begin("VM", vm, "export", |tx| allowed::vm(tx, vm, "export"))?;
         let packed = ctx.db().read(|state| pack(state, vm))?;
         let plans = packed.ova.disks().map_err(xva_error)?;
         let mut disks = BTreeMap::new();
         for (id, vdi) in packed.disks {
+            rate = rate.and_of_disk(&ctx.daemon, &vdi)?;
             disks.insert(id, Attached::open(&ctx.daemon, &vdi, Access::Read).await?);
         }
         let (writer, body, pieces) = PieceWriter::channel();
-        let export = Export { ctx, form, ova: packed.ova, plans, disks, body, writer, _operation: operation };
+        let export = Export { ctx, form, ova: packed.ova, plans, disks, rate, body, writer, _operation: operation };
         Ok((export, pieces))
     }
 
     pub async fn run(self) -> ApiResult<Value> {
-        let Export { ctx, form, ova, plans, mut disks, body, writer, _operation } = self;
+        let Export { ctx, form, ova, plans, mut disks, rate, body, writer, _operation } = self;
         let (chunks, queue) = mpsc::channel(CHUNKS_UNDER_WAY);
         let thread = tokio::task::spawn_blocking(move || write(writer, &ova, form, queue));
-        let tally = Tally::default();
+        let tally = Tally::within(rate);
         let work = async { verdict(read(&ctx, &plans, &disks, chunks, &tally).await, thread.await, &body).await };
         // When it is cancelled, the thread may still wait for a client that has stopped reading; it ends when the
         // connection does.

@@ -24,6 +24,7 @@ use super::attached::{Access, Attached};
 use super::disk::{Before, DiskWriter, Tally};
 use super::error::{disk_error, xva_error};
 use super::marked;
+use super::rate::Rate;
 use super::stream::{Piece, PieceReader};
 use super::unpack::{Manner, Unpacked};
 use crate::context::{CallContext, Daemon};
@@ -38,6 +39,7 @@ pub struct Import {
     ctx: CallContext,
     sr: Ref,
     manner: Manner,
+    rate: Rate,
 }
 
 /// The disks made so far, by their ids in the archive, and the intent that stands for them.
@@ -48,13 +50,14 @@ struct Made {
 
 impl Import {
     /// Refuses SRs that cannot take disks, before a header is sent.
-    pub fn open(ctx: CallContext, sr: &Ref, manner: Manner) -> ApiResult<Import> {
+    pub fn open(ctx: CallContext, sr: &Ref, manner: Manner, rate: Rate) -> ApiResult<Import> {
         let record = ctx.db().read(|state| state.get("SR", sr))?;
         if record.str("content_type") == "iso" {
             return Err(ApiError::sr_operation_not_supported(sr));
         }
         ctx.daemon.storage.driver(sr)?;
-        Ok(Import { ctx, sr: sr.clone(), manner })
+        let rate = rate.and_of_sr(&ctx.daemon, sr)?;
+        Ok(Import { ctx, sr: sr.clone(), manner, rate })
     }
 
     /// Answers the machines. `open_end`: the client stays silent after the archive instead of ending the body.
@@ -103,7 +106,7 @@ impl Import {
             let vdi = vdi::create_disk(&self.ctx.daemon, &disk.request(&self.sr, &made.intent)).await?;
             made.disks.insert(disk.id.clone(), vdi);
         }
-        let (tally, mut open) = (Tally::default(), None);
+        let (tally, mut open) = (Tally::within(self.rate.clone()), None);
         let streamed = self.stream(unpacked, made, events, &mut open, &tally).await;
         // Whatever happened, no disk stays attached.
         let finished = match open {

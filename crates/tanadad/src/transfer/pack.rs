@@ -4,8 +4,11 @@
 //! (xapi leaves some foreign references standing; nobody may use them). A snapshot leaves as a plain template: what it
 //! knew about its consistency travels in `other_config` under [`CERTIFICATE_PREFIX`], because importers of other makes
 //! drop `snapshot_info` of what is no snapshot.
+//!
+//! An archive of records alone keeps what an archive with disks blanks: snapshots stay snapshots of their machine, power
+//! states and places of disks stay as they are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tanada_xapi::types::Type;
@@ -13,6 +16,7 @@ use tanada_xapi::{ApiError, ApiResult, DateTime, Map, Ref, Value};
 use tanada_xva::{Object, Ova, Version};
 
 use crate::db::{Record, View};
+use crate::ops::throw_away;
 
 /// Keys of `VM.snapshot_info` appear in the archive's `VM.other_config` with this in front.
 pub const CERTIFICATE_PREFIX: &str = "snapshot_info:";
@@ -23,6 +27,13 @@ pub struct Packed {
     pub ova: Ova,
     /// Ids in the archive and the VDIs behind them.
     pub disks: BTreeMap<String, Ref>,
+}
+
+/// What an archive holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    WithDisks,
+    Metadata,
 }
 
 /// The objects that go into one archive, by their references.
@@ -47,45 +58,81 @@ impl Collected {
 pub fn pack(view: &impl View, vm: &Ref) -> ApiResult<Packed> {
     let machine = view.get("VM", vm)?;
     let mut collected = Collected::default();
-    let mut disks = Vec::new();
-    collected.add("VM", machine.clone());
-    for (class, field) in [("VM_metrics", "metrics"), ("VM_guest_metrics", "guest_metrics")] {
-        if let Some(record) = view.find(class, &machine.reference(field)) {
-            collected.add(class, record);
-        }
-    }
-    for vbd in view.resolve("VBD", &machine.refs("VBDs")) {
-        collected.add("VBD", vbd.clone());
-        let Some(vdi) = view.find("VDI", &vbd.reference("VDI")) else { continue };
-        let sr = view.find("SR", &vdi.reference("SR"));
-        let library = sr.as_ref().is_some_and(|sr| sr.str("content_type") == "iso");
-        if vbd.str("type") == "CD" && !library {
-            continue;
-        }
-        if vbd.str("type") != "CD" && !library {
-            check_size(&vdi)?;
-            disks.push(vdi.id().clone());
-        }
-        collected.add("VDI", vdi);
-        if let Some(sr) = sr {
-            collected.add("SR", sr);
-        }
-    }
-    for vif in view.resolve("VIF", &machine.refs("VIFs")) {
-        let network = view.find("network", &vif.reference("network"));
-        collected.add("VIF", vif);
-        if let Some(network) = network {
-            collected.add("network", network);
-        }
-    }
-    let objects = collected.objects.iter().map(|(class, record)| Object {
-        class: (*class).to_owned(),
-        id: collected.ids[record.id()].clone(),
-        record: blanked(class, record, &collected.ids),
-    });
-    let ova = Ova { version: Version::default(), objects: objects.collect() };
-    let disks = disks.into_iter().map(|vdi| (collected.ids[&vdi].clone(), vdi)).collect();
+    let disks = collected.machine(view, &machine, &BTreeSet::new());
+    disks.iter().try_for_each(|vdi| check_size(vdi))?;
+    let ova = collected.ova(Kind::WithDisks);
+    let disks = disks.iter().map(|vdi| (collected.ids[vdi.id()].clone(), vdi.id().clone())).collect();
     Ok(Packed { ova, disks })
+}
+
+/// Machines as records alone, without the `excluded` classes of devices.
+pub fn pack_metadata(view: &impl View, machines: &[Ref], excluded: &BTreeSet<String>) -> ApiResult<Ova> {
+    let mut collected = Collected::default();
+    for vm in machines {
+        let machine = view.get("VM", vm)?;
+        collected.machine(view, &machine, excluded);
+        if let Some(image) = view.find("VDI", &machine.reference("suspend_VDI")) {
+            collected.disk(view, image);
+        }
+    }
+    Ok(collected.ova(Kind::Metadata))
+}
+
+impl Collected {
+    /// Answers the disks, without media.
+    fn machine(&mut self, view: &impl View, machine: &Arc<Record>, excluded: &BTreeSet<String>) -> Vec<Arc<Record>> {
+        let mut disks = Vec::new();
+        self.add("VM", machine.clone());
+        for (class, field) in [("VM_metrics", "metrics"), ("VM_guest_metrics", "guest_metrics")] {
+            if let Some(record) = view.find(class, &machine.reference(field)) {
+                self.add(class, record);
+            }
+        }
+        let devices = |class: &'static str, field: &str| match excluded.contains(&class.to_lowercase()) {
+            true => Vec::new(),
+            false => view.resolve(class, &machine.refs(field)),
+        };
+        for vbd in devices("VBD", "VBDs") {
+            if vbd.entry("other_config", throw_away::ATTACHED).is_some() {
+                continue;
+            }
+            self.add("VBD", vbd.clone());
+            let Some(vdi) = view.find("VDI", &vbd.reference("VDI")) else { continue };
+            let library = view.find("SR", &vdi.reference("SR")).is_some_and(|sr| sr.str("content_type") == "iso");
+            if vbd.str("type") == "CD" && !library {
+                continue;
+            }
+            if vbd.str("type") != "CD" && !library {
+                disks.push(vdi.clone());
+            }
+            self.disk(view, vdi);
+        }
+        for vif in devices("VIF", "VIFs") {
+            let network = view.find("network", &vif.reference("network"));
+            self.add("VIF", vif);
+            if let Some(network) = network {
+                self.add("network", network);
+            }
+        }
+        disks
+    }
+
+    fn disk(&mut self, view: &impl View, vdi: Arc<Record>) {
+        let sr = view.find("SR", &vdi.reference("SR"));
+        self.add("VDI", vdi);
+        if let Some(sr) = sr {
+            self.add("SR", sr);
+        }
+    }
+
+    fn ova(&self, kind: Kind) -> Ova {
+        let objects = self.objects.iter().map(|(class, record)| Object {
+            class: (*class).to_owned(),
+            id: self.ids[record.id()].clone(),
+            record: blanked(class, record, &self.ids, kind),
+        });
+        Ova { version: Version::default(), objects: objects.collect() }
+    }
 }
 
 /// Sizes that no importer can place are refused before a byte is sent.
@@ -97,7 +144,7 @@ fn check_size(vdi: &Record) -> ApiResult<()> {
     Err(ApiError::vdi_incompatible_type(vdi.id(), format!("its size of {size} bytes is not a multiple of 512")))
 }
 
-fn blanked(class: &str, record: &Record, ids: &BTreeMap<Ref, String>) -> Map {
+fn blanked(class: &str, record: &Record, ids: &BTreeMap<Ref, String>, kind: Kind) -> Map {
     let mut map = record.to_map();
     for field in &record.class().fields {
         if let Some(value) = map.get_mut(field.name) {
@@ -111,6 +158,8 @@ fn blanked(class: &str, record: &Record, ids: &BTreeMap<Ref, String>) -> Map {
     }
     let mut put = |field: &str, value: Value| map.insert(field.to_owned(), value);
     match class {
+        "VDI" | "SR" if kind == Kind::Metadata => drop(put("sm_config", Value::empty_map())),
+        _ if kind == Kind::Metadata => {}
         "VM" => {
             put("power_state", "Halted".into());
             put("is_a_snapshot", false.into());

@@ -12,6 +12,7 @@ use super::attached::{Access, Attached};
 use super::disk::{Before, CHUNK_BYTES, DiskWriter, Tally, is_empty};
 use super::error::{body_error, disk_error};
 use super::marked;
+use super::rate::Rate;
 use super::stream::Piece;
 use crate::context::CallContext;
 use crate::db::View;
@@ -30,6 +31,7 @@ pub struct Import {
     /// Where on the disk the stream begins, and where it has to end, in bytes.
     start: u64,
     end: u64,
+    rate: Rate,
     /// The intent of a disk that was made for this.
     intent: Option<String>,
 }
@@ -37,7 +39,7 @@ pub struct Import {
 impl Import {
     /// Into a disk that is there, from `start` on (a multiple of 512). `announced` is the request's Content-Length; what the
     /// image lacks of the disk stays as it was.
-    pub async fn open(ctx: CallContext, vdi: Ref, announced: Option<u64>, start: u64) -> ApiResult<Import> {
+    pub async fn open(ctx: CallContext, vdi: Ref, announced: Option<u64>, start: u64, rate: Rate) -> ApiResult<Import> {
         let announced = announced.filter(|length| *length < UNKNOWN_LENGTH);
         let record = ctx.db().read(|state| state.get("VDI", &vdi))?;
         let size = u64::try_from(record.int("virtual_size")).unwrap_or(0);
@@ -48,18 +50,19 @@ impl Import {
         if end.max(start) > size {
             return Err(ApiError::vdi_too_small(&vdi, end.max(start)));
         }
+        let rate = rate.and_of_disk(&ctx.daemon, &vdi)?;
         let disk = Attached::open(&ctx.daemon, &vdi, Access::Write).await?;
-        Ok(Import { ctx, vdi, disk, start, end, intent: None })
+        Ok(Import { ctx, vdi, disk, start, end, rate, intent: None })
     }
 
     /// Into a new disk of the announced length.
-    pub async fn create(ctx: CallContext, sr: &Ref, announced: Option<u64>) -> ApiResult<Import> {
+    pub async fn create(ctx: CallContext, sr: &Ref, announced: Option<u64>, rate: Rate) -> ApiResult<Import> {
         let known = announced.filter(|length| *length < UNKNOWN_LENGTH && *length > 0);
         let size = known.ok_or_else(|| ApiError::internal("a new disk needs a Content-Length"))?;
         let intent = marked::begin(&ctx.daemon)?;
         let disk = NewDisk::new(sr, size, "Imported VDI", "").with("other_config", marked::mark(&intent));
         let opened = match create_disk(&ctx.daemon, &disk).await {
-            Ok(vdi) => Import::open(ctx.clone(), vdi, announced, 0).await,
+            Ok(vdi) => Import::open(ctx.clone(), vdi, announced, 0, rate).await,
             Err(error) => Err(error),
         };
         match opened {
@@ -72,8 +75,8 @@ impl Import {
     }
 
     pub async fn run(self, mut body: mpsc::Receiver<Piece>) -> ApiResult<Value> {
-        let Import { ctx, vdi, disk, start, end, intent } = self;
-        let tally = Tally::default();
+        let Import { ctx, vdi, disk, start, end, rate, intent } = self;
+        let tally = Tally::within(rate);
         let received = async {
             let client = disk.client()?;
             let empty = is_empty(&client, client.size()).await.map_err(disk_error)?;

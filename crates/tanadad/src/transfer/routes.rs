@@ -21,6 +21,8 @@ use super::error::abort;
 use super::export::{Export, Form};
 use super::image;
 use super::import::Import;
+use super::metadata::{self, Wanted};
+use super::rate::Rate;
 use super::raw;
 use super::stream::{Outgoing, PIECES_UNDER_WAY, Piece};
 use super::unpack::Manner;
@@ -39,13 +41,9 @@ pub fn routes() -> Vec<Route> {
         Route { method: Method::PUT, path: "/import", handler: |t| import(t).boxed() },
         Route { method: Method::GET, path: "/export_raw_vdi", handler: |t| export_raw(t).boxed() },
         Route { method: Method::PUT, path: "/import_raw_vdi", handler: |t| import_raw(t).boxed() },
-        Route { method: Method::GET, path: "/export_metadata", handler: |t| refused(t, "/export_metadata").boxed() },
-        Route { method: Method::PUT, path: "/import_metadata", handler: |t| refused(t, "/import_metadata").boxed() },
+        Route { method: Method::GET, path: "/export_metadata", handler: |t| export_metadata(t).boxed() },
+        Route { method: Method::PUT, path: "/import_metadata", handler: |t| import_metadata(t).boxed() },
     ]
-}
-
-async fn refused(_transfer: Transfer, what: &'static str) -> Result<Response, HttpError> {
-    Err(HttpError::new(StatusCode::NOT_IMPLEMENTED, ApiError::not_implemented(what)))
 }
 
 async fn export(transfer: Transfer) -> Result<Response, HttpError> {
@@ -55,7 +53,7 @@ async fn export(transfer: Transfer) -> Result<Response, HttpError> {
         return Err(ApiError::not_implemented("export with preserve_power_state").into());
     }
     let form = Form { compression: compression(&query)?, checksum: checksum(&query)? };
-    let (export, pieces) = Export::open(ctx.clone(), &vm, form).await?;
+    let (export, pieces) = Export::open(ctx.clone(), &vm, form, rate(&query)?).await?;
     tokio::spawn(async move {
         let result = export.run().await;
         ctx.task.complete(&result);
@@ -81,11 +79,42 @@ async fn import(transfer: Transfer) -> Result<Response, HttpError> {
         Some(sr) => sr,
         None => default_sr(&ctx)?,
     };
-    let manner = Manner { restore: query.is_true("restore"), force: query.is_true("force") };
-    let import = Import::open(ctx.clone(), &sr, manner)?;
+    let manner = manner(&query);
+    let import = Import::open(ctx.clone(), &sr, manner, rate(&query)?)?;
     let announced = announced(&headers);
     let pieces = received(body, announced);
     Ok(accepted(ctx, lease, import.run(pieces, is_open(announced))))
+}
+
+async fn export_metadata(transfer: Transfer) -> Result<Response, HttpError> {
+    let Transfer { ctx, query, .. } = transfer;
+    let vm = match query.is_true("all") {
+        true => None,
+        false => Some(named(&ctx, "VM", &query, "ref", "uuid")?.ok_or_else(|| missing("ref, uuid or all"))?),
+    };
+    // Absent means with snapshots.
+    let snapshots = query.get("export_snapshots").is_none_or(|text| text != "false");
+    let wanted = Wanted::new(vm, snapshots, query.get("excluded_device_types").unwrap_or_default())?;
+    let archive = metadata::export(&ctx, &wanted)?;
+    ctx.task.complete(&Ok(Value::Void));
+    let mut response = Response::new(crate::http::full(archive));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-store"));
+    headers.insert(CONTENT_DISPOSITION, HeaderValue::from_static("attachment; filename=\"export.xva\""));
+    Ok(response)
+}
+
+async fn import_metadata(transfer: Transfer) -> Result<Response, HttpError> {
+    let Transfer { ctx, query, headers, body, lease } = transfer;
+    let manner = Manner { metadata: true, ..manner(&query) };
+    let import = metadata::Import { manner, dry_run: query.is_true("dry_run"), mapped: query.with_prefix("vdi:") };
+    let pieces = received(body, announced(&headers));
+    Ok(accepted(ctx.clone(), lease, import.run(ctx, pieces)))
+}
+
+fn manner(query: &Query) -> Manner {
+    Manner { restore: query.is_true("restore"), force: query.is_true("force"), metadata: false }
 }
 
 async fn export_raw(transfer: Transfer) -> Result<Response, HttpError> {
@@ -97,7 +126,7 @@ async fn export_raw(transfer: Transfer) -> Result<Response, HttpError> {
         return Err(ApiError::value_not_supported("format", format.name(), "vhd or qcow2, when there is a base").into());
     }
     let uuid = ctx.db().read(|state| Ok::<_, ApiError>(state.get("VDI", &vdi)?.uuid().to_owned()))?;
-    let (export, pieces) = image::Export::open(ctx.clone(), &vdi, format, base.as_ref()).await?;
+    let (export, pieces) = image::Export::open(ctx.clone(), &vdi, format, base.as_ref(), rate(&query)?).await?;
     let length = export.length();
     let (span, ranged) = match span(&query, &headers, length) {
         Ok(found) => found,
@@ -149,6 +178,7 @@ async fn import_raw(transfer: Transfer) -> Result<Response, HttpError> {
     }
     let announced = announced(&headers);
     let offset = offset(&query)?.unwrap_or(0);
+    let rate = rate(&query)?;
     let delta = image::Delta::from_parameter(query.get("delta"))?;
     let vdi = disk(&ctx, &query, "vdi")?;
     let source = match format {
@@ -163,11 +193,11 @@ async fn import_raw(transfer: Transfer) -> Result<Response, HttpError> {
     }
     match (vdi, source) {
         (Some(vdi), Some(source)) => {
-            let import = image::Import::open(ctx.clone(), vdi, source, delta, announced).await?;
+            let import = image::Import::open(ctx.clone(), vdi, source, delta, announced, rate).await?;
             Ok(accepted(ctx, lease, import.run(received(body, announced))))
         }
         (Some(vdi), None) => {
-            let import = raw::Import::open(ctx.clone(), vdi, announced, offset).await?;
+            let import = raw::Import::open(ctx.clone(), vdi, announced, offset, rate).await?;
             Ok(accepted(ctx, lease, import.run(received(body, announced))))
         }
         (None, source) => {
@@ -176,7 +206,7 @@ async fn import_raw(transfer: Transfer) -> Result<Response, HttpError> {
                 let error = ApiError::value_not_supported("format", format.name(), "raw, when there is no vdi");
                 return Err(HttpError::new(StatusCode::BAD_REQUEST, error));
             }
-            let import = raw::Import::create(ctx.clone(), &sr, announced).await?;
+            let import = raw::Import::create(ctx.clone(), &sr, announced, rate).await?;
             Ok(accepted(ctx, lease, import.run(received(body, announced))))
         }
     }
@@ -297,6 +327,11 @@ fn checksum(query: &Query) -> ApiResult<ChecksumKind> {
         "sha1" => Ok(ChecksumKind::Sha1),
         other => Err(ApiError::value_not_supported("checksum", other, "xxhash or sha1")),
     }
+}
+
+/// An addition of ours: `rate`, bytes per second.
+fn rate(query: &Query) -> ApiResult<Rate> {
+    Rate::parse("rate", query.get("rate"))
 }
 
 /// The object that the query names by reference or by uuid.

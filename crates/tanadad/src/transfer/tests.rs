@@ -1,12 +1,13 @@
 //! A machine's records through an archive's text into another database.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tanada_xapi::{ApiError, ApiResult, DateTime, Map, Ref, Value};
 use tanada_xva::Ova;
 
+use super::known::find_disks;
 use super::marked::{MARK, mark};
-use super::pack::{CERTIFICATE_PREFIX, pack};
+use super::pack::{CERTIFICATE_PREFIX, pack, pack_metadata};
 use super::unpack::{Manner, Unpacked};
 use crate::db::{Db, Record, View};
 
@@ -59,6 +60,7 @@ fn world() -> World {
                         ("name_label", Value::from(name)),
                         ("SR", (&sr).into()),
                         ("virtual_size", Value::Int(size)),
+                        ("location", format!("place {device}").into()),
                         ("type", "user".into()),
                         ("is_a_snapshot", true.into()),
                         ("other_config", text_map([("role", "data")])),
@@ -180,7 +182,7 @@ fn a_restored_machine_keeps_its_identity_and_replaces_what_is_older() {
     let world = world();
     let uuid = world.get("VM", &world.vm).uuid().to_owned();
     let (ova, _) = world.archive();
-    let manner = Manner { restore: true, force: false };
+    let manner = Manner { restore: true, ..Manner::default() };
     let unpacked = Unpacked::read(&ova, manner).unwrap();
     let error = world.take_in(&unpacked).unwrap_err();
     assert!(error.is("VM_TO_IMPORT_IS_NOT_NEWER_VERSION"), "{error}");
@@ -189,7 +191,7 @@ fn a_restored_machine_keeps_its_identity_and_replaces_what_is_older() {
     let vm = world.get("VM", &made[0]);
     assert_eq!((vm.uuid(), vm.int("version")), (uuid.as_str(), 1));
     assert_eq!(world.all("VIF", &vm.refs("VIFs"))[0].str("MAC"), "02:00:00:00:00:01");
-    assert!(world.db.read(|state| state.find("VM", &world.vm)).is_none());
+    assert_eq!(made, std::slice::from_ref(&world.vm), "under the same reference, which its snapshots know");
     // Running machines are not replaced, force or not.
     world.db.write(|tx| tx.set("VM", &made[0], "power_state", "Running")).unwrap();
     assert!(world.take_in(&forced).unwrap_err().is("VM_BAD_POWER_STATE"));
@@ -234,4 +236,150 @@ fn sizes_that_no_importer_can_place_are_refused() {
     world.db.write(|tx| tx.set("VDI", &vdi, "virtual_size", Value::Int(513))).unwrap();
     assert!(world.db.read(|state| pack(state, &world.vm)).unwrap_err().is("VDI_INCOMPATIBLE_TYPE"));
     assert_eq!(mark("i"), Value::map([(MARK, "i")]));
+}
+
+/// The machine of a [`world`] with its snapshot, as records alone.
+fn records(world: &World) -> Ova {
+    let source = world.get("VM", &world.vm).reference("snapshot_of");
+    let machines = [source, world.vm.clone()];
+    let ova = world.db.read(|state| pack_metadata(state, &machines, &BTreeSet::new())).unwrap();
+    let archive = tanada_xva::metadata::write(&ova, 0).unwrap();
+    tanada_xva::metadata::read(&archive[..]).unwrap()
+}
+
+fn take_records(world: &World, ova: &Ova, manner: Manner, mapped: &[(&str, &str)]) -> ApiResult<Vec<Ref>> {
+    let unpacked = Unpacked::read(ova, Manner { metadata: true, ..manner }).unwrap();
+    let mapped = mapped.iter().map(|(old, new)| ((*old).to_owned(), (*new).to_owned())).collect();
+    world.db.write(|tx| {
+        let disks = find_disks(tx, &unpacked.known, &mapped, manner.force)?;
+        unpacked.create(tx, &disks, &Ref::from("OpaqueRef:task"))
+    })
+}
+
+/// Takes a machine and its snapshot out of the database, and leaves the disks.
+fn lose_the_machines(world: &World) {
+    world
+        .db
+        .write(|tx| {
+            for vm in tx.all("VM") {
+                crate::ops::machine::create::remove_record(tx, vm.id())?;
+            }
+            Ok(())
+        })
+        .unwrap();
+}
+
+fn by_name(world: &World, name: &str) -> std::sync::Arc<Record> {
+    world.db.read(|state| state.by_name("VM", name).remove(0))
+}
+
+#[test]
+fn lost_machines_come_back_over_their_disks_with_their_snapshots() {
+    let world = world();
+    let old = (by_name(&world, "db1"), by_name(&world, "nightly & 1"));
+    let disks = world.db.read(|state| state.all("VDI").len());
+    let ova = records(&world);
+    assert!(!ova.to_xml().replace("OpaqueRef:NULL", "").contains("OpaqueRef:"));
+    lose_the_machines(&world);
+    let restore = Manner { restore: true, ..Manner::default() };
+    let made = take_records(&world, &ova, restore, &[]).unwrap();
+    let (vm, snapshot) = (by_name(&world, "db1"), by_name(&world, "nightly & 1"));
+    assert_eq!(made, [vm.id().clone()], "snapshots are not told beside their machine");
+    assert_eq!((vm.uuid(), snapshot.uuid()), (old.0.uuid(), old.1.uuid()));
+    assert!(snapshot.bool("is_a_snapshot") && snapshot.reference("snapshot_of") == *vm.id());
+    assert_eq!(vm.refs("snapshots"), [snapshot.id().clone()]);
+    assert_eq!(snapshot.datetime("snapshot_time"), old.1.datetime("snapshot_time"));
+    assert_eq!(snapshot.entry("snapshot_info", "disk-snapshot-type"), Some("quiesced"));
+    assert_eq!(snapshot.str("snapshot_metadata"), "<value/>");
+    let found = world.all("VBD", &snapshot.refs("VBDs")).iter().filter(|vbd| !vbd.bool("empty")).count();
+    assert_eq!((found, world.db.read(|state| state.all("VDI").len())), (2, disks), "disks are found, not made");
+    // Once more: neither is newer than what is there.
+    let again = take_records(&world, &ova, restore, &[]).unwrap_err();
+    assert!(again.is("VM_TO_IMPORT_IS_NOT_NEWER_VERSION"), "{again}");
+    // By force, but not over what runs: that stays as it is.
+    world.db.write(|tx| tx.set("VM", vm.id(), "power_state", "Running")).unwrap();
+    take_records(&world, &ova, Manner { force: true, ..restore }, &[]).unwrap();
+    let kept = by_name(&world, "db1");
+    assert_eq!((kept.id(), kept.str("power_state"), kept.int("version")), (vm.id(), "Running", 1));
+    let snapshot = by_name(&world, "nightly & 1");
+    assert_eq!((snapshot.reference("snapshot_of"), snapshot.int("version")), (vm.id().clone(), 1));
+}
+
+#[test]
+fn copies_of_records_share_one_new_seed() {
+    let world = world();
+    let source = world.get("VM", &world.vm).reference("snapshot_of");
+    world.db.write(|tx| tx.put_entry("VM", &source, "other_config", "mac_seed", "seed-1")).unwrap();
+    let ova = records(&world);
+    let made = take_records(&world, &ova, Manner::default(), &[]).unwrap();
+    let vm = world.get("VM", &made[0]);
+    let snapshot = world.get("VM", &vm.refs("snapshots")[0]);
+    let seed = vm.entry("other_config", "mac_seed").unwrap();
+    assert!(seed != "seed-1" && snapshot.entry("other_config", "mac_seed") == Some(seed));
+    assert_eq!(snapshot.str("snapshot_metadata"), "", "a revert must not bring the old identity back");
+}
+
+#[test]
+fn disks_that_are_not_here_are_named_or_mapped() {
+    let world = world();
+    let vdis = world.db.read(|state| state.all("VDI"));
+    let ova = records(&world);
+    lose_the_machines(&world);
+    let gone = vdis[1].clone();
+    world.db.write(|tx| tx.destroy("VDI", gone.id())).unwrap();
+    let missing = take_records(&world, &ova, Manner::default(), &[]).unwrap_err();
+    assert_eq!(missing.code, "VDI_LOCATION_MISSING");
+    assert_eq!(missing.params, [world.sr.to_string(), gone.str("location").to_owned()]);
+    let mapped = [(gone.uuid(), vdis[0].uuid())];
+    let made = take_records(&world, &ova, Manner::default(), &mapped).unwrap();
+    assert_eq!(made.len(), 1);
+    let wrong = [(gone.uuid(), "nonsense")];
+    assert!(take_records(&world, &ova, Manner::default(), &wrong).unwrap_err().is("UUID_INVALID"));
+    let forced = take_records(&world, &ova, Manner { force: true, ..Manner::default() }, &[]).unwrap();
+    let snapshot = world.get("VM", &world.get("VM", &forced[0]).refs("snapshots")[0]);
+    assert_eq!(world.all("VBD", &snapshot.refs("VBDs")).iter().filter(|vbd| !vbd.bool("empty")).count(), 1);
+    world.db.write(|tx| tx.destroy("SR", &world.sr)).unwrap();
+    let elsewhere = take_records(&world, &ova, Manner::default(), &[]).unwrap_err();
+    assert!(elsewhere.is("VDI_CONTENT_ID_MISSING"), "{elsewhere}");
+}
+
+#[test]
+fn a_suspended_machine_stays_so_only_with_its_image() {
+    let world = world();
+    let source = world.get("VM", &world.vm).reference("snapshot_of");
+    let image = world
+        .db
+        .write(|tx| {
+            let fields = [("SR", (&world.sr).into()), ("type", "suspend".into()), ("location", "image".into())];
+            let image = tx.create("VDI", fields)?;
+            tx.set("VM", &source, "suspend_VDI", &image)?;
+            tx.set("VM", &source, "power_state", "Suspended")?;
+            Ok(image)
+        })
+        .unwrap();
+    let ova = records(&world);
+    lose_the_machines(&world);
+    let restore = Manner { restore: true, ..Manner::default() };
+    take_records(&world, &ova, restore, &[]).unwrap();
+    let vm = by_name(&world, "db1");
+    assert_eq!((vm.str("power_state"), vm.reference("suspend_VDI")), ("Suspended", image.clone()));
+    lose_the_machines(&world);
+    world.db.write(|tx| tx.destroy("VDI", &image)).unwrap();
+    take_records(&world, &ova, Manner { force: true, ..restore }, &[]).unwrap();
+    assert_eq!(by_name(&world, "db1").str("power_state"), "Halted");
+}
+
+#[test]
+fn what_a_backup_has_attached_stays_here() {
+    let world = world();
+    world
+        .db
+        .write(|tx| {
+            for vbd in tx.all("VBD").iter().filter(|vbd| vbd.str("userdevice") == "1") {
+                tx.put_entry("VBD", vbd.id(), "other_config", crate::ops::throw_away::ATTACHED, "of-another")?;
+            }
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(world.archive().1.len(), 1);
 }

@@ -6,24 +6,28 @@
 //! | uuids of VDIs | new | new |
 //! | MAC addresses, `mac_seed` | new | kept |
 //! | `VM.version` | 0 | the archive's + 1 |
-//! | a machine with the same uuid | stays | replaced; it has to be halted and of a lower version (not with `force`); its disks stay |
+//! | a machine with the same uuid | stays | replaced under its reference, so that its snapshots stay its own; it has to be halted and of a lower version (not with `force`); its disks stay |
+//!
+//! From an archive of records alone, snapshots become snapshots again, tied to the machine that came with them, and disks
+//! are found, not made ([`super::metadata`]). There `force` leaves out machines that cannot be replaced because they are
+//! not halted. A suspended machine stays suspended only when it is restored and its memory image was found.
 //!
 //! Networks are found by name, then by bridge. References to ids without an object are null; fields and classes that we
 //! do not know are left out. Nothing is created before every record was read and found sound.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use tanada_xapi::classes;
-use tanada_xapi::types::Type;
 use tanada_xapi::{ApiError, ApiResult, DateTime, Map, Ref, Value};
 use tanada_xva::{Object, Ova};
 use uuid::Uuid;
 
 use super::error::xva_error;
+use super::fields::{int, kept, text, typed};
+use super::known::{KnownDisk, known_disks};
 use super::mac::generated;
 use super::marked::MARK;
 use crate::db::{Record, Tx, View};
-use crate::ops::vdi;
+use crate::ops::{throw_away, vdi};
 
 /// How an archive is taken in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -32,6 +36,8 @@ pub struct Manner {
     pub restore: bool,
     /// Take damaged chunks, overwrite newer machines, keep the marks of default templates.
     pub force: bool,
+    /// Records alone: disks are here already, snapshots come along.
+    pub metadata: bool,
 }
 
 /// A disk that has to be made before the machine can be.
@@ -58,7 +64,10 @@ pub struct Unpacked {
     networks: BTreeMap<String, Map>,
     /// CDs by their id: the place of their VDI in an ISO library.
     isos: BTreeMap<String, String>,
+    /// To be made; none for an archive of records alone.
     pub disks: Vec<NewDisk>,
+    /// To be found, in an archive of records alone.
+    pub known: Vec<KnownDisk>,
 }
 
 impl Unpacked {
@@ -71,22 +80,23 @@ impl Unpacked {
         let networks = typed("network").collect::<ApiResult<BTreeMap<_, _>>>()?;
         let vifs = typed("VIF").collect::<ApiResult<Vec<_>>>()?;
         let vbds = typed("VBD").collect::<ApiResult<Vec<_>>>()?;
+        let ids: HashSet<&str> = ova.objects.iter().map(|object| object.id.as_str()).collect();
         for (_, vbd) in &vbds {
             let vdi = text(vbd, "VDI");
             // An id of the archive must be there; anything else is null or foreign.
-            if text(vbd, "type") == "Disk" && vdi.starts_with("Ref:") && ova.find(vdi).is_none() {
+            if text(vbd, "type") == "Disk" && vdi.starts_with("Ref:") && !ids.contains(vdi) {
                 return Err(ApiError::import_error_failed_to_find_object(vdi));
             }
         }
-        let disks = ova.disks().map_err(xva_error)?;
-        let disks = disks.iter().filter_map(|plan| Some((plan, ova.find(&plan.id)?)));
-        let disks = disks.map(|(plan, object)| new_disk(&plan.id, plan.size, &typed_vdi(object)?));
-        let disks = disks.collect::<ApiResult<Vec<_>>>()?;
+        let (disks, known) = match manner.metadata {
+            true => (Vec::new(), known_disks(ova)),
+            false => (new_disks(ova)?, Vec::new()),
+        };
         let library = |vdi: &&Object| ova.find(vdi.text("SR")).is_some_and(|sr| sr.text("content_type") == "iso");
         let isos = ova.of_class("VDI").filter(library);
         let isos = isos.map(|vdi| (vdi.id.clone(), vdi.text("location").to_owned())).collect();
         let bare = |pairs: Vec<(String, Map)>| pairs.into_iter().map(|(_, record)| record).collect();
-        Ok(Unpacked { manner, machines, vbds: bare(vbds), vifs: bare(vifs), networks, isos, disks })
+        Ok(Unpacked { manner, machines, vbds: bare(vbds), vifs: bare(vifs), networks, isos, disks, known })
     }
 
     /// What stands in the way of restoring; nothing does for a copy.
@@ -94,7 +104,8 @@ impl Unpacked {
         if !self.manner.restore {
             return Ok(());
         }
-        for (_, record) in &self.machines {
+        let ours: BTreeSet<&str> = self.machines.iter().map(|(_, record)| text(record, "uuid")).collect();
+        for (_, record) in self.machines.iter().filter(|(_, record)| self.stays(view, record).is_none()) {
             let existing = view.find_by_uuid("VM", text(record, "uuid"));
             if let Some(vm) = &existing {
                 if vm.str("power_state") != "Halted" {
@@ -106,12 +117,11 @@ impl Unpacked {
                 }
             }
             let seed = record.get("other_config").and_then(|map| map.get("mac_seed")).and_then(Value::as_str);
-            let existing = existing.map(|vm| vm.id().clone());
             if let Some(seed) = seed {
                 let clash = view.all("VM").into_iter().any(|vm| {
                     vm.entry("other_config", "mac_seed") == Some(seed)
                         && !vm.bool("is_a_snapshot")
-                        && Some(vm.id()) != existing.as_ref()
+                        && !ours.contains(vm.uuid())
                 });
                 if clash {
                     return Err(ApiError::duplicate_mac_seed(seed));
@@ -121,13 +131,26 @@ impl Unpacked {
         Ok(())
     }
 
-    /// Makes the machines over disks that are complete, and answers them.
+    /// The machine here that is left as it is, and the archive's left out.
+    fn stays(&self, view: &impl View, record: &Map) -> Option<Ref> {
+        if !(self.manner.metadata && self.manner.restore && self.manner.force) {
+            return None;
+        }
+        let existing = view.find_by_uuid("VM", text(record, "uuid"))?;
+        (existing.str("power_state") != "Halted").then(|| existing.id().clone())
+    }
+
+    /// Makes the machines over disks that are complete, and answers them: snapshots only where there is nothing else.
     pub fn create(&self, tx: &mut Tx<'_>, disks: &BTreeMap<String, Ref>, task: &Ref) -> ApiResult<Vec<Ref>> {
         self.check(tx)?;
-        let mut made = BTreeMap::new();
+        let (mut made, mut stay, mut seeds) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for (id, record) in &self.machines {
-            made.insert(id.clone(), self.machine(tx, record, task)?);
+            match self.stays(tx, record) {
+                Some(vm) => drop(stay.insert(id.clone(), vm)),
+                None => drop(made.insert(id.clone(), self.machine(tx, record, disks, &mut seeds, task)?)),
+            }
         }
+        self.tie(tx, &made, &stay)?;
         let networks = self.used_networks(tx)?;
         let fallback = Ref::null();
         for vbd in &self.vbds {
@@ -141,22 +164,71 @@ impl Unpacked {
                 self.vif(tx, vif, vm, network)?;
             }
         }
-        Ok(self.machines.iter().map(|(id, _)| made[id].clone()).collect())
+        let (snapshots, machines): (Vec<_>, Vec<_>) = self
+            .machines
+            .iter()
+            .filter(|(id, _)| made.contains_key(id))
+            .partition(|(_, record)| self.is_snapshot(record));
+        let told = if machines.is_empty() { snapshots } else { machines };
+        Ok(told.iter().map(|(id, _)| made[id].clone()).collect())
     }
 
-    fn machine(&self, tx: &mut Tx<'_>, record: &Map, task: &Ref) -> ApiResult<Ref> {
+    fn is_snapshot(&self, record: &Map) -> bool {
+        self.manner.metadata && record.get("is_a_snapshot").and_then(Value::as_bool).unwrap_or(false)
+    }
+
+    /// Snapshots to their machines, machines to the snapshots that they go on from.
+    fn tie(&self, tx: &mut Tx<'_>, made: &BTreeMap<String, Ref>, stay: &BTreeMap<String, Ref>) -> ApiResult<()> {
+        if !self.manner.metadata {
+            return Ok(());
+        }
+        let here = |id: &str| made.get(id).or_else(|| stay.get(id));
+        for (id, record) in &self.machines {
+            let Some(vm) = made.get(id) else { continue };
+            let fields: &[&str] = if self.is_snapshot(record) { &["snapshot_of", "parent"] } else { &["parent"] };
+            for field in fields {
+                if let Some(other) = here(text(record, field)) {
+                    tx.set("VM", vm, field, other)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// `seeds` has the new seeds by the old ones: a snapshot has that of its machine.
+    fn machine(
+        &self,
+        tx: &mut Tx<'_>,
+        record: &Map,
+        disks: &BTreeMap<String, Ref>,
+        seeds: &mut BTreeMap<String, String>,
+        task: &Ref,
+    ) -> ApiResult<Ref> {
         let mut fields = kept("VM", record);
-        let Manner { restore, force } = self.manner;
+        let Manner { restore, force, .. } = self.manner;
+        let mut id = Ref::random();
         if restore {
-            self.replace(tx, text(record, "uuid"))?;
+            id = self.replace(tx, text(record, "uuid"))?.unwrap_or(id);
             fields.insert("uuid".into(), record.get("uuid").cloned().unwrap_or(Value::from("")));
         }
+        let snapshot = self.is_snapshot(record);
+        let image = disks.get(text(record, "suspend_VDI"));
+        let suspended =
+            restore && self.manner.metadata && image.is_some() && text(record, "power_state") == "Suspended";
         let mut put = |field: &str, value: Value| fields.insert(field.to_owned(), value);
-        put("power_state", "Halted".into());
-        put("is_a_snapshot", false.into());
-        put("snapshot_time", DateTime::EPOCH.into());
-        put("snapshot_metadata", "".into());
-        put("transportable_snapshot_id", "".into());
+        put("power_state", if suspended { "Suspended" } else { "Halted" }.into());
+        if let Some(image) = image.filter(|_| suspended) {
+            put("suspend_VDI", image.into());
+        }
+        put("is_a_snapshot", snapshot.into());
+        if !snapshot {
+            put("snapshot_time", DateTime::EPOCH.into());
+            put("transportable_snapshot_id", "".into());
+        }
+        // It would bring the old machine's identity back at a revert.
+        if !snapshot || !restore {
+            put("snapshot_metadata", "".into());
+        }
         put("is_control_domain", false.into());
         put("domid", (-1).into());
         put("last_booted_record", "".into());
@@ -167,7 +239,9 @@ impl Unpacked {
             other_config.remove("default_template");
         }
         if !restore || !other_config.contains_key("mac_seed") {
-            other_config.insert("mac_seed".into(), Uuid::new_v4().to_string().into());
+            let old = other_config.get("mac_seed").and_then(Value::as_str).unwrap_or_default().to_owned();
+            let seed = seeds.entry(old).or_insert_with(|| Uuid::new_v4().to_string()).clone();
+            other_config.insert("mac_seed".into(), seed.into());
         }
         other_config.remove("grant_api_access");
         other_config.insert("import_task".into(), task.into());
@@ -182,12 +256,13 @@ impl Unpacked {
             ("install_time", DateTime::now().into()),
         ];
         put("metrics", tx.create("VM_metrics", metrics)?.into());
-        tx.create("VM", fields)
+        tx.create_as("VM", id, fields)
     }
 
-    /// Takes the machine that is restored over out of the database. Its disks stay where they are.
-    fn replace(&self, tx: &mut Tx<'_>, uuid: &str) -> ApiResult<()> {
-        let Some(old) = tx.find_by_uuid("VM", uuid) else { return Ok(()) };
+    /// Takes the machine that is restored over out of the database, and answers its reference. Its disks stay where they
+    /// are.
+    fn replace(&self, tx: &mut Tx<'_>, uuid: &str) -> ApiResult<Option<Ref>> {
+        let Some(old) = tx.find_by_uuid("VM", uuid) else { return Ok(None) };
         for (class, field) in [("VBD", "VBDs"), ("VIF", "VIFs"), ("console", "consoles")] {
             for id in old.refs(field).iter().filter(|id| tx.find(class, id).is_some()).cloned().collect::<Vec<_>>() {
                 tx.destroy(class, &id)?;
@@ -199,22 +274,29 @@ impl Unpacked {
                 tx.destroy(class, &id)?;
             }
         }
-        tx.destroy("VM", old.id())
+        tx.destroy("VM", old.id())?;
+        Ok(Some(old.id().clone()))
     }
 
     fn vbd(&self, tx: &mut Tx<'_>, record: &Map, vm: &Ref, disks: &BTreeMap<String, Ref>) -> ApiResult<()> {
         let vdi = disks.get(text(record, "VDI")).cloned();
         let vdi = vdi.or_else(|| self.iso(tx, text(record, "VDI")));
         if vdi.is_none() && text(record, "type") == "Disk" {
-            return Ok(());
+            return match self.stays_attached(tx, record, vm)? {
+                true => Err(ApiError::import_error_attached_disks_not_found()),
+                false => Ok(()),
+            };
         }
         let mut fields = kept("VBD", record);
+        if let Some(Value::Map(config)) = fields.get_mut("other_config") {
+            throw_away::forget_marks(config);
+        }
         self.keep_uuid(tx, "VBD", record, &mut fields);
         fields.insert("VM".into(), vm.into());
         fields.insert("empty".into(), vdi.is_none().into());
         fields.insert("VDI".into(), vdi.unwrap_or_default().into());
         fields.insert("device".into(), "".into());
-        fields.insert("currently_attached".into(), false.into());
+        fields.insert("currently_attached".into(), self.stays_attached(tx, record, vm)?.into());
         tx.create("VBD", fields).map(drop)
     }
 
@@ -236,7 +318,7 @@ impl Unpacked {
         self.keep_uuid(tx, "VIF", record, &mut fields);
         fields.insert("VM".into(), vm.into());
         fields.insert("network".into(), network.into());
-        fields.insert("currently_attached".into(), false.into());
+        fields.insert("currently_attached".into(), self.stays_attached(tx, record, vm)?.into());
         if !self.manner.restore {
             let vm = tx.get("VM", vm)?;
             let seed = vm.entry("other_config", "mac_seed").unwrap_or_default();
@@ -245,6 +327,12 @@ impl Unpacked {
             fields.insert("MAC_autogenerated".into(), true.into());
         }
         tx.create("VIF", fields).map(drop)
+    }
+
+    /// Devices of a suspended machine are those that it will find when it goes on.
+    fn stays_attached(&self, view: &impl View, record: &Map, vm: &Ref) -> ApiResult<bool> {
+        let suspended = view.get("VM", vm)?.str("power_state") == "Suspended";
+        Ok(suspended && record.get("currently_attached").and_then(Value::as_bool).unwrap_or(false))
     }
 
     fn keep_uuid(&self, view: &impl View, class: &str, record: &Map, fields: &mut Map) {
@@ -276,37 +364,6 @@ impl Unpacked {
     }
 }
 
-/// The fields that we know, each of its declared type.
-fn typed(object: &Object) -> ApiResult<Map> {
-    let Some(class) = classes::class(&object.class) else { return Ok(Map::new()) };
-    let mut fields = Map::new();
-    for field in &class.fields {
-        let Some(value) = object.record.get(field.name) else { continue };
-        let value = match (&field.ty, value) {
-            (Type::Enum(name), Value::String(text)) => Value::from(in_our_case(name, text)),
-            (_, value) => value.clone(),
-        };
-        // What is listed with words of a newer release is left at its default where it says nothing about the machine.
-        let coerced = match field.ty.coerce(value) {
-            Ok(value) => value,
-            Err(_)
-                if matches!(
-                    field.name,
-                    "allowed_operations" | "current_operations" | "blocked_operations" | "purpose"
-                ) =>
-            {
-                continue;
-            }
-            Err(why) => {
-                let at = format!("{} {}, field {}", object.class, object.id, field.name);
-                return Err(ApiError::import_error(format!("{at}: {why}")));
-            }
-        };
-        fields.insert(field.name.to_owned(), coerced);
-    }
-    Ok(fields)
-}
-
 fn typed_vdi(object: &Object) -> ApiResult<Map> {
     let record = typed(object)?;
     if text(&record, "type") == "cbt_metadata" {
@@ -315,27 +372,10 @@ fn typed_vdi(object: &Object) -> ApiResult<Map> {
     Ok(record)
 }
 
-/// Enum texts are matched in any case: other writers send `halted`.
-fn in_our_case(name: &str, text: &str) -> String {
-    let known = classes::enum_texts(name).iter().find(|known| known.eq_ignore_ascii_case(text));
-    known.map_or_else(|| text.to_owned(), |known| (*known).to_owned())
-}
-
-/// What a new object takes over: neither its identity nor what the database derives nor references, which are set one
-/// by one.
-fn kept(class: &str, record: &Map) -> Map {
-    const NEVER: [&str; 5] = ["uuid", "allowed_operations", "current_operations", "blobs", "assigned_ips"];
-    let declared = classes::class(class);
-    let keeps = |field: &str| {
-        let ty = declared.and_then(|class| class.field(field)).map(|field| &field.ty);
-        let reference = match ty {
-            Some(Type::Ref(_)) => true,
-            Some(Type::Set(item)) => matches!(**item, Type::Ref(_)),
-            _ => false,
-        };
-        !reference && !NEVER.contains(&field)
-    };
-    record.iter().filter(|(field, _)| keeps(field)).map(|(field, value)| (field.clone(), value.clone())).collect()
+fn new_disks(ova: &Ova) -> ApiResult<Vec<NewDisk>> {
+    let disks = ova.disks().map_err(xva_error)?;
+    let disks = disks.iter().filter_map(|plan| Some((plan, ova.find(&plan.id)?)));
+    disks.map(|(plan, object)| new_disk(&plan.id, plan.size, &typed_vdi(object)?)).collect()
 }
 
 impl NewDisk {
@@ -352,7 +392,8 @@ impl NewDisk {
 }
 
 fn new_disk(id: &str, virtual_size: u64, record: &Map) -> ApiResult<NewDisk> {
-    let other_config = record.get("other_config").and_then(Value::as_map).into_iter().flatten();
+    let mut other_config = record.get("other_config").and_then(Value::as_map).cloned().unwrap_or_default();
+    throw_away::forget_marks(&mut other_config);
     let tags = record.get("tags").and_then(Value::as_set).unwrap_or_default();
     Ok(NewDisk {
         id: id.to_owned(),
@@ -361,7 +402,10 @@ fn new_disk(id: &str, virtual_size: u64, record: &Map) -> ApiResult<NewDisk> {
         name_description: text(record, "name_description").to_owned(),
         kind: Some(text(record, "type")).filter(|kind| !kind.is_empty()).unwrap_or("user").to_owned(),
         sharable: record.get("sharable").and_then(Value::as_bool).unwrap_or(false),
-        other_config: other_config.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect(),
+        other_config: other_config
+            .into_iter()
+            .filter_map(|(key, value)| Some((key, value.as_str()?.to_owned())))
+            .collect(),
         tags: tags.iter().filter_map(|tag| tag.as_str().map(str::to_owned)).collect(),
     })
 }
@@ -369,12 +413,4 @@ fn new_disk(id: &str, virtual_size: u64, record: &Map) -> ApiResult<NewDisk> {
 fn fresh_generation_id() -> String {
     let (high, low) = Uuid::new_v4().as_u64_pair();
     format!("{}:{}", high as i64, low as i64)
-}
-
-fn text<'a>(record: &'a Map, field: &str) -> &'a str {
-    record.get(field).and_then(Value::as_str).unwrap_or_default()
-}
-
-fn int(record: &Map, field: &str) -> i64 {
-    record.get(field).and_then(Value::as_int).unwrap_or_default()
 }

@@ -5,11 +5,13 @@
 //! | [`generic`] | `X-list`, `X-param-*` of every class in [`crate::record`] |
 //! | [`select`] | which VMs a command works on |
 //! | [`vm`], [`install`], [`vmdisk`], [`uninstall`], [`snapshot`] | machines and their copies |
+//! | [`attach`] | snapshots at a backup server |
 //! | [`network`] | interfaces of machines |
 //! | [`vdi`], [`vbd`], [`sr`] | storage and devices |
 //! | [`transfer`] | export and import |
 //! | [`other`], [`help`] | tasks, events, messages, secrets, schedules; help |
 
+mod attach;
 mod event;
 mod generic;
 mod help;
@@ -172,6 +174,7 @@ pub fn all() -> Vec<Command> {
         vmdisk::COMMANDS,
         uninstall::COMMANDS,
         snapshot::COMMANDS,
+        attach::COMMANDS,
         vdi::COMMANDS,
         vbd::COMMANDS,
         sr::COMMANDS,

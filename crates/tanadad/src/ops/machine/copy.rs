@@ -7,7 +7,7 @@ use tanada_xapi::{ApiResult, DateTime, Map, Ref, Value, json};
 use uuid::Uuid;
 
 use crate::db::{Record, Tx, View};
-use crate::ops::vif;
+use crate::ops::{throw_away, vif};
 
 /// What the new machine is to the old one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,6 +160,7 @@ pub fn vbd(tx: &mut Tx<'_>, source: &Record, vm: &Ref, vdi: &Ref) -> ApiResult<R
     fields.insert("empty".into(), Value::from(vdi.is_null()));
     if source.str("type") == "Disk" {
         let mut config = source.map("other_config").clone();
+        throw_away::forget_marks(&mut config);
         config.insert("owner".into(), Value::from(""));
         fields.insert("other_config".into(), Value::Map(config));
     }

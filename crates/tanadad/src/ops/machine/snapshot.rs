@@ -25,7 +25,7 @@ use crate::db::{Record, Tx, View};
 use crate::ops::intents::{self, Plan};
 use crate::ops::sr::sizes_changed;
 use crate::ops::vdi::{PlannedCopy, plan_copies};
-use crate::ops::{allowed, vdi};
+use crate::ops::{allowed, throw_away, vdi};
 use crate::schedule::space;
 
 pub fn handlers() -> Handlers {
@@ -92,10 +92,11 @@ pub struct Disk {
     pub vdi: Arc<Record>,
 }
 
-/// The disks (not CDs, not empty drives) of a machine, without the `ignored` ones.
+/// The disks (not CDs, not empty drives, not what a backup has attached) of a machine, without the `ignored` ones.
 pub fn disks_of(view: &impl View, vm: &Ref, ignored: &[Ref]) -> ApiResult<Vec<Disk>> {
     let vbds = view.resolve("VBD", &view.get("VM", vm)?.refs("VBDs"));
     let disks = vbds.into_iter().filter(|vbd| vbd.str("type") == "Disk" && !vbd.bool("empty"));
+    let disks = disks.filter(|vbd| vbd.entry("other_config", throw_away::ATTACHED).is_none());
     let disks = disks.map(|vbd| {
         let vdi = view.get("VDI", &vbd.reference("VDI"))?;
         Ok(Disk { vbd, vdi })

@@ -20,6 +20,7 @@ use crate::storage::{self, volume_id};
 use crate::transfer::attached::{Access, Attached};
 use crate::transfer::disk::{CHUNK_BYTES, Chunk, DiskReader, Tally, UNDER_WAY, WINDOW_BYTES};
 use crate::transfer::error::{abort, client_gone, disk_error, image_error, taken};
+use crate::transfer::rate::Rate;
 use crate::transfer::stream::{Outgoing, Piece};
 
 /// Bytes of the image that are sent; all of it, or what a client that was interrupted asks for.
@@ -30,6 +31,7 @@ pub struct Export {
     ctx: CallContext,
     disk: Attached,
     content: Content,
+    rate: Rate,
     /// Bytes of the disk, and of its image.
     size: u64,
     length: u64,
@@ -50,12 +52,14 @@ impl Export {
         vdi: &Ref,
         format: Format,
         base: Option<&Ref>,
+        rate: Rate,
     ) -> ApiResult<(Export, Outgoing)> {
         let record = ctx.db().read(|state| state.get("VDI", vdi))?;
         let size = u64::try_from(record.int("virtual_size")).unwrap_or(0);
         if format == Format::Vhd && size > VHD_BYTES {
             return Err(ApiError::vdi_too_large(vdi, VHD_BYTES));
         }
+        let rate = rate.and_of_disk(&ctx.daemon, vdi)?;
         let disk = Attached::open(&ctx.daemon, vdi, Access::Read).await?;
         let content = match format {
             Format::Raw => Ok(Content::Raw),
@@ -73,7 +77,7 @@ impl Export {
             Content::Image(plan) => plan.length,
         };
         let (body, counter, outgoing) = Outgoing::channel();
-        Ok((Export { ctx, disk, content, size, length, body, counter }, outgoing))
+        Ok((Export { ctx, disk, content, rate, size, length, body, counter }, outgoing))
     }
 
     /// Bytes of the whole image.
@@ -88,8 +92,8 @@ impl Export {
 
     /// `span` lies inside of the image.
     pub async fn run(self, span: Span) -> ApiResult<Value> {
-        let Export { ctx, disk, content, size, length, body, counter } = self;
-        let tally = Tally::default();
+        let Export { ctx, disk, content, rate, size, length, body, counter } = self;
+        let tally = Tally::within(rate);
         let result = match disk.client() {
             Ok(client) => {
                 let out = Out { ctx: &ctx, body: &body, span: span.clone(), length, at: 0 };
@@ -241,6 +245,7 @@ async fn send(mut out: Out<'_>, client: Client, content: Content, size: u64, tal
 async fn read(client: Client, tally: Tally, piece: ImagePiece) -> ApiResult<Bytes> {
     let content = match piece.range() {
         Some((offset, length)) => {
+            tally.turn(length).await;
             // At most 1 MiB.
             let bytes = client.read_at(offset, length as u32).await.map_err(disk_error)?;
             tally.add(length);

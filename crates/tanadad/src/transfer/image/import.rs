@@ -16,6 +16,7 @@ use crate::db::View;
 use crate::transfer::attached::{Access, Attached};
 use crate::transfer::disk::{Before, DiskWriter, Tally, is_empty};
 use crate::transfer::error::{disk_error, image_error};
+use crate::transfer::rate::Rate;
 use crate::transfer::raw::UNKNOWN_LENGTH;
 use crate::transfer::stream::{Piece, PieceReader};
 
@@ -64,6 +65,7 @@ pub struct Import {
     source: Source,
     delta: Delta,
     announced: Option<u64>,
+    rate: Rate,
 }
 
 /// What the head of the image says.
@@ -80,16 +82,18 @@ impl Import {
         source: Source,
         delta: Delta,
         announced: Option<u64>,
+        rate: Rate,
     ) -> ApiResult<Import> {
         let record = ctx.db().read(|state| state.get("VDI", &vdi))?;
         let size = u64::try_from(record.int("virtual_size")).unwrap_or(0);
         let source = if let Source::Tar { .. } = source { Source::Tar { size } } else { source };
+        let rate = rate.and_of_disk(&ctx.daemon, &vdi)?;
         let disk = Attached::open(&ctx.daemon, &vdi, Access::Write).await?;
-        Ok(Import { ctx, vdi, disk, size, source, delta, announced })
+        Ok(Import { ctx, vdi, disk, size, source, delta, announced, rate })
     }
 
     pub async fn run(self, body: mpsc::Receiver<Piece>) -> ApiResult<Value> {
-        let Import { ctx, vdi, disk, size, source, delta, announced } = self;
+        let Import { ctx, vdi, disk, size, source, delta, announced, rate } = self;
         let (head_sender, head) = oneshot::channel();
         let (sender, events) = mpsc::channel(EVENTS_UNDER_WAY);
         let length = announced.filter(|length| *length < UNKNOWN_LENGTH);
@@ -97,7 +101,7 @@ impl Import {
         let stream = Counted { source: PieceReader::new(body), counter: counter.clone() };
         let open_end = announced.is_some() && length.is_none();
         let thread = tokio::task::spawn_blocking(move || read(source, stream, length, open_end, head_sender, &sender));
-        let tally = Tally::default();
+        let tally = Tally::within(rate);
         let progress = |offset: u64| match length {
             Some(length) => counter.load(Ordering::Relaxed) as f64 / length.max(1) as f64,
             None => offset as f64 / size.max(1) as f64,
