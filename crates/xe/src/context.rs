@@ -147,6 +147,12 @@ impl<'a> Ctx<'a> {
         }
     }
 
+    /// Writes what a person should know to stderr; the command has done its work.
+    pub fn remark(&mut self, text: &str) {
+        // It is no failure where nobody reads it.
+        let _ = writeln!(self.around.err, "{text}");
+    }
+
     pub fn summary(&self, failure: &Failure) -> String {
         failure::summary(failure, |name, value| self.describe(name, value))
     }

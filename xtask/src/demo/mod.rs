@@ -5,6 +5,7 @@
 
 mod archive;
 mod copies;
+mod freezes;
 mod generations;
 mod instances;
 pub(crate) mod kills;
@@ -112,6 +113,8 @@ fn main_job(world: &mut World, guest: &guest::Guest, options: Options) -> Result
     step(world, "template-export-import", |world| archive::there_and_back(world, &sr, &first))?;
     step(world, "damaged-archives", |world| archive::damaged_are_refused(world, &sr))?;
     step(world, "kill-tanadad", |world| kills::control_plane(world, &origin))?;
+    step(world, "kill-tanadad-in-freeze", |world| freezes::control_plane_dies(world, &origin))?;
+    step(world, "kill-guard-in-freeze", |world| freezes::guard_dies(world, &origin))?;
     match kind {
         Kind::Tanada => {
             step(world, "kill-blockd", |world| kills::data_plane(world, &origin, 3, &mut || Duration::ZERO))?

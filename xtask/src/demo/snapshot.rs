@@ -85,6 +85,12 @@ pub fn quiesced(world: &mut World, origin: &Machine) -> Result<()> {
     if kind != "quiesced" {
         bail!("vm-snapshot-with-quiesce made a snapshot of type {kind}");
     }
+    for (key, expected) in [("consistency", "file system"), ("method", "fsfreeze"), ("freeze-held", "yes")] {
+        let found = world.param_key("snapshot", &uuid, "snapshot-info", key)?;
+        if found != expected {
+            bail!("the quiesced snapshot says {key} '{found}', '{expected}' expected");
+        }
+    }
     let frozen = world.param_key("snapshot", &uuid, "snapshot-info", "frozen_us")?;
     origin.guest(world, "echo thawed > /data/thawed && sync && rm /data/thawed")?;
     Machine { uuid: uuid.clone() }.judge(world)?;

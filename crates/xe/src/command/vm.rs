@@ -7,6 +7,7 @@ use crate::failure::Failure;
 use crate::params::Params;
 use crate::record::Object;
 use crate::record::field::scalar;
+use tanada_certificate::{Cause, Certificate, Level};
 use tanada_xapi::{ApiError, Ref, Value};
 
 pub const COMMANDS: &[Command] = &[
@@ -182,8 +183,28 @@ fn snapshot(ctx: &mut Ctx<'_>, method: &str) -> Outcome {
         }
         let new = ctx.api()?.run(method, params, "Taking a snapshot")?;
         describe_new(ctx, &new)?;
-        ctx.print_uuid("VM", &new)
+        ctx.print_uuid("VM", &new)?;
+        say_what_it_lacks(ctx, &new)
     })
+}
+
+/// A snapshot of a running machine that could not be quiesced: why, and what to do, beside the output that scripts read.
+fn say_what_it_lacks(ctx: &mut Ctx<'_>, snapshot: &Value) -> Outcome {
+    let reference = Ref::from(snapshot.as_str().unwrap_or_default());
+    let Some(record) = ctx.api()?.record("VM", &reference)? else { return Ok(()) };
+    let info = record.get("snapshot_info").and_then(Value::as_map);
+    let info = info.map(|info| info.iter().map(|(key, value)| (key.clone(), scalar(value))).collect());
+    let Some(certificate) = info.and_then(|info| Certificate::from_map(&info)) else { return Ok(()) };
+    let Some(downgrade) = certificate.downgrade else { return Ok(()) };
+    let unasked = matches!(downgrade.cause, Some(Cause::Skipped | Cause::NotRunning));
+    if certificate.level != Level::Crash || unasked {
+        return Ok(());
+    }
+    ctx.remark(&format!(
+        "Only crash-consistent: {}. Until that is mended, stop the guest's services before a snapshot.",
+        downgrade.with_advice()
+    ));
+    Ok(())
 }
 
 /// `method(vm, more...)` on each selected VM.
