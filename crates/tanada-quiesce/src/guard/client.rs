@@ -110,10 +110,11 @@ impl Guard {
             Ok(Said::Thawed(_)) => NotFrozen::Guard("the guard thawed before it had frozen".into()),
             Err(words) => NotFrozen::Guard(words),
         };
-        if matches!(outcome, NotFrozen::Guard(_)) {
+        let does_its_part = matches!(outcome, NotFrozen::Guest(..));
+        if !does_its_part {
             self.kill().await;
         }
-        tokio::spawn(self.finish(ledger.clone()));
+        tokio::spawn(self.finish(ledger.clone(), does_its_part));
         Err(outcome)
     }
 
@@ -141,10 +142,10 @@ impl Guard {
         }
     }
 
-    /// Waits until the guard has ended, thaws where it did not, and strikes the debt off.
-    async fn finish(mut self, ledger: Arc<dyn Ledger>) {
+    /// Waits until the guard has ended, thaws unless it says at its end that it did, and strikes the debt off.
+    async fn finish(mut self, ledger: Arc<dyn Ledger>, does_its_part: bool) {
         let status: Option<ExitStatus> = self.child.wait().await.ok();
-        if !status.is_some_and(|status| status.success()) {
+        if !does_its_part || !status.is_some_and(|status| status.success()) {
             tracing::warn!(?status, "the guard of a frozen guest ended before its time; thawing");
             thawing::until_thawed(&GuestAgent::new(self.lent.socket()), self.limits.thaw).await;
         }
@@ -170,7 +171,7 @@ impl Frozen {
             // The port is back when the guard has ended, which it is about to.
             tokio::spawn(async move { self.guard.child.wait().await.map(|_| drop(self.guard.lent)) });
         } else {
-            tokio::spawn(self.guard.finish(ledger.clone()));
+            tokio::spawn(self.guard.finish(ledger.clone(), guard_failed.is_none()));
         }
         Ended { thawed, guard_failed }
     }

@@ -101,6 +101,7 @@ impl Agent {
             }
             "guest-get-osinfo" => json!({ "id": "debian", "kernel-release": "6.1.0" }),
             "guest-get-fsinfo" => json!([]),
+            "guest-ping" => json!({}),
             "guest-fsfreeze-status" => json!(if self.lock().frozen > 0 { "frozen" } else { "thawed" }),
             "guest-fsfreeze-freeze" => {
                 self.change(|state| state.freezing = true);

@@ -2,6 +2,7 @@
 
 mod arrays;
 mod attached;
+mod certificates;
 mod changed;
 mod failures;
 mod lifecycle;

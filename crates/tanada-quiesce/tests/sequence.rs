@@ -1,0 +1,141 @@
+//! The sequence in this process, with a real guard: what is not tried, and what is left alone.
+
+mod common;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use common::{AMPLE, Agent, State};
+use tanada_qemu::agent::GuestAgent;
+use tanada_quiesce::guard::client::{Ledger, Limits};
+use tanada_quiesce::probe::probe;
+use tanada_quiesce::sequence::{Outcome, Request, run};
+use tanada_quiesce::verdict::Evidence;
+use tanada_quiesce::{Cause, Settings};
+
+/// Debts made and paid; none can be made where it is broken.
+#[derive(Default)]
+struct Book {
+    broken: bool,
+    owed: AtomicUsize,
+    paid: AtomicUsize,
+}
+
+impl Ledger for Book {
+    fn owe(&self) -> Result<(), String> {
+        if self.broken {
+            return Err("the disk is full".into());
+        }
+        self.owed.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn paid(&self) {
+        self.paid.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// What is asked for; the rest is as usual.
+struct Ask<'a> {
+    program: &'a str,
+    expected: Duration,
+    insist: bool,
+    book: Arc<Book>,
+}
+
+impl Default for Ask<'_> {
+    fn default() -> Self {
+        Ask {
+            program: env!("CARGO_BIN_EXE_quiesce-rig"),
+            expected: Duration::ZERO,
+            insist: false,
+            book: Arc::default(),
+        }
+    }
+}
+
+async fn play(agent: &Agent, ask: Ask<'_>) -> Outcome<&'static str> {
+    let client = GuestAgent::new(&agent.socket);
+    let probe = probe(&client).await.unwrap();
+    let request = Request {
+        program: Path::new(ask.program),
+        agent: &client,
+        probe: &probe,
+        settings: &Settings::default(),
+        limits: Limits { freeze: AMPLE, window: Duration::from_secs(8), thaw: AMPLE },
+        expected: ask.expected,
+        insist: ask.insist,
+    };
+    let ledger: Arc<dyn Ledger> = ask.book;
+    run(&request, &ledger, async { "cut" }).await
+}
+
+fn cause(outcome: &Outcome<&str>) -> Option<Cause> {
+    match &outcome.evidence {
+        Evidence::NotFrozen(downgrade) => downgrade.cause,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_storage_that_is_too_slow_is_not_frozen_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Agent::start(dir.path(), State::default());
+    let slow = Duration::from_millis(7001);
+    let outcome = play(&agent, Ask { expected: slow, ..Ask::default() }).await;
+    assert_eq!((cause(&outcome), outcome.cut), (Some(Cause::StorageTooSlow), Some("cut")));
+    // Who insists gets no cut either.
+    let outcome = play(&agent, Ask { expected: slow, insist: true, ..Ask::default() }).await;
+    assert_eq!((cause(&outcome), outcome.cut), (Some(Cause::StorageTooSlow), None));
+    assert_eq!(agent.counts(), (0, 0));
+    // What just fits is tried.
+    let outcome = play(&agent, Ask { expected: Duration::from_secs(7), ..Ask::default() }).await;
+    assert!(matches!(outcome.evidence, Evidence::Frozen { .. }), "{outcome:?}");
+    assert_eq!((agent.counts(), agent.state().frozen), ((1, 1), 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_frozen_without_a_guard_or_without_the_debt_on_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Agent::start(dir.path(), State::default());
+    let outcome = play(&agent, Ask { program: "/nowhere/guard", ..Ask::default() }).await;
+    assert_eq!(cause(&outcome), Some(Cause::GuardFailed));
+    // A program that is no guard ends at once, after the debt was made: it is paid by a thaw.
+    let book = Arc::new(Book::default());
+    let outcome = play(&agent, Ask { program: "/bin/true", book: book.clone(), ..Ask::default() }).await;
+    assert_eq!(cause(&outcome), Some(Cause::GuardFailed));
+    agent.wait("thawed", |state| state.log.iter().any(|name| name == "fsfreeze-thaw"));
+    let broken = Arc::new(Book { broken: true, ..Book::default() });
+    let outcome = play(&agent, Ask { book: broken, ..Ask::default() }).await;
+    assert_eq!(cause(&outcome), Some(Cause::GuardFailed));
+    assert_eq!((agent.counts().0, book.owed.load(Ordering::SeqCst)), (0, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_hangs_in_its_freeze_is_waited_for_no_longer_than_allowed() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Agent::start(dir.path(), State { hold_freeze: true, ..State::default() });
+    let client = GuestAgent::new(&agent.socket);
+    let probe = probe(&client).await.unwrap();
+    let book = Arc::new(Book::default());
+    let request = Request {
+        program: Path::new(env!("CARGO_BIN_EXE_quiesce-rig")),
+        agent: &client,
+        probe: &probe,
+        settings: &Settings::default(),
+        limits: Limits { freeze: Duration::from_secs(1), window: AMPLE, thaw: AMPLE },
+        expected: Duration::ZERO,
+        insist: true,
+    };
+    let ledger: Arc<dyn Ledger> = book.clone();
+    let outcome = run(&request, &ledger, async { "cut" }).await;
+    assert_eq!((cause(&outcome), outcome.cut), (Some(Cause::FreezeTimeout), None));
+    // It freezes after all: the debt stands until it has thawed.
+    assert_eq!(book.paid.load(Ordering::SeqCst), 0);
+    agent.change(|state| state.hold_freeze = false);
+    agent.wait("thawed", |state| state.frozen == 0 && state.log.iter().any(|name| name == "fsfreeze-thaw"));
+    client.ping(AMPLE).await.unwrap();
+    assert_eq!(book.paid.load(Ordering::SeqCst), 1);
+}
