@@ -222,7 +222,8 @@ mod tests {
         let no_flag = |frozen: &mut Frozen| frozen.flag = None;
         let early = |frozen: &mut Frozen| frozen.thawed_before_cut = true;
         let (yes, no, unknown) = (Held::Yes, Held::No, Held::Unknown);
-        let table: &[(Os, bool, Frozen, Level, Held, Option<Cause>)] = &[
+        type Line = (Os, bool, Frozen, Level, Held, Option<Cause>);
+        let table: &[Line] = &[
             (Os::Windows, false, good(), Level::Application, yes, None),
             (Os::Windows, false, with(fewer), Level::Application, yes, None),
             (Os::Windows, false, with(no_flag), Level::Application, yes, None),

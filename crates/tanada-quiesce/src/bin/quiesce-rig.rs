@@ -58,8 +58,10 @@ impl Steps {
         println!("{step}");
         // Whoever reads acts on the line at once.
         let _ = std::io::stdout().flush();
-        while step == self.stop_at {
-            std::thread::park();
+        if step == self.stop_at {
+            loop {
+                std::thread::park();
+            }
         }
     }
 

@@ -83,6 +83,7 @@ impl Guard {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(failed)?;
         ours.set_nonblocking(true).map_err(failed)?;
         let mut command = Command::new(program);
+        command.arg0("tanada");
         command.arg("quiesce-guard").arg("--agent").arg(lent.socket());
         command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null());
         let child = command.spawn().map_err(failed)?;

@@ -27,6 +27,8 @@ pub struct MachineConfig {
     pub probe_kernel: Option<PathBuf>,
     /// Directories from which VMs may boot kernels directly (`VM.PV_kernel`).
     pub kernel_dirs: Vec<PathBuf>,
+    /// What guards of frozen guests are started from; None takes this program itself.
+    pub program: Option<PathBuf>,
 }
 
 impl Default for MachineConfig {
@@ -36,6 +38,7 @@ impl Default for MachineConfig {
             user: None,
             probe_kernel: None,
             kernel_dirs: vec!["/boot".into(), "/var/lib/tanada/kernels".into()],
+            program: None,
         }
     }
 }
@@ -57,6 +60,12 @@ impl Host {
             state_dir: config.state_dir.clone(),
             verdict: Arc::default(),
         }
+    }
+
+    /// What processes beside the daemon are started from. Resolved by the child itself, so that it is this program also
+    /// when its file has been replaced by another version.
+    pub fn program(&self) -> &Path {
+        self.config.program.as_deref().unwrap_or(Path::new("/proc/self/exe"))
     }
 
     /// Makes the directory of the machines.

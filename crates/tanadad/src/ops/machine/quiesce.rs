@@ -3,7 +3,6 @@
 //! The debt of a thaw is an intent: written before the guest is frozen, struck off when the guest says that it is thawed
 //! or its machine is gone. The next life of the daemon pays what this one could not.
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -91,9 +90,8 @@ pub async fn rest<T>(
             return Rested { guest, ..plain(Evidence::NotFrozen(downgrade), cut) };
         }
     };
-    let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe"));
     let request = Request {
-        program: &program,
+        program: daemon.vmm.host.program(),
         agent: &agent,
         probe: &probe,
         settings: &wish.settings,
