@@ -62,6 +62,17 @@ impl Check {
         matches!(self.level(), Level::FileSystem | Level::Application)
     }
 
+    /// As it travels from the daemon.
+    pub fn to_json(&self) -> String {
+        serde_json::json!(self).to_string()
+    }
+
+    /// # Errors
+    /// In words, where the text is no check.
+    pub fn from_json(text: &str) -> Result<Check, String> {
+        serde_json::from_str(text).map_err(|error| format!("the answer is no quiesce check: {error}"))
+    }
+
     pub fn add(&mut self, name: &str, outcome: Outcome, took_us: u64, words: impl Into<String>) {
         self.steps.push(Step { name: name.to_owned(), outcome, took_us, words: words.into() });
     }
@@ -100,7 +111,7 @@ Advice: look
 ";
         assert_eq!(check.to_string(), expected);
         assert!(check.is_quiesced());
-        let text = serde_json::to_string(&check).unwrap();
-        assert_eq!(serde_json::from_str::<Check>(&text).unwrap(), check);
+        assert_eq!(Check::from_json(&check.to_json()), Ok(check));
+        assert!(Check::from_json("{}").is_err());
     }
 }

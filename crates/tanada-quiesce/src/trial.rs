@@ -236,7 +236,7 @@ impl Trial {
             insist: true,
         };
         let (outcome, took) = timed(sequence::run(&request, ledger, sleep(subject.hold))).await;
-        let verdict = verdict::judge(&outcome.evidence);
+        let mut verdict = verdict::judge(&outcome.evidence);
         if let Some(words) = outcome.guard_failed {
             self.check.add("guard", Outcome::Warning, 0, words);
         }
@@ -247,17 +247,17 @@ impl Trial {
             }
             Evidence::ShutDown => {}
         }
+        // A guest that has not answered the thaw answers nothing else either.
+        if probe.os == Os::Windows
+            && outcome.evidence.is_answered()
+            && let Some(writers) = self.writers("writers after", subject.agent).await
+        {
+            self.certificate.participants = vss::judge_writers(&mut verdict, &writers);
+        }
         self.certificate.level = verdict.level;
         self.certificate.method = verdict.method;
         self.certificate.freeze = verdict.freeze;
         self.certificate.downgrade = verdict.downgrade;
-        // A guest that has not answered the thaw answers nothing else either.
-        if probe.os == Os::Windows
-            && has_answered(&outcome.evidence)
-            && let Some(writers) = self.writers("writers after", subject.agent).await
-        {
-            vss::apply(&mut self.certificate, &writers);
-        }
         self.certificate.downgrade.clone().map_or(Ok(()), Err)
     }
 
@@ -283,10 +283,6 @@ async fn timed<T>(work: impl Future<Output = T>) -> (T, Duration) {
     let began = Instant::now();
     let result = work.await;
     (result, began.elapsed())
-}
-
-fn has_answered(evidence: &Evidence) -> bool {
-    matches!(evidence, Evidence::Frozen { frozen, .. } if !matches!(frozen.thaw, Thaw::Unanswered(_)))
 }
 
 fn describe(facts: &GuestFacts) -> String {

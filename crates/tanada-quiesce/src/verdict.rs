@@ -6,6 +6,7 @@
 //! | nobody froze the guest, for whatever reason | crash |
 //! | the guest was thawed, or found thawed, before the cut was done | crash |
 //! | Windows: thaw answered without error, cut done within [`WINDOWS_HOLD`] | application |
+//! | the same, and a writer tells that it failed ([`crate::vss`]) | file system |
 //! | Windows: thaw answered with an error | crash |
 //! | Linux: as many thawed as frozen, hooks declared | application |
 //! | Linux: as many thawed as frozen | file system |
@@ -73,6 +74,13 @@ pub enum Evidence {
         hooks_declared: bool,
         frozen: Frozen,
     },
+}
+
+impl Evidence {
+    /// Was the guest frozen, and has it answered the thaw?
+    pub fn is_answered(&self) -> bool {
+        matches!(self, Evidence::Frozen { frozen, .. } if !matches!(frozen.thaw, Thaw::Unanswered(_)))
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -12,7 +12,8 @@ use std::time::Duration;
 use tanada_qemu::QemuError;
 use tanada_qemu::agent::{ExecRequest, GuestAgent};
 
-use crate::{Cause, Certificate, Downgrade, Level, Participant};
+use crate::verdict::Verdict;
+use crate::{Cause, Downgrade, Level, Participant};
 
 /// The first state that is a failure (`VSS_WS_FAILED_AT_IDENTIFY`).
 const STATE_FAILED_MIN: u32 = 6;
@@ -122,20 +123,20 @@ pub async fn backup_type(agent: &GuestAgent, limit: Duration) -> Result<BackupTy
     Ok(parse_option(&outcome.stdout).map_or(BackupType::Full, BackupType::of_option))
 }
 
-/// Writes into a certificate what the writers said after the thaw. One that failed takes the level of programs away and leaves
-/// that of the file systems: the writes were held all the same.
-pub fn apply(certificate: &mut Certificate, writers: &[Writer]) {
-    certificate.participants = writers.iter().map(Writer::participant).collect();
+/// Puts what the writers said after the thaw into the verdict, and answers it as the certificate keeps it. One that failed
+/// takes the level of programs away and leaves that of the file systems: the writes were held all the same.
+pub fn judge_writers(verdict: &mut Verdict, writers: &[Writer]) -> Vec<Participant> {
     let failed: Vec<String> = writers
         .iter()
         .filter(|writer| writer.has_failed())
         .map(|writer| format!("{} ({})", writer.name, writer.participant().result))
         .collect();
-    if certificate.level == Level::Application && !failed.is_empty() {
-        certificate.level = Level::FileSystem;
+    if verdict.level == Level::Application && !failed.is_empty() {
+        verdict.level = Level::FileSystem;
         let words = format!("not every program was at rest: {}", failed.join(", "));
-        certificate.downgrade = Some(Downgrade::new(Cause::WriterFailed, words));
+        verdict.downgrade = Some(Downgrade::new(Cause::WriterFailed, words));
     }
+    writers.iter().map(Writer::participant).collect()
 }
 
 /// Understands what `vssadmin list writers` prints, whatever the language. Never fails: what is not understood is left out.

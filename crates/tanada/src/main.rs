@@ -20,6 +20,7 @@ usage: tanada COMMAND
   store grow ...      gives a store that is served more space
   store check|dump|stat|id FILE   looks at a store from outside, without writing
   driver-test ...     plays the conformance suite over a storage of one's own
+  doctor quiesce vm=...   freezes and thaws a VM's guest once and tells every step, and what a snapshot would get
   version             prints the version
   help                prints this";
 
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         ["store", "grow"] => tanada_blockd::main_grow(rest(2)),
         ["store", verb @ ("check" | "dump" | "stat" | "id")] => store::main(verb, rest(2)),
         ["driver-test", ..] => driver_test::main(rest(1)),
+        ["doctor", "quiesce"] => xe::main(doctor(rest(2))),
         ["version" | "--version" | "-V"] => {
             println!("tanada {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
@@ -53,9 +55,15 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         [] => wrong("no command given"),
+        ["doctor", what] => wrong(&format!("'doctor {what}' is not known; 'doctor quiesce vm=...' is")),
         ["store", what] => wrong(&format!("'store {what}' is not known")),
         [command, ..] => wrong(&format!("'{command}' is not a command")),
     }
+}
+
+/// The command line's own command, with its options for where and as whom to connect.
+fn doctor(rest: Vec<OsString>) -> Vec<OsString> {
+    std::iter::once(OsString::from("vm-quiesce-check")).chain(rest).collect()
 }
 
 fn wrong(what: &str) -> ExitCode {

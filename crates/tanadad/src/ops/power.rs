@@ -3,6 +3,7 @@
 use tanada_xapi::{ApiError, ApiResult, Ref, Value};
 
 use super::allowed;
+use super::machine::trial;
 use crate::context::{Args, CallContext, Handlers, Operation};
 use crate::db::{Tx, View};
 use crate::rpc::session::Role;
@@ -117,6 +118,9 @@ async fn call_plugin(ctx: CallContext, args: Args) -> ApiResult<Value> {
         return Err(ApiError::rbac_permission_denied("vm.call_plugin", words));
     }
     let (vm, name, function) = (args.reference("vm")?, args.str("plugin")?, args.str("fn")?);
+    if name == trial::NAME {
+        return trial::call(&ctx, &vm, function, args.map("args")?).await;
+    }
     if name != plugin::NAME {
         return Err(ApiError::new("XENAPI_MISSING_PLUGIN", vec![name.to_owned()]));
     }

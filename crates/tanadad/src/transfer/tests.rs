@@ -148,6 +148,28 @@ fn an_archive_names_nothing_outside_of_it() {
 }
 
 #[test]
+fn what_a_snapshot_knew_of_its_consistency_comes_back() {
+    let from = world();
+    let known = from.get("VM", &from.vm).map("snapshot_info").clone();
+    assert!(!known.is_empty());
+    let (ova, _) = from.archive();
+    // Importers of other makes drop the field and keep `other_config`.
+    let mut stripped = ova.clone();
+    for object in stripped.objects.iter_mut().filter(|object| object.class == "VM") {
+        object.record.insert("snapshot_info".into(), Value::empty_map());
+    }
+    for ova in [ova, stripped] {
+        let to = world();
+        let made = to.take_in(&Unpacked::read(&ova, Manner::default()).unwrap()).unwrap();
+        let vm = to.get("VM", &made[0]);
+        assert_eq!(vm.map("snapshot_info"), &known);
+        let left: Vec<&String> =
+            vm.map("other_config").keys().filter(|key| key.starts_with(CERTIFICATE_PREFIX)).collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+#[test]
 fn a_copy_gets_a_new_identity() {
     let from = world();
     let (ova, _) = from.archive();

@@ -26,6 +26,7 @@ use super::fields::{int, kept, text, typed};
 use super::known::{KnownDisk, known_disks};
 use super::mac::generated;
 use super::marked::MARK;
+use super::pack::CERTIFICATE_PREFIX;
 use crate::db::{Record, Tx, View};
 use crate::ops::{throw_away, vdi};
 
@@ -244,6 +245,7 @@ impl Unpacked {
             other_config.insert("mac_seed".into(), seed.into());
         }
         other_config.remove("grant_api_access");
+        put("snapshot_info", Value::Map(certificate(record, &mut other_config)));
         other_config.insert("import_task".into(), task.into());
         put("other_config", Value::Map(other_config));
         if !record.get("is_a_template").and_then(Value::as_bool).unwrap_or(false) {
@@ -370,6 +372,19 @@ fn typed_vdi(object: &Object) -> ApiResult<Map> {
         return Err(ApiError::vdi_incompatible_type(&object.id, "cbt_metadata"));
     }
     Ok(record)
+}
+
+/// The `snapshot_info` of a machine: the archive's, or what it carried of it in `other_config` past importers that drop the
+/// field. It leaves `other_config` either way, or machines made from this one would carry it on.
+fn certificate(record: &Map, other_config: &mut Map) -> Map {
+    let own = record.get("snapshot_info").and_then(Value::as_map).cloned().unwrap_or_default();
+    let (carried, rest): (Map, Map) =
+        std::mem::take(other_config).into_iter().partition(|(key, _)| key.starts_with(CERTIFICATE_PREFIX));
+    *other_config = rest;
+    if !own.is_empty() {
+        return own;
+    }
+    carried.into_iter().map(|(key, value)| (key[CERTIFICATE_PREFIX.len()..].to_owned(), value)).collect()
 }
 
 fn new_disks(ova: &Ova) -> ApiResult<Vec<NewDisk>> {

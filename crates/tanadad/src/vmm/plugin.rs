@@ -19,7 +19,7 @@ use tanada_xapi::{ApiError, ApiResult, Map, Value};
 
 use super::Running;
 
-/// The only plugin there is.
+/// The plugin's name; another is [`crate::ops::machine::trial`].
 pub const NAME: &str = "guest-agent";
 
 const TIMEOUT_DEFAULT_S: u64 = 120;

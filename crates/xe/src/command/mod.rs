@@ -6,6 +6,7 @@
 //! | [`select`] | which VMs a command works on |
 //! | [`vm`], [`install`], [`vmdisk`], [`uninstall`], [`snapshot`] | machines and their copies |
 //! | [`attach`] | snapshots at a backup server |
+//! | [`quiesce`] | how consistent snapshots are, and would be |
 //! | [`network`] | interfaces of machines |
 //! | [`vdi`], [`vbd`], [`sr`] | storage and devices |
 //! | [`transfer`] | export and import |
@@ -18,6 +19,7 @@ mod help;
 mod install;
 mod network;
 mod other;
+mod quiesce;
 mod select;
 mod snapshot;
 mod sr;
@@ -175,6 +177,7 @@ pub fn all() -> Vec<Command> {
         uninstall::COMMANDS,
         snapshot::COMMANDS,
         attach::COMMANDS,
+        quiesce::COMMANDS,
         vdi::COMMANDS,
         vbd::COMMANDS,
         sr::COMMANDS,

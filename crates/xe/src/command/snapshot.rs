@@ -8,7 +8,7 @@ use crate::failure::Failure;
 use crate::record::Object;
 use tanada_xapi::{Ref, Value};
 
-const WHICH: &[&str] = &["uuid", "snapshot-uuid"];
+pub const WHICH: &[&str] = &["uuid", "snapshot-uuid"];
 
 pub const COMMANDS: &[Command] = &[
     Command::new(

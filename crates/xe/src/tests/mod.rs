@@ -1,5 +1,6 @@
 //! Whole commands against a tiny server: what they print, what they call, how they end.
 
+mod quiesce;
 mod server;
 
 use crate::args::Sources;

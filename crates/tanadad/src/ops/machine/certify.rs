@@ -6,7 +6,7 @@ use std::time::Duration;
 use tanada_qemu::machine::SERIAL_BYTES_MAX;
 use tanada_quiesce::probe::Mount;
 use tanada_quiesce::verdict::Verdict;
-use tanada_quiesce::{Cause, Certificate, Cut, DiskEntry, GuestFacts, Level};
+use tanada_quiesce::{Cause, Certificate, Cut, DiskEntry, GuestFacts, Level, Participant};
 use tanada_xapi::{ApiResult, Map, Ref, Value};
 
 use super::cut::{CutDone, Instantness, Part};
@@ -20,6 +20,8 @@ pub struct Taken {
     pub power_state: String,
     pub guest: GuestFacts,
     pub mounts: Vec<Mount>,
+    /// Writers of Windows, where it told about them.
+    pub participants: Vec<Participant>,
     pub notes: Vec<String>,
     /// Tell the administrator what would have made it better.
     pub advise: bool,
@@ -77,7 +79,7 @@ pub fn certificate(view: &impl View, disks: &[Disk], parts: &[Part], taken: &Tak
             held_us,
         },
         disks: entries,
-        participants: Vec::new(),
+        participants: taken.participants.clone(),
         downgrade: verdict.downgrade,
         notes,
     }
@@ -118,8 +120,9 @@ fn messages(tx: &mut Tx<'_>, source: &Record, certificate: &Certificate, taken: 
     message(tx, "VM_SNAPSHOTTED", 5, "VM", uuid, &body)?;
     let Some(downgrade) = certificate.downgrade.as_ref().filter(|_| taken.advise) else { return Ok(()) };
     let body = format!(
-        "The snapshot is only crash-consistent: {}. Until that is mended, stop the services of the guest, or shut it down, \
+        "The snapshot is only {}: {}. Until that is mended, stop the services of the guest, or shut it down, \
          before a snapshot from which they are to start without recovery.",
+        if certificate.level == Level::Crash { "crash-consistent" } else { "consistent for its file systems" },
         downgrade.with_advice()
     );
     message(tx, "VM_SNAPSHOT_NOT_QUIESCED", 4, "VM", uuid, &body)?;

@@ -229,6 +229,7 @@ impl Taking {
             power_state: self.source.str("power_state").to_owned(),
             guest: guest(tx, &self.source),
             mounts: Vec::new(),
+            participants: Vec::new(),
             notes: Vec::new(),
             advise: false,
         };

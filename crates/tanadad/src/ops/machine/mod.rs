@@ -14,6 +14,7 @@
 //! | [`discard`] | the end of a snapshot with its disks |
 //! | [`provision`] | `VM.provision` |
 //! | [`quiesce`] | freezing and thawing guests |
+//! | [`trial`] | freezing and thawing tried out: a function of `VM.call_plugin` |
 
 use crate::context::Handlers;
 
@@ -29,6 +30,7 @@ pub mod quiesce;
 pub mod revert;
 pub mod snapshot;
 pub mod suspend;
+pub mod trial;
 
 pub fn handlers() -> Handlers {
     let mut all = Handlers::new();

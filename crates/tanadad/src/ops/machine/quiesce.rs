@@ -12,7 +12,8 @@ use tanada_quiesce::guard::thawing::{self, End};
 use tanada_quiesce::policy::Policy;
 use tanada_quiesce::probe::{Probe, probe};
 use tanada_quiesce::sequence::{self, Request};
-use tanada_quiesce::verdict::Evidence;
+use tanada_quiesce::verdict::{Evidence, Os};
+use tanada_quiesce::vss::{self, Writer};
 use tanada_quiesce::{Cause, Downgrade, GuestFacts, Settings, pace};
 use tanada_xapi::{ApiError, ApiResult, Ref};
 use tokio::time::timeout;
@@ -25,6 +26,8 @@ use crate::ops::intents::{self, Plan};
 /// A thaw that an earlier life owes is waited for so long before the doors open; after that it goes on beside.
 const LEFTOVER_LIMIT: Duration = Duration::from_secs(10);
 const THAW_LIMIT: Duration = Duration::from_secs(30);
+/// Writers are asked when the guest is thawed; the snapshot waits for them, the guest does not.
+const WRITERS_LIMIT: Duration = Duration::from_secs(20);
 /// A storage that needs longer to answer a question is too slow for anything.
 const QUESTION_LIMIT: Duration = Duration::from_secs(10);
 
@@ -57,6 +60,8 @@ pub struct Rested<T> {
     pub evidence: Evidence,
     pub guest: GuestFacts,
     pub probe: Option<Probe>,
+    /// What Windows told about its writers after the thaw.
+    pub writers: Vec<Writer>,
     pub notes: Vec<String>,
 }
 
@@ -69,7 +74,14 @@ pub async fn rest<T>(
     cut: impl Future<Output = T>,
 ) -> Rested<T> {
     let power = machine.str("power_state");
-    let plain = |evidence, cut| Rested { cut, evidence, guest: GuestFacts::default(), probe: None, notes: Vec::new() };
+    let plain = |evidence, cut| Rested {
+        cut,
+        evidence,
+        guest: GuestFacts::default(),
+        probe: None,
+        writers: Vec::new(),
+        notes: Vec::new(),
+    };
     if power == "Halted" {
         return plain(Evidence::ShutDown, Some(cut.await));
     }
@@ -109,7 +121,14 @@ pub async fn rest<T>(
         notes.push(format!("the guard of the freeze failed, and the daemon thawed the guest itself: {words}"));
     }
     let (cut, evidence) = (outcome.cut, outcome.evidence);
-    Rested { cut, evidence, guest: probe.facts.clone(), probe: Some(probe), notes }
+    let mut writers = Vec::new();
+    if probe.os == Os::Windows && evidence.is_answered() {
+        match vss::writers(&agent, WRITERS_LIMIT).await {
+            Ok(told) => writers = told,
+            Err(error) => notes.push(format!("the guest's writers could not be asked one by one: {error}")),
+        }
+    }
+    Rested { cut, evidence, guest: probe.facts.clone(), probe: Some(probe), writers, notes }
 }
 
 /// The agent of a guest that is to be asked and can be; else why not.
@@ -131,7 +150,7 @@ async fn asked(daemon: &Arc<Daemon>, machine: &Record, wish: Wish) -> Result<Arc
 }
 
 /// How long the cut will take, as far as the storage's own past or an answer of it tells.
-async fn expected(daemon: &Daemon, parts: &[Part]) -> Duration {
+pub async fn expected(daemon: &Daemon, parts: &[Part]) -> Duration {
     let mut sum = Duration::ZERO;
     for part in parts {
         sum += match daemon.pace.expected(part.sr.as_str()) {
@@ -150,14 +169,14 @@ async fn expected(daemon: &Daemon, parts: &[Part]) -> Duration {
 }
 
 /// The intent that a thaw is owed.
-struct Debt {
+pub struct Debt {
     daemon: Arc<Daemon>,
     vm: Ref,
     intent: Mutex<Option<String>>,
 }
 
 impl Debt {
-    fn new(daemon: &Arc<Daemon>, vm: &Ref) -> Debt {
+    pub fn new(daemon: &Arc<Daemon>, vm: &Ref) -> Debt {
         Debt { daemon: daemon.clone(), vm: vm.clone(), intent: Mutex::default() }
     }
 }

@@ -11,8 +11,8 @@
 use std::sync::Arc;
 
 use futures_util::FutureExt;
-use tanada_quiesce::Level;
 use tanada_quiesce::verdict::{Verdict, judge};
+use tanada_quiesce::vss;
 use tanada_xapi::{ApiError, ApiResult, Ref, Value};
 use uuid::Uuid;
 
@@ -132,7 +132,8 @@ pub(super) fn write_intents(ctx: &CallContext, parts: &[Part]) -> ApiResult<Vec<
 /// The cut, with the guest at rest if it is to be and can be, and what that was worth.
 async fn cut(ctx: &CallContext, machine: &Record, parts: &[Part], wish: Wish) -> ApiResult<(Taken, Verdict)> {
     let rested = rest(&ctx.daemon, machine, wish, parts, cut::cut(&ctx.daemon, machine.id(), parts)).await;
-    let verdict = judge(&rested.evidence);
+    let mut verdict = judge(&rested.evidence);
+    let participants = vss::judge_writers(&mut verdict, &rested.writers);
     let refusal = || match &verdict.downgrade {
         Some(downgrade) if wish.insist => Err(quiesce::refusal(machine.id(), downgrade)),
         _ => Ok(()),
@@ -144,12 +145,13 @@ async fn cut(ctx: &CallContext, machine: &Record, parts: &[Part], wish: Wish) ->
     // The storage's own words come first: they are what is to be mended.
     let done = cut?;
     refusal()?;
-    let asked = machine.str("power_state") == "Running" && verdict.level == Level::Crash;
+    let asked = machine.str("power_state") == "Running" && verdict.downgrade.is_some();
     let taken = Taken {
         done,
         power_state: machine.str("power_state").to_owned(),
         guest: rested.guest,
         mounts: rested.probe.map(|probe| probe.mounts).unwrap_or_default(),
+        participants,
         notes: rested.notes,
         advise: asked && !wish.skips(),
     };
