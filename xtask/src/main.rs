@@ -23,6 +23,8 @@ usage: cargo xtask COMMAND
           makes the test guest from Debian packages, or the one with PostgreSQL
   demo [--keep] [--dev] [--generations N] [--sr tanada|netapp|equal]
           the main job end to end on a real guest, one line per step; on the embedded store or a simulated array
+  demo --nightly [--keep] [--dev]
+          schedule, quiesced snapshots, backups, loss and restore of a machine with a database under load
   demo --stop DIR
           ends what a demo with --keep left running
   test    everything: the tests of all crates, then the main job on a real guest

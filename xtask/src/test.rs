@@ -53,11 +53,12 @@ pub fn run() -> Result<()> {
     kills::run(kills::Options { count: KILLS, seed: 1, guest: false, dev: true })?;
     demo(GENERATIONS, Kind::Tanada)?;
     demo(GENERATIONS_ON_ARRAYS, Kind::Netapp)?;
-    demo(GENERATIONS_ON_ARRAYS, Kind::Equal)
+    demo(GENERATIONS_ON_ARRAYS, Kind::Equal)?;
+    demo::run(demo::Options { keep: false, dev: true, generations: 0, sr: Kind::Tanada, nightly: true })
 }
 
 fn demo(generations: usize, sr: Kind) -> Result<()> {
-    demo::run(demo::Options { keep: false, dev: true, generations, sr })
+    demo::run(demo::Options { keep: false, dev: true, generations, sr, nightly: false })
 }
 
 /// Fresh seeds, whose first is printed and replays a failure; then the mistakes that are caught in seconds.

@@ -23,7 +23,7 @@ use crate::demo::machine::Machine;
 use crate::demo::prepare;
 use crate::demo::storage::Kind;
 use crate::demo::world::World;
-use crate::{guest, setup};
+use crate::{demo, guest, setup};
 use inspector::{Inspector, Seen};
 use report::Row;
 use server::{Mode, Server, Shot};
@@ -79,19 +79,7 @@ pub fn run(options: &Options) -> Result<()> {
     let guest = guest::database::build(&base)?;
     let mut world = World::start(options.dev, &base.kernel, Kind::Tanada)?;
     let outcome = all(&mut world, &guest, options);
-    match &outcome {
-        Ok(()) => println!("consistency: ok"),
-        Err(error) => {
-            println!("consistency: FAILED: {error:#}");
-            world.show_logs();
-        }
-    }
-    if options.keep {
-        world.keep();
-    } else {
-        world.stop();
-    }
-    outcome
+    demo::finish(world, options.keep, "consistency", outcome)
 }
 
 fn all(world: &mut World, guest: &guest::database::DatabaseGuest, options: &Options) -> Result<()> {
@@ -106,7 +94,7 @@ fn all(world: &mut World, guest: &guest::database::DatabaseGuest, options: &Opti
         let shots = series(world, &server, *mode, options.snapshots)?;
         for (shot, wait_ms) in &shots {
             let row = judged(world, &inspector, shot, *wait_ms)?;
-            println!("ok {} {:?}", shot.name, row);
+            println!("ok {} {row}", shot.name);
             rows.push(row);
         }
         if let Some((shot, _)) = shots.last() {
@@ -182,15 +170,9 @@ pub fn booted(world: &World, shot: &Shot) -> Result<String> {
     let uuid = world.xe(&["vm-install", &format!("template={}", shot.template.uuid), &name])?;
     let instance = Server::boot(world, Machine { uuid })?;
     let verdict = shot.judge(&instance.audit(world)?)?;
-    let told = instance.machine.guest(
-        world,
-        "echo journals replayed: $(dmesg | grep -c 'EXT4-fs.*recovery complete'), \
-         database recovered: $(grep -c 'was not properly shut down' /run/postgresql/log)",
-    )?;
-    let calm = "journals replayed: 0, database recovered: 0";
-    if (shot.mode == Mode::Hooks && told != calm)
-        || (shot.mode == Mode::Frozen && !told.starts_with("journals replayed: 0,"))
-    {
+    let told = instance.recoveries(world)?;
+    let journals_replayed = !told.starts_with("journals replayed: 0,");
+    if (shot.mode == Mode::Hooks && told != server::AT_REST) || (shot.mode == Mode::Frozen && journals_replayed) {
         bail!("the instance of {} says '{told}'", shot.name);
     }
     world.xe(&["vm-uninstall", &format!("uuid={}", instance.machine.uuid), "force=true"])?;

@@ -1,5 +1,7 @@
 //! What a run came to, as a table.
 
+use std::fmt::{self, Display};
+
 use super::server::Mode;
 
 /// One snapshot's figures.
@@ -19,6 +21,25 @@ pub struct Row {
     pub recovered: bool,
     pub required: usize,
     pub lost: usize,
+}
+
+impl Display for Row {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            out,
+            "{}; froze within {} ms, frozen {} ms, write pause {} us, clients waited {} ms; {} journals replayed, {}; \
+             {} committed, {} lost",
+            self.level,
+            self.freeze_us / 1000,
+            self.frozen_us / 1000,
+            self.pause_us,
+            self.wait_ms,
+            self.replays,
+            if self.recovered { "database recovered" } else { "database clean" },
+            self.required,
+            self.lost
+        )
+    }
 }
 
 /// The table, one line per mode.

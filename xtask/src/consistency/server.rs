@@ -23,6 +23,9 @@ const PAUSE_MS: u32 = 10;
 /// For whatever a guest on a busy host has to do.
 const PATIENCE: Duration = Duration::from_secs(300);
 
+/// What [`Server::recoveries`] says of a copy that was at rest.
+pub const AT_REST: &str = "journals replayed: 0, database recovered: 0";
+
 /// How the guest is quiesced; the administrator's choice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -100,6 +103,15 @@ impl Server {
     pub fn audit(&self, world: &World) -> Result<Found> {
         let command = format!("tanada-teller audit {SOCKET} || {{ tail -n 5 /run/postgresql/log >&2; exit 1; }}");
         Found::parse(&self.machine.guest_within(world, &command, PATIENCE)?)
+    }
+
+    /// What was recovered when this machine booted; [`AT_REST`] where nothing had to be.
+    pub fn recoveries(&self, world: &World) -> Result<String> {
+        self.machine.guest(
+            world,
+            "echo journals replayed: $(dmesg | grep -c 'EXT4-fs.*recovery complete'), \
+             database recovered: $(grep -c 'was not properly shut down' /run/postgresql/log)",
+        )
     }
 
     /// Clients that work until the machine ends; their numbers must be new to this machine.
@@ -191,12 +203,18 @@ impl Server {
     }
 }
 
-/// A machine with a root disk alone, not running.
-pub fn bare(world: &World, sr: &str, name: &str, root: &Path) -> Result<Machine> {
+/// A machine without disks, not running.
+pub fn empty(world: &World, sr: &str, name: &str) -> Result<Machine> {
     let label = format!("new-name-label={name}");
     let uuid = world.xe(&["vm-install", "template=Other install media", &label, &format!("sr-uuid={sr}")])?;
     let machine = Machine { uuid };
     prepare::set_memory(world, &machine, MEMORY_MIB)?;
+    Ok(machine)
+}
+
+/// A machine with a root disk alone, not running.
+pub fn bare(world: &World, sr: &str, name: &str, root: &Path) -> Result<Machine> {
+    let machine = empty(world, sr, name)?;
     prepare::add_disk(world, sr, &machine, "0", root.metadata()?.len(), Some(root))?;
     Ok(machine)
 }

@@ -10,6 +10,7 @@ mod generations;
 mod instances;
 pub(crate) mod kills;
 pub(crate) mod machine;
+mod nightly;
 pub(crate) mod prepare;
 mod snapshot;
 pub(crate) mod storage;
@@ -35,16 +36,19 @@ pub struct Options {
     pub generations: usize,
     /// What the repository is on.
     pub sr: Kind,
+    /// The nightly job on the database guest instead of the main job.
+    pub nightly: bool,
 }
 
 impl Options {
     pub fn parse(args: &[&str]) -> Result<Options> {
-        let mut options = Options { keep: false, dev: false, generations: 0, sr: Kind::Tanada };
+        let mut options = Options { keep: false, dev: false, generations: 0, sr: Kind::Tanada, nightly: false };
         let mut args = args.iter();
         while let Some(arg) = args.next() {
             match *arg {
                 "--keep" => options.keep = true,
                 "--dev" => options.dev = true,
+                "--nightly" => options.nightly = true,
                 "--generations" => {
                     let value = args.next().context("--generations needs a number")?;
                     options.generations =
@@ -54,8 +58,13 @@ impl Options {
                     }
                 }
                 "--sr" => options.sr = Kind::parse(args.next().context("--sr needs a type")?)?,
-                other => bail!("demo: unknown option {other}; --keep, --dev, --sr TYPE and --generations N are known"),
+                other => bail!(
+                    "demo: unknown option {other}; --keep, --dev, --nightly, --sr TYPE and --generations N are known"
+                ),
             }
+        }
+        if options.nightly && (options.sr != Kind::Tanada || options.generations != 0) {
+            bail!("demo --nightly runs on the embedded store with generations of its own: no --sr, no --generations");
         }
         if options.generations == 0 {
             options.generations = if options.sr == Kind::Tanada { 50 } else { 12 };
@@ -66,18 +75,26 @@ impl Options {
 
 /// Runs the whole job.
 pub fn run(options: Options) -> Result<()> {
+    if options.nightly {
+        return nightly::run(options);
+    }
     setup::packages()?;
     let guest = guest::build()?;
     let mut world = World::start(options.dev, &guest.kernel, options.sr)?;
     let outcome = main_job(&mut world, &guest, options);
+    finish(world, options.keep, "main job", outcome)
+}
+
+/// Says how it ended, and clears away unless it is to be kept.
+pub(crate) fn finish(world: World, keep: bool, job: &str, outcome: Result<()>) -> Result<()> {
     match &outcome {
-        Ok(()) => println!("main job: ok"),
+        Ok(()) => println!("{job}: ok"),
         Err(error) => {
-            println!("main job: FAILED: {error:#}");
+            println!("{job}: FAILED: {error:#}");
             world.show_logs();
         }
     }
-    if options.keep {
+    if keep {
         world.keep();
     } else {
         world.stop();

@@ -1,7 +1,9 @@
 //! The scratch world of a demo: a directory, the daemon in it, and `xe` to talk to it.
 
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -27,6 +29,8 @@ pub struct World {
     xe: PathBuf,
     /// What the daemon finds out with whether KVM works here.
     kernel: PathBuf,
+    /// Schedules follow [`World::clock`] instead of the time of day.
+    steered: bool,
     daemon: Option<Child>,
     array: Option<Array>,
     notes: Vec<String>,
@@ -37,6 +41,15 @@ impl World {
     /// Builds the programs (`dev`: without optimisation; or takes what `TANADA_BIN` names) and starts the daemon in a new
     /// directory.
     pub fn start(dev: bool, kernel: &Path, sr: Kind) -> Result<World> {
+        World::begin(dev, kernel, sr, false)
+    }
+
+    /// The same, where the schedules' time stands still until [`World::clock`] moves it.
+    pub fn start_steered(dev: bool, kernel: &Path, sr: Kind) -> Result<World> {
+        World::begin(dev, kernel, sr, true)
+    }
+
+    fn begin(dev: bool, kernel: &Path, sr: Kind, steered: bool) -> Result<World> {
         let binary = sh::tanada(dev)?;
         catch_interrupts();
         let dir = tempfile::Builder::new()
@@ -53,6 +66,7 @@ impl World {
             binary,
             xe,
             kernel: kernel.to_path_buf(),
+            steered,
             daemon: None,
             array: None,
             notes: Vec::new(),
@@ -82,7 +96,8 @@ impl World {
     /// Starts (or starts again) the control plane and waits until it answers.
     pub fn start_daemon(&mut self) -> Result<()> {
         let log = File::options().create(true).append(true).open(self.log_path())?;
-        let child = Command::new(&self.binary)
+        let mut command = Command::new(&self.binary);
+        command
             .arg("daemon")
             .args([
                 Path::new("--state-dir"),
@@ -96,10 +111,11 @@ impl World {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
-            .process_group(0)
-            .spawn()
-            .context("starting the daemon")?;
-        self.daemon = Some(child);
+            .process_group(0);
+        if self.steered {
+            command.args([Path::new("--clock"), &self.clock_socket()]);
+        }
+        self.daemon = Some(command.spawn().context("starting the daemon")?);
         eventually("the daemon answers", Duration::from_secs(30), || self.xe(&["host-list", "--minimal"])).map(drop)
     }
 
@@ -109,6 +125,25 @@ impl World {
         daemon.kill().context("killing the daemon")?;
         daemon.wait().context("waiting for the daemon")?;
         Ok(())
+    }
+
+    fn clock_socket(&self) -> PathBuf {
+        self.dir.join("run/clock.sock")
+    }
+
+    /// Moves the schedules' clock (`at TIME`, or `through TIME` with every run on the way) and returns what it answers when
+    /// nothing of it is under way any more.
+    pub fn clock(&self, order: &str) -> Result<String> {
+        let path = self.clock_socket();
+        let mut stream =
+            UnixStream::connect(&path).with_context(|| format!("reaching the clock {}", path.display()))?;
+        writeln!(stream, "{order}").context("moving the clock")?;
+        let mut answer = String::new();
+        BufReader::new(stream).read_line(&mut answer).context("the clock's answer")?;
+        match answer.trim().strip_prefix("ok ") {
+            Some(told) => Ok(told.to_owned()),
+            None => bail!("the clock answers '{}' to '{order}'", answer.trim()),
+        }
     }
 
     fn socket(&self) -> PathBuf {
