@@ -86,24 +86,47 @@ fn all(world: &mut World, guest: &guest::database::DatabaseGuest, options: &Opti
     let sr = prepare::storage_repository(world, Kind::Tanada)?;
     let mut server = Server::install(world, &sr, guest)?;
     world.remember_accelerator(true)?;
-    let inspector = Inspector::start(world, &sr, &guest.root)?;
     server.start_clients(world, &[1, 2])?;
-    let mut rows = Vec::new();
+    let mut shots = Vec::new();
     for mode in &options.modes {
         server.prepare(world, *mode)?;
-        let shots = series(world, &server, *mode, options.snapshots)?;
-        for (shot, wait_ms) in &shots {
-            let row = judged(world, &inspector, shot, *wait_ms)?;
-            println!("ok {} {row}", shot.name);
-            rows.push(row);
-        }
-        if let Some((shot, _)) = shots.last() {
+        let series = series(world, &server, *mode, options.snapshots)?;
+        println!("taken: {}", times(*mode, &series)?);
+        shots.extend(series);
+    }
+    let inspector = Inspector::start(world, &sr, &guest.root)?;
+    let mut rows = Vec::new();
+    for (shot, wait_ms) in &shots {
+        let row = judged(world, &inspector, shot, *wait_ms)?;
+        println!("ok {} {row}", shot.name);
+        rows.push(row);
+    }
+    inspector.stop(world)?;
+    for mode in &options.modes {
+        if let Some((shot, _)) = shots.iter().rfind(|(shot, _)| shot.mode == *mode) {
             println!("ok {} booted whole: {}", shot.name, booted(world, shot)?);
         }
     }
-    inspector.stop(world)?;
     print!("{}", report::table(&rows));
     Ok(())
+}
+
+/// What is known before the copies are looked into, each as median and maximum.
+fn times(mode: Mode, series: &[(Shot, u64)]) -> Result<String> {
+    let spread = |key: &str, unit: u64| -> Result<String> {
+        let values: Result<Vec<u64>> = series.iter().map(|(shot, _)| Ok(shot.frozen(key)? / unit)).collect();
+        Ok(report::spread(values?.into_iter()))
+    };
+    let pauses: Result<Vec<u64>> = series.iter().map(|(shot, _)| shot.number("slowest_write_us")).collect();
+    Ok(format!(
+        "{} {}; froze within {} ms, frozen {} ms, write pause {} us, clients waited {} ms",
+        series.len(),
+        mode.name(),
+        spread("freeze_us", 1000)?,
+        spread("frozen_us", 1000)?,
+        report::spread(pauses?.into_iter()),
+        report::spread(series.iter().map(|(_, wait_ms)| *wait_ms)),
+    ))
 }
 
 /// Snapshots under load; with each the clients' longest wait over it.

@@ -84,7 +84,7 @@ pub fn table(rows: &[Row]) -> String {
 }
 
 /// Median and maximum.
-fn spread(values: impl Iterator<Item = u64>) -> String {
+pub fn spread(values: impl Iterator<Item = u64>) -> String {
     let mut values: Vec<u64> = values.collect();
     values.sort_unstable();
     match values[..] {
