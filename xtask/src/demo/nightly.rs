@@ -200,7 +200,12 @@ fn lose(world: &mut World, sr: &str, server: &Server) -> Result<()> {
     for uuid in snapshots(world, server)? {
         world.xe(&["snapshot-uninstall", &format!("snapshot-uuid={uuid}"), "force=true"])?;
     }
+    let disks: Result<Vec<String>> = DISKS.iter().map(|device| server.machine.disk(world, device)).collect();
     world.xe(&["vm-uninstall", &format!("uuid={}", server.machine.uuid), "force=true"])?;
+    // Disks that were plugged in by hand outlive their machine.
+    for vdi in disks? {
+        world.xe(&["vdi-destroy", &format!("uuid={vdi}")])?;
+    }
     let left = world.xe(&["vdi-list", &format!("sr-uuid={sr}"), "--minimal"])?;
     if !left.is_empty() {
         bail!("disks are left: {left}");
