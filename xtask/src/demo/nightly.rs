@@ -45,6 +45,7 @@ fn job(world: &mut World, guest: &DatabaseGuest) -> Result<()> {
     world.remember_accelerator(true)?;
     step(world, "vmss-create", |world| schedule(world, &server))?;
     let first = step(world, "night-1", |world| night(world, &server, 1, Mode::Hooks))?;
+    step(world, "snapshot-certificate", |world| certificate(world, &first))?;
     let mut backups = vec![step(world, "full-backup", |world| back_up(world, &first, None))?];
     let second = step(world, "night-2", |world| night(world, &server, 2, Mode::Hooks))?;
     backups.push(step(world, "delta-backup-1", |world| back_up(world, &second, Some(&first)))?);
@@ -125,6 +126,16 @@ fn night(world: &mut World, server: &Server, number: u32, mode: Mode) -> Result<
         told_of("freeze-verified-by"),
     ));
     Ok(shot)
+}
+
+/// The certificate, as a person reads it.
+fn certificate(world: &mut World, shot: &Shot) -> Result<()> {
+    let text = world.xe(&["snapshot-certificate", &format!("uuid={}", shot.template.uuid)])?;
+    if !text.contains("application") || !text.contains("fsfreeze+hooks") {
+        bail!("the certificate does not tell level and method:\n{text}");
+    }
+    text.lines().filter(|line| !line.trim().is_empty()).for_each(|line| world.note(line));
+    Ok(())
 }
 
 /// A hook that fails: the night's snapshot is only crash-consistent, and says so, and a message tells what to do.
