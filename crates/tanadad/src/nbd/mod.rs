@@ -43,7 +43,9 @@ pub use info::handlers;
 pub const PORT: u16 = 10809;
 /// Clients at a time; more are turned away. Backup programs open up to eight for each disk.
 const CLIENTS_MAX: usize = 64;
-/// From the connection to the entry into an export, the attaching of the disk included.
+/// From the connection to the end of the TLS handshake.
+const TLS_LIMIT: Duration = Duration::from_secs(10);
+/// From there to the entry into an export, the attaching of the disk included.
 const ENTRY_LIMIT: Duration = Duration::from_secs(120);
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// After a failed accept, so that the processor is not kept busy failing.
@@ -132,7 +134,7 @@ async fn client(stream: TcpStream, tls: &TlsAcceptor, daemon: &Arc<Daemon>) -> a
     let mut stopping = daemon.stopping.subscribe();
     let entered = tokio::select! {
         _ = stopping.wait_for(|stopping| *stopping) => return Ok(()),
-        entered = timeout(ENTRY_LIMIT, enter(stream, tls, daemon)) => entered.context("it does not come to an entry")??,
+        entered = enter(stream, tls, daemon) => entered?,
     };
     let Some((mut client, mut entry)) = entered else { return Ok(()) };
     tracing::debug!(vdi = entry.vdi, "an NBD client has come in");
@@ -153,10 +155,15 @@ async fn enter(
     tls: &TlsAcceptor,
     daemon: &Arc<Daemon>,
 ) -> anyhow::Result<Option<(TlsStream<TcpStream>, options::Entry)>> {
-    let Some(flags) = options::until_tls(&mut stream).await? else { return Ok(None) };
-    let mut client = tls.accept(stream).await.context("TLS")?;
-    let entry = options::until_entry(&mut client, flags, daemon).await?;
-    Ok(entry.map(|entry| (client, entry)))
+    let secured = async {
+        let Some(flags) = options::until_tls(&mut stream).await? else { return Ok(None) };
+        let client = tls.accept(stream).await.context("TLS")?;
+        anyhow::Ok(Some((client, flags)))
+    };
+    let secured = timeout(TLS_LIMIT, secured).await.context("it does not come to TLS")??;
+    let Some((mut client, flags)) = secured else { return Ok(None) };
+    let entry = timeout(ENTRY_LIMIT, options::until_entry(&mut client, flags, daemon)).await;
+    Ok(entry.context("it does not come to an entry")??.map(|entry| (client, entry)))
 }
 
 async fn pass(client: &mut TlsStream<TcpStream>, backend: &mut UnixStream) -> std::io::Result<()> {

@@ -66,7 +66,7 @@ pub async fn start(daemon: &Arc<Daemon>) -> anyhow::Result<()> {
     pbd::reopen(daemon).await;
     reconcile::end_intents(daemon, None).await;
     reconcile::compare(daemon).await;
-    cbt::keep_current(daemon).await;
+    cbt::keep_current(daemon);
     allowed::keep_current(daemon);
     metadata::keep_current(daemon);
     throw_away::keep_current(daemon);

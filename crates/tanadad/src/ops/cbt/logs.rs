@@ -2,7 +2,7 @@
 //!
 //! What a log says is in memory as well, except the bitmaps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::PathBuf;
@@ -40,12 +40,14 @@ impl Log {
 pub struct Logs {
     dir: PathBuf,
     known: Mutex<BTreeMap<(Uuid, Uuid), Log>>,
+    /// SR and volume of logs that lead further, while nobody knows whether the volume is gone.
+    done_with: Mutex<BTreeSet<(Uuid, Uuid)>>,
     pub turn: RwLock<()>,
 }
 
 impl Logs {
     pub fn new(dir: PathBuf) -> Logs {
-        Logs { dir, known: Mutex::default(), turn: RwLock::default() }
+        Logs { dir, known: Mutex::default(), done_with: Mutex::default(), turn: RwLock::default() }
     }
 
     fn known(&self) -> MutexGuard<'_, BTreeMap<(Uuid, Uuid), Log>> {
@@ -58,13 +60,30 @@ impl Logs {
         for sr in srs {
             for volume in entries(&self.dir.join(sr.to_string()))?.unwrap_or_default() {
                 match self.read(sr, volume) {
-                    Ok((log, _)) => drop(self.known().insert((sr, volume), log)),
+                    Ok((log, _)) => self.learn(sr, log),
                     // Without it the next backup is a full one.
                     Err(error) => tracing::warn!(%sr, %volume, %error, "a log of changed blocks cannot be read"),
                 }
             }
         }
         Ok(())
+    }
+
+    fn learn(&self, sr: Uuid, log: Log) {
+        if !log.is_pending() {
+            self.done_with.lock().unwrap_or_else(PoisonError::into_inner).insert((sr, log.volume));
+        }
+        self.known().insert((sr, log.volume), log);
+    }
+
+    /// Volumes of an SR that are to be destroyed.
+    pub fn done_with(&self, sr: Uuid) -> Vec<Uuid> {
+        let all = self.done_with.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().filter(|(at, _)| *at == sr).map(|(_, volume)| *volume).collect()
+    }
+
+    pub fn is_gone(&self, sr: Uuid, volume: Uuid) {
+        self.done_with.lock().unwrap_or_else(PoisonError::into_inner).remove(&(sr, volume));
     }
 
     pub fn is_empty(&self) -> bool {
@@ -96,7 +115,7 @@ impl Logs {
         let written = files::create_private_dir(&dir)
             .and_then(|()| files::write_private(&dir.join(log.volume.to_string()), &content));
         written.map_err(|error| ApiError::internal(format!("the log of {} cannot be kept: {error}", log.volume)))?;
-        self.known().insert((sr, log.volume), log.clone());
+        self.learn(sr, log.clone());
         Ok(())
     }
 
@@ -132,6 +151,7 @@ impl Logs {
     /// The SR is destroyed, and all that the logs name with it.
     pub fn forget_sr(&self, sr: Uuid) {
         self.known().retain(|(at, _), _| *at != sr);
+        self.done_with.lock().unwrap_or_else(PoisonError::into_inner).retain(|(at, _)| *at != sr);
         match fs::remove_dir_all(self.dir.join(sr.to_string())) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 tracing::warn!(%sr, %error, "logs of changed blocks are left over");

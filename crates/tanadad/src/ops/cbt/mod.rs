@@ -277,14 +277,8 @@ pub fn load(daemon: &Daemon) -> anyhow::Result<()> {
     Ok(daemon.cbt.load()?)
 }
 
-/// Ends what an earlier life left, and from then on gives data back as soon as the snapshots allow it.
-pub async fn keep_current(daemon: &Arc<Daemon>) {
-    for sr in daemon.cbt.srs() {
-        let _turn = daemon.cbt.turn.write().await;
-        if let Err(error) = settle::end_leftovers(daemon, sr).await {
-            tracing::warn!(%sr, %error, "volumes whose data is destroyed are left over");
-        }
-    }
+/// Gives data back as soon as the snapshots allow it, and ends what an earlier life left.
+pub fn keep_current(daemon: &Arc<Daemon>) {
     let daemon = Arc::downgrade(daemon);
     tokio::spawn(async move {
         let Some(strong) = daemon.upgrade() else { return };

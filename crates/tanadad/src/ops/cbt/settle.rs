@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use tanada_driver::Driver;
+use tanada_driver::{Driver, Moved};
 use tanada_xapi::{ApiResult, Ref};
 use uuid::Uuid;
 
@@ -96,7 +96,9 @@ pub async fn settle(daemon: &Arc<Daemon>, sr: Uuid) {
     let logs = &daemon.cbt;
     let Some(record) = daemon.db.read(|state| state.find_by_uuid("SR", &sr.to_string())) else { return };
     let Ok(driver) = daemon.storage.driver(record.id()) else { return };
-    let (mut skipped, mut given_back) = (BTreeSet::new(), false);
+    let mut given_back =
+        destroy_done(logs, sr, driver.as_ref(), &daemon.db.read(|state| disks_of(state, record.id()))).await;
+    let mut skipped = BTreeSet::new();
     loop {
         let disks = daemon.db.read(|state| disks_of(state, record.id()));
         let Some(step) = next_step(&logs.of(sr), &disks, &skipped) else { break };
@@ -119,6 +121,22 @@ fn disks_of(view: &impl View, sr: &Ref) -> Vec<Disk> {
     view.resolve("VDI", &vdis).iter().filter_map(|vdi| Disk::of(vdi)).collect()
 }
 
+/// Destroys the volumes whose changes are written down: what an earlier life or a failing storage left. True where one went.
+async fn destroy_done(logs: &Logs, sr: Uuid, driver: &dyn Driver, disks: &[Disk]) -> bool {
+    let mut given_back = false;
+    for volume in logs.done_with(sr) {
+        let has_data = disks.iter().any(|disk| disk.volume == volume && disk.has_data);
+        match if has_data { Ok(Moved::default()) } else { driver.destroy(volume).await } {
+            Ok(moved) => {
+                logs.is_gone(sr, volume);
+                given_back |= moved.changed;
+            }
+            Err(error) => tracing::warn!(%sr, %volume, %error, "a volume whose data is destroyed stays for now"),
+        }
+    }
+    given_back
+}
+
 /// True where a volume went.
 async fn carry_out(logs: &Logs, sr: Uuid, driver: &dyn Driver, step: Step) -> ApiResult<bool> {
     match step {
@@ -132,8 +150,10 @@ async fn carry_out(logs: &Logs, sr: Uuid, driver: &dyn Driver, step: Step) -> Ap
             let extents = driver.difference(log.volume, next).await.map_err(driver_error)?;
             let volume = log.volume;
             logs.save(sr, &Log { next, ..log }, &Bitmap::of(&extents)?)?;
-            // Once the changes are written down; left over by a crash it is destroyed at the next start.
-            Ok(driver.destroy(volume).await.map_err(driver_error)?.changed)
+            // Once the changes are written down; where this fails it is done again later, also by the next process.
+            let moved = driver.destroy(volume).await.map_err(driver_error)?;
+            logs.is_gone(sr, volume);
+            Ok(moved.changed)
         }
         Step::Bypass(passed) => {
             let onward = logs.bitmap(sr, passed.volume)?;
@@ -146,19 +166,6 @@ async fn carry_out(logs: &Logs, sr: Uuid, driver: &dyn Driver, step: Step) -> Ap
             Ok(false)
         }
     }
-}
-
-/// After a start: volumes whose changes were written down just before the end of the process.
-pub async fn end_leftovers(daemon: &Daemon, sr: Uuid) -> ApiResult<()> {
-    let Some(record) = daemon.db.read(|state| state.find_by_uuid("SR", &sr.to_string())) else { return Ok(()) };
-    let Ok(driver) = daemon.storage.driver(record.id()) else { return Ok(()) };
-    let disks = daemon.db.read(|state| disks_of(state, record.id()));
-    for log in daemon.cbt.of(sr).values().filter(|log| !log.is_pending()) {
-        if !disks.iter().any(|disk| disk.volume == log.volume && disk.has_data) {
-            driver.destroy(log.volume).await.map_err(driver_error)?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

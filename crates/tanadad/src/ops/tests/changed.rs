@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use tanada_driver::DriverErrorKind;
+use tanada_driver::memory::Fault;
 use tanada_xapi::{ApiResult, Ref, Value};
 use uuid::Uuid;
 
@@ -182,4 +184,62 @@ async fn a_grown_disk_has_the_bits_of_the_larger_one() {
     let answer = world.call("VDI.list_changed_blocks", [Value::from(&small), Value::from(&large)]).await.unwrap();
     // 32 bits, the last one set.
     assert_eq!(answer.as_str(), Some("AAAAAQ=="));
+}
+
+/// Monday's data is destroyed, something is written, Tuesday comes; from wherever that stopped before.
+async fn nights(world: &World, disk: &Ref, monday: &Ref) -> ApiResult<Ref> {
+    world.on("VDI.data_destroy", monday).await?;
+    world.touch(disk, 2, 1);
+    let there = world.all("VDI").into_iter().find(|vdi| vdi.bool("is_a_snapshot") && vdi.id() != monday);
+    match there {
+        Some(tuesday) => Ok(tuesday.id().clone()),
+        None => world.call("VDI.snapshot", [Value::from(disk), Value::empty_map()]).await.map(|vdi| reference(&vdi)),
+    }
+}
+
+async fn assert_nothing_is_lost(world: &World, disk: &Ref, monday: &Ref, label: &str) {
+    let tuesday = nights(world, disk, monday).await.unwrap_or_else(|error| panic!("{label}: {error}"));
+    // Whatever failed before is done again when something changes.
+    world.call("VDI.set_name_label", [Value::from(disk), Value::from(label)]).await.unwrap();
+    world.volumes_left(2).await;
+    assert_eq!(world.changed(monday, &tuesday).await.unwrap(), [2], "{label}");
+    world.call("SR.scan", [Value::from(&world.sr)]).await.unwrap();
+    assert_eq!(world.all("VDI").len(), 3, "{label}");
+    assert!(world.all("VDI").iter().all(|vdi| !vdi.bool("missing")), "{label}");
+}
+
+#[tokio::test]
+async fn no_change_is_lost_where_the_storage_fails() {
+    for fault in [Fault::Before, Fault::After] {
+        for nth in 1..6 {
+            let label = format!("call {nth} fails {fault:?}");
+            let world = World::new().await;
+            let disk = world.tracked().await;
+            let monday = world.cut(&disk).await;
+            world.driver.fail(nth, fault, DriverErrorKind::Unreachable);
+            // Whether it fails depends on what struck: a step of this, or of what follows in the background.
+            let _ = nights(&world, &disk, &monday).await;
+            assert_nothing_is_lost(&world, &disk, &monday, &label).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_change_is_lost_where_the_daemon_dies() {
+    for steps in 1..8 {
+        let label = format!("killed after {steps} steps");
+        let world = World::new().await;
+        let disk = world.tracked().await;
+        let monday = world.cut(&disk).await;
+        world.driver.pause_after(steps);
+        let paused = world.driver.clone();
+        tokio::select! {
+            biased;
+            _ = nights(&world, &disk, &monday) => {}
+            () = paused.paused() => {}
+        }
+        world.driver.resume();
+        let world = world.restart().await;
+        assert_nothing_is_lost(&world, &disk, &monday, &label).await;
+    }
 }
