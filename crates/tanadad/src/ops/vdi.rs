@@ -473,10 +473,10 @@ pub async fn destroy_disk(daemon: &Arc<Daemon>, vdi: &Ref) -> ApiResult<()> {
     let record = daemon.db.read(|state| state.get("VDI", vdi))?;
     let sr = record.reference("SR");
     let driver = daemon.storage.driver(&sr)?;
-    if cbt::destroyed(daemon, &record).await? {
+    let Some(_turn) = cbt::destroyed(daemon, &record).await? else {
         sizes_changed(daemon, &sr).await;
         return Ok(());
-    }
+    };
     let volume = volume_id(record.str("location"))?;
     let intent = Plan::Destroy { sr: sr.to_string(), vdi: vdi.to_string(), volume }.write(daemon)?;
     if let Err(error) = driver.destroy(volume).await {

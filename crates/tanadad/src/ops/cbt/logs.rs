@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use tanada_xapi::{ApiError, ApiResult};
@@ -35,23 +35,29 @@ impl Log {
     }
 }
 
-/// All logs. Whoever changes them, or destroys a volume that they may name, holds `turn` for writing; whoever reads
-/// several in a row for reading.
+/// All logs. Whoever changes those of an SR holds its [`Logs::turn`] for writing; whoever reads several in a row, or destroys
+/// a volume that none may come to name, for reading.
 pub struct Logs {
     dir: PathBuf,
     known: Mutex<BTreeMap<(Uuid, Uuid), Log>>,
     /// SR and volume of logs that lead further, while nobody knows whether the volume is gone.
     done_with: Mutex<BTreeSet<(Uuid, Uuid)>>,
-    pub turn: RwLock<()>,
+    turns: Mutex<BTreeMap<Uuid, Arc<RwLock<()>>>>,
 }
 
 impl Logs {
     pub fn new(dir: PathBuf) -> Logs {
-        Logs { dir, known: Mutex::default(), done_with: Mutex::default(), turn: RwLock::default() }
+        Logs { dir, known: Mutex::default(), done_with: Mutex::default(), turns: Mutex::default() }
     }
 
     fn known(&self) -> MutexGuard<'_, BTreeMap<(Uuid, Uuid), Log>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Of one SR: an array that does not answer keeps nobody else waiting.
+    pub fn turn(&self, sr: Uuid) -> Arc<RwLock<()>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(turns.entry(sr).or_default())
     }
 
     /// Reads what an earlier life of the process left.

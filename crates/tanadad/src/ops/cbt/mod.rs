@@ -38,6 +38,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tanada_driver::{Driver, DriverError, DriverErrorKind};
 use tanada_xapi::{ApiError, ApiResult, Ref, Value};
+use tokio::sync::OwnedRwLockReadGuard;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
@@ -123,7 +124,7 @@ async fn data_destroy(ctx: CallContext, args: Args) -> ApiResult<Value> {
     let (_mark, record, driver) = begin(&ctx, &vdi, "data_destroy", false)?;
     supported(driver.as_ref(), &record)?;
     let (sr, volume) = (sr_uuid(&ctx.daemon, &record)?, volume_id(record.str("location"))?);
-    let _turn = ctx.daemon.cbt.turn.write().await;
+    let _turn = ctx.daemon.cbt.turn(sr).write_owned().await;
     ctx.daemon.cbt.save(sr, &pending(&record, volume), &Bitmap::default())?;
     ctx.db().write(|tx| {
         tx.set_all("VDI", &vdi, [("type", Value::from(METADATA_TYPE)), ("physical_utilisation", Value::from(0))])
@@ -157,26 +158,32 @@ fn sr_uuid(daemon: &Daemon, vdi: &Record) -> ApiResult<Uuid> {
     Uuid::parse_str(sr.uuid()).map_err(|_| ApiError::uuid_invalid("SR", sr.uuid()))
 }
 
-/// Ends a VDI whose log, or another's that leads to it, needs a say; false where there is none and the volume may go.
-pub async fn destroyed(daemon: &Arc<Daemon>, vdi: &Record) -> ApiResult<bool> {
-    if daemon.cbt.is_empty() {
-        return Ok(false);
-    }
+/// Ends a VDI whose log, or another's that leads to it, needs a say. Otherwise answers what the caller holds while it
+/// destroys the volume: no log may come to lead there meanwhile.
+pub async fn destroyed(daemon: &Arc<Daemon>, vdi: &Record) -> ApiResult<Option<OwnedRwLockReadGuard<()>>> {
     let (sr, volume) = (sr_uuid(daemon, vdi)?, volume_id(vdi.str("location"))?);
-    let _turn = daemon.cbt.turn.write().await;
-    let is_metadata = vdi.str("type") == METADATA_TYPE;
-    if !is_metadata && !daemon.cbt.of(sr).values().any(|log| log.next == volume && log.volume != volume) {
-        return Ok(false);
+    let reading = daemon.cbt.turn(sr).read_owned().await;
+    if !is_needed(daemon, sr, vdi, volume) {
+        return Ok(Some(reading));
     }
-    if is_metadata && !daemon.cbt.knows(sr, volume) {
-        return Ok(false);
+    drop(reading);
+    let writing = daemon.cbt.turn(sr).write_owned().await;
+    if !is_needed(daemon, sr, vdi, volume) {
+        return Ok(Some(writing.downgrade()));
     }
-    if !is_metadata {
+    if vdi.str("type") != METADATA_TYPE {
         daemon.cbt.save(sr, &pending(vdi, volume), &Bitmap::default())?;
     }
     daemon.db.write(|tx| remove_record(tx, vdi.id()))?;
     settle::settle(daemon, sr).await;
-    Ok(true)
+    Ok(None)
+}
+
+fn is_needed(daemon: &Daemon, sr: Uuid, vdi: &Record, volume: Uuid) -> bool {
+    match vdi.str("type") == METADATA_TYPE {
+        true => daemon.cbt.knows(sr, volume),
+        false => daemon.cbt.of(sr).values().any(|log| log.next == volume && log.volume != volume),
+    }
 }
 
 /// Volumes that logs need, or are about to destroy: no records are made for them.
@@ -207,7 +214,7 @@ async fn list_changed_blocks(ctx: CallContext, args: Args) -> ApiResult<Value> {
     }
     let driver = ctx.daemon.storage.driver(&to.reference("SR"))?;
     supported(driver.as_ref(), &to)?;
-    let _turn = ctx.daemon.cbt.turn.read().await;
+    let _turn = ctx.daemon.cbt.turn(sr_uuid(&ctx.daemon, &to)?).read_owned().await;
     let changed = changes(&ctx.daemon, driver.as_ref(), &from, &to).await?;
     let size = from.int("virtual_size").max(to.int("virtual_size"));
     let size = u64::try_from(size).unwrap_or_default();
@@ -304,8 +311,8 @@ async fn follow(daemon: &Arc<Daemon>, seen: u64) -> u64 {
         (state.generation(), concerned)
     });
     if concerned && !daemon.cbt.is_empty() {
-        let _turn = daemon.cbt.turn.write().await;
         for sr in daemon.cbt.srs() {
+            let _turn = daemon.cbt.turn(sr).write_owned().await;
             settle::settle(daemon, sr).await;
         }
     }
