@@ -5,6 +5,8 @@
 pub enum Cause {
     /// Nobody was there to be asked: the machine was off, suspended or paused.
     NotRunning,
+    /// The machine was switched off, not shut down.
+    SwitchedOff,
     /// The VM's policy is not to ask.
     Skipped,
     AgentAbsent,
@@ -48,8 +50,9 @@ pub enum Cause {
 }
 
 impl Cause {
-    pub const ALL: [Cause; 23] = [
+    pub const ALL: [Cause; 24] = [
         Cause::NotRunning,
+        Cause::SwitchedOff,
         Cause::Skipped,
         Cause::AgentAbsent,
         Cause::AgentSilent,
@@ -78,6 +81,7 @@ impl Cause {
     pub const fn code(self) -> &'static str {
         match self {
             Cause::NotRunning => "not-running",
+            Cause::SwitchedOff => "switched-off",
             Cause::Skipped => "skipped",
             Cause::AgentAbsent => "agent-absent",
             Cause::AgentSilent => "agent-silent",
@@ -111,6 +115,7 @@ impl Cause {
     pub const fn advice(self) -> Option<&'static str> {
         Some(match self {
             Cause::NotRunning | Cause::Skipped => return None,
+            Cause::SwitchedOff => "start the machine once and shut it down; its file systems recover when it starts",
             Cause::AgentAbsent => {
                 "install and start the QEMU guest agent in the guest (Linux: package qemu-guest-agent)"
             }

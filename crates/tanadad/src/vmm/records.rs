@@ -117,6 +117,19 @@ pub fn machine_state(tx: &mut Tx<'_>, vm: &Ref, state: &str) -> ApiResult<()> {
     tx.set("VM_metrics", &metrics, "last_updated", DateTime::now())
 }
 
+/// `VM.other_config` says here that the disks are as after a power cut.
+pub const LAST_STOP_KEY: &str = "tanada-last-stop";
+pub const LAST_STOP_HARD: &str = "hard";
+
+/// How the machine ended: its guest shut itself down, or it was cut off. A snapshot of a halted machine says which.
+pub fn note_stop(tx: &mut Tx<'_>, vm: &Ref, by_guest: bool) -> ApiResult<()> {
+    match tx.find("VM", vm) {
+        Some(_) if by_guest => tx.remove_entry("VM", vm, "other_config", LAST_STOP_KEY),
+        Some(_) => tx.put_entry("VM", vm, "other_config", LAST_STOP_KEY, LAST_STOP_HARD),
+        None => Ok(()),
+    }
+}
+
 /// The machine's process has ended: it is halted, or it sleeps.
 pub fn ended(tx: &mut Tx<'_>, vm: &Ref) -> ApiResult<()> {
     match tx.find("VM", vm) {
@@ -178,7 +191,11 @@ pub fn halt_those_without_process(daemon: &Arc<Daemon>) -> ApiResult<()> {
     for vm in all.iter().filter(|vm| alive(vm) && !vm.bool("is_control_domain")) {
         if daemon.vmm.machine(vm.id()).is_none() {
             tracing::warn!(vm = vm.uuid(), "the machine ended while nobody watched");
-            daemon.db.write(|tx| halted(tx, vm.id()))?;
+            daemon.db.write(|tx| {
+                // Nobody knows how; the worse is safe to say.
+                note_stop(tx, vm.id(), false)?;
+                halted(tx, vm.id())
+            })?;
         }
     }
     Ok(())

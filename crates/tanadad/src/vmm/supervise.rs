@@ -347,7 +347,11 @@ impl Supervisor {
         }
         let restart =
             self.shutdown.as_deref() == Some("guest-shutdown") && self.action("actions_after_shutdown") == "restart";
-        self.write(records::ended);
+        let by_guest = self.shutdown.as_deref() == Some("guest-shutdown");
+        self.write(|tx, vm| {
+            records::note_stop(tx, vm, by_guest)?;
+            records::ended(tx, vm)
+        });
         self.daemon.vmm.remove(&vm);
         self.machine.set_ended();
         if restart && let Err(error) = power::start(&self.daemon, &vm, power::StartMode::Run).await {

@@ -13,6 +13,7 @@ use super::cut::{CutDone, Instantness, Part};
 use super::snapshot::Disk;
 use crate::db::{Record, Tx, View};
 use crate::ops::records::message;
+use crate::vmm::records::{LAST_STOP_HARD, LAST_STOP_KEY};
 
 /// A cut that was made, with what is known of its guest.
 pub struct Taken {
@@ -40,6 +41,12 @@ pub fn record(
     let source = tx.get("VM", vm)?;
     let certificate = certificate(tx, disks, parts, taken, verdict);
     tx.set("VM", id, "snapshot_info", Value::Map(info(&certificate, &taken.done)))?;
+    // An instance that is made from it and not started yet is worth as much.
+    match certificate.level {
+        Level::Crash => tx.put_entry("VM", id, "other_config", LAST_STOP_KEY, LAST_STOP_HARD)?,
+        Level::FileSystem | Level::Application => tx.remove_entry("VM", id, "other_config", LAST_STOP_KEY)?,
+        Level::ShutDown | Level::Memory => {}
+    }
     messages(tx, &source, &certificate, taken)
 }
 

@@ -22,6 +22,7 @@ use super::cut::Part;
 use crate::context::Daemon;
 use crate::db::Record;
 use crate::ops::intents::{self, Plan};
+use crate::vmm::records::{LAST_STOP_HARD, LAST_STOP_KEY};
 
 /// A thaw that an earlier life owes is waited for so long before the doors open; after that it goes on beside.
 const LEFTOVER_LIMIT: Duration = Duration::from_secs(10);
@@ -45,7 +46,9 @@ impl Wish {
         let settings = Settings::read(|key| machine.entry("other_config", key)).map_err(|bad| {
             ApiError::invalid_value(format!("other_config:{} ({} is accepted)", bad.key, bad.accepted), bad.value)
         })?;
-        Ok(Wish { settings, insist: insist || settings.policy == Policy::Force })
+        // A machine that is off has nobody who could be brought to rest; what its disks are worth is said all the same.
+        let forced = settings.policy == Policy::Force && machine.str("power_state") != "Halted";
+        Ok(Wish { settings, insist: insist || forced })
     }
 
     pub fn skips(&self) -> bool {
@@ -83,7 +86,7 @@ pub async fn rest<T>(
         notes: Vec::new(),
     };
     if power == "Halted" {
-        return plain(Evidence::ShutDown, Some(cut.await));
+        return plain(halted(machine), Some(cut.await));
     }
     let (agent, probed) = match asked(daemon, machine, wish).await {
         Ok(agent) => {
@@ -129,6 +132,15 @@ pub async fn rest<T>(
         }
     }
     Rested { cut, evidence, guest: probe.facts.clone(), probe: Some(probe), writers, notes }
+}
+
+/// What the disks of a machine without a process are worth.
+fn halted(machine: &Record) -> Evidence {
+    if machine.entry("other_config", LAST_STOP_KEY) != Some(LAST_STOP_HARD) {
+        return Evidence::ShutDown;
+    }
+    let words = "the machine was switched off, or comes from a snapshot of that level, and was not shut down since";
+    Evidence::NotFrozen(Downgrade::new(Cause::SwitchedOff, words))
 }
 
 /// The agent of a guest that is to be asked and can be; else why not.

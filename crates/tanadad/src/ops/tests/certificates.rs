@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::World;
 use crate::ops::records::strings;
+use crate::vmm::records;
 
 fn certificate(world: &World, snapshot: &Ref) -> Certificate {
     Certificate::from_map(&strings(world.get("VM", snapshot).map("snapshot_info"))).unwrap()
@@ -84,6 +85,31 @@ async fn a_policy_that_nobody_understands_is_an_error() {
     }
     world.snapshot(&vm, "x").await.unwrap();
     world.assert_consistent("after refusals").await;
+}
+
+#[tokio::test]
+async fn a_machine_that_was_switched_off_is_not_called_shut_down_and_neither_are_its_copies() {
+    let world = World::new().await;
+    let vm = world.machine(1).await;
+    let cause = |snapshot: &Ref| {
+        let found = certificate(&world, snapshot);
+        (found.level, found.downgrade.and_then(|downgrade| downgrade.cause))
+    };
+    pretend_to_run(&world, &vm);
+    let running = world.snapshot(&vm, "running").await.unwrap();
+    // Its power was cut before it could shut down.
+    world.test.daemon.db.write(|tx| records::note_stop(tx, &vm, false)).unwrap();
+    world.test.daemon.db.write(|tx| records::halted(tx, &vm)).unwrap();
+    set_policy(&world, &vm, "tanada-quiesce", "force");
+    assert_eq!(cause(&world.snapshot(&vm, "off").await.unwrap()), (Level::Crash, Some(Cause::SwitchedOff)));
+    assert_eq!(messages(&world, "VM_SNAPSHOT_NOT_QUIESCED").len(), 1, "the one of the running machine");
+    // An instance of a crash-consistent snapshot is worth as much until its guest has shut itself down.
+    let instance = world.call("VM.clone", [Value::from(&running), Value::from("copy")]).await.unwrap();
+    let instance = Ref::from(instance.as_str().unwrap());
+    world.call("VM.provision", [Value::from(&instance)]).await.unwrap();
+    assert_eq!(cause(&world.snapshot(&instance, "copied").await.unwrap()), (Level::Crash, Some(Cause::SwitchedOff)));
+    world.test.daemon.db.write(|tx| records::note_stop(tx, &instance, true)).unwrap();
+    assert_eq!(cause(&world.snapshot(&instance, "clean").await.unwrap()), (Level::ShutDown, None));
 }
 
 /// An SR beside the world's, over a driver of its own, with a disk of the machine.
