@@ -4,8 +4,10 @@ use crate::processes::end_all_of;
 use crate::{DEADLINE, python, tanada};
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -18,6 +20,8 @@ pub struct Scratch {
     daemon: Option<Child>,
     https: SocketAddr,
     nbd: SocketAddr,
+    /// The daemon's schedules go by a clock that the test moves.
+    steered: bool,
 }
 
 /// What a program said and how it ended.
@@ -31,13 +35,22 @@ pub struct Ran {
 impl Scratch {
     /// Makes the directory and starts the daemon in it.
     pub fn start() -> Scratch {
+        Scratch::begin(false)
+    }
+
+    /// The same, with a clock for schedules that [`Scratch::clock`] moves.
+    pub fn start_steered() -> Scratch {
+        Scratch::begin(true)
+    }
+
+    fn begin(steered: bool) -> Scratch {
         // No underscores: the SDK writes the socket's path as a host name with underscores for slashes.
         let dir =
             tempfile::Builder::new().prefix("tanada-e2e-").tempdir_in("/tmp").expect("a scratch directory").keep();
         // QEMU's unprivileged user has to pass through.
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).expect("permissions of the scratch directory");
         fs::write(dir.join("password"), PASSWORD).expect("the password file");
-        let mut scratch = Scratch { dir, daemon: None, https: free_port(), nbd: free_port() };
+        let mut scratch = Scratch { dir, daemon: None, https: free_port(), nbd: free_port(), steered };
         scratch.start_daemon();
         scratch
     }
@@ -45,8 +58,13 @@ impl Scratch {
     /// Starts the daemon, also again after [`Scratch::kill_daemon`], and waits until it answers.
     pub fn start_daemon(&mut self) {
         let log = File::options().create(true).append(true).open(self.log()).expect("the daemon's log");
-        let daemon = Command::new(tanada())
-            .arg("daemon")
+        let mut command = Command::new(tanada());
+        if self.steered {
+            command.arg("daemon").arg("--clock").arg(self.path("run/clock"));
+        } else {
+            command.arg("daemon");
+        }
+        let daemon = command
             .arg("--state-dir")
             .arg(self.path("state"))
             .arg("--runtime-dir")
@@ -69,6 +87,18 @@ impl Scratch {
             let ran = scratch.xe(["host-list", "--minimal"]);
             if ran.status == 0 { Ok(()) } else { Err(ran.err) }
         });
+    }
+
+    /// Moves the clock of schedules by a line as `through 2027-03-28T02:00:00Z`; what came of it.
+    #[track_caller]
+    pub fn clock(&self, order: &str) -> String {
+        let socket = self.path("run/clock");
+        let mut stream = UnixStream::connect(&socket).expect("the clock's socket");
+        writeln!(stream, "{order}").expect("an order to the clock");
+        let mut answer = String::new();
+        BufReader::new(stream).read_line(&mut answer).expect("the clock's answer");
+        let tally = answer.trim_end().strip_prefix("ok now=").and_then(|rest| rest.split_once(' '));
+        tally.unwrap_or_else(|| panic!("{order}: {answer}")).1.to_owned()
     }
 
     /// As a crash would.
