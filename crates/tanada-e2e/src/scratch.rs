@@ -59,10 +59,9 @@ impl Scratch {
     pub fn start_daemon(&mut self) {
         let log = File::options().create(true).append(true).open(self.log()).expect("the daemon's log");
         let mut command = Command::new(tanada());
+        command.arg("daemon");
         if self.steered {
-            command.arg("daemon").arg("--clock").arg(self.path("run/clock"));
-        } else {
-            command.arg("daemon");
+            command.arg("--clock").arg(self.path("run/clock"));
         }
         let daemon = command
             .arg("--state-dir")

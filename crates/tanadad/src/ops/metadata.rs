@@ -8,15 +8,21 @@
 //! ```json
 //! {"format": 1, "sr": "<uuid>", "objects": [{"class": "VM", "ref": "OpaqueRef:…", "record": {…}}, …]}
 //! ```
+//!
+//! A snapshot takes some eight KiB of it, and schedules make thousands, so a long text is kept compressed (zstd): records
+//! that differ in a few uuids shrink to a twentieth. The more there is, the rarer it is kept.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{Read, Write};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tanada_driver::Driver;
 use tanada_xapi::{ApiError, ApiResult, Map, Ref, Value, json as wire};
+use tanada_xva::Compression;
+use tanada_xva::compress::{Decoder, Encoder};
 use tokio::time::{sleep, timeout};
 
 use super::records::message;
@@ -27,6 +33,15 @@ use crate::storage::{driver_error, volume_id};
 const FORMAT: i64 = 1;
 /// Changes come in crowds; one write follows them.
 const QUIET: Duration = Duration::from_secs(2);
+/// Between two times it rests so many times as long as one takes, up to a minute: with many records, keeping them must
+/// not be all that the daemon does.
+const REST_FACTOR: u32 = 10;
+const QUIET_MAX: Duration = Duration::from_secs(60);
+/// Bytes from which on a text is compressed; what is shorter is left readable.
+const PLAIN_MAX: usize = 64 << 10;
+/// Bytes that a text may have when it is unpacked: fifty thousand snapshots, and no more than a host has memory for when
+/// what it is given is hostile.
+const UNPACKED_MAX: u64 = 512 << 20;
 /// After a failure it is tried again, also when nothing changes.
 const RETRY: Duration = Duration::from_secs(30);
 
@@ -79,6 +94,7 @@ pub fn keep_current(daemon: &Arc<Daemon>) {
         let mut kept: HashMap<Ref, u64> = HashMap::new();
         let mut seen = 0;
         let mut failed = false;
+        let mut quiet = QUIET;
         loop {
             let waited = if failed {
                 timeout(RETRY, changed.changed()).await.unwrap_or(Ok(()))
@@ -88,13 +104,15 @@ pub fn keep_current(daemon: &Arc<Daemon>) {
             if waited.is_err() {
                 return;
             }
-            sleep(QUIET).await;
+            sleep(quiet).await;
             changed.borrow_and_update();
             let Some(daemon) = daemon.upgrade() else { return };
             let (generation, relevant) = daemon.db.read(|state| (state.generation(), concerns_machines(state, seen)));
             seen = generation;
             if relevant || failed {
+                let since = Instant::now();
                 failed = !keep_all(&daemon, &mut kept).await;
+                quiet = (since.elapsed() * REST_FACTOR).clamp(QUIET, QUIET_MAX);
             }
         }
     });
@@ -119,7 +137,7 @@ async fn keep_all(daemon: &Daemon, kept: &mut HashMap<Ref, u64>) -> bool {
         if kept.get(sr.id()) == Some(&hash) {
             continue;
         }
-        match driver.put_metadata(text.as_bytes()).await {
+        match put(driver.as_ref(), text).await {
             Ok(()) => drop(kept.insert(sr.id().clone(), hash)),
             Err(error) => {
                 tracing::warn!(sr = sr.uuid(), %error, "an SR could not keep the records of its machines");
@@ -133,7 +151,32 @@ async fn keep_all(daemon: &Daemon, kept: &mut HashMap<Ref, u64>) -> bool {
 /// Keeps the records of one SR now.
 pub async fn keep(daemon: &Daemon, sr: &Ref, driver: &dyn Driver) -> ApiResult<()> {
     let text = daemon.db.read(|state| Ok::<_, ApiError>(gather(state, state.get("SR", sr)?.as_ref())))?;
-    driver.put_metadata(text.as_bytes()).await.map_err(driver_error)
+    put(driver, text).await
+}
+
+async fn put(driver: &dyn Driver, text: String) -> ApiResult<()> {
+    let packed = tokio::task::spawn_blocking(move || pack(text)).await.map_err(ApiError::internal)?;
+    driver.put_metadata(&packed.map_err(ApiError::internal)?).await.map_err(driver_error)
+}
+
+fn pack(text: String) -> std::io::Result<Vec<u8>> {
+    if text.len() < PLAIN_MAX {
+        return Ok(text.into_bytes());
+    }
+    if text.len() as u64 > UNPACKED_MAX {
+        return Err(std::io::Error::other(format!("{} bytes of records; at most {UNPACKED_MAX} are kept", text.len())));
+    }
+    let mut encoder = Encoder::new(Vec::new(), Compression::Zstd)?;
+    encoder.write_all(text.as_bytes())?;
+    encoder.finish()
+}
+
+/// `None` for what cannot be unpacked, or is more than anything we keep.
+fn unpack(packed: &[u8]) -> Option<Vec<u8>> {
+    let mut text = Vec::new();
+    let mut decoder = Decoder::detect(packed).ok()?.take(UNPACKED_MAX + 1);
+    decoder.read_to_end(&mut text).ok()?;
+    (text.len() as u64 <= UNPACKED_MAX).then_some(text)
 }
 
 /// The records that belong to an SR, as text; the same state gives the same text.
@@ -199,8 +242,8 @@ pub async fn restore(daemon: &Daemon, sr: &Ref) -> ApiResult<usize> {
         return Ok(0);
     }
     let driver = daemon.storage.driver(sr)?;
-    let Some(text) = driver.metadata().await.map_err(driver_error)? else { return Ok(0) };
-    let Some(objects) = parse(&text) else {
+    let Some(packed) = driver.metadata().await.map_err(driver_error)? else { return Ok(0) };
+    let Some(objects) = unpack(&packed).and_then(|text| parse(&text)) else {
         tracing::warn!(%sr, "the records that the SR carries cannot be read");
         return Ok(0);
     };
@@ -265,4 +308,20 @@ fn admit(tx: &mut Tx<'_>, sr: &Ref, kept: &Kept, made: &HashSet<Ref>, there: imp
     }
     tx.create_as(class, kept.id.clone(), fields)?;
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{PLAIN_MAX, pack, unpack};
+
+    #[test]
+    fn long_texts_are_packed_and_short_ones_left_readable() {
+        let short = "{}".to_owned();
+        assert_eq!(pack(short.clone()).unwrap(), short.as_bytes());
+        let long: String = (0..PLAIN_MAX).map(|number| format!("{{\"uuid\": \"{number:036}\"}}")).collect();
+        let packed = pack(long.clone()).unwrap();
+        assert!(packed.len() < long.len() / 10, "{} of {}", packed.len(), long.len());
+        assert_eq!(unpack(&packed).as_deref(), Some(long.as_bytes()));
+        assert_eq!(unpack(&packed[..packed.len() / 2]), None);
+    }
 }

@@ -17,6 +17,7 @@ use super::sr::{sizes_changed, space_comes_back, space_keys};
 use super::throw_away;
 use crate::context::{Args, CallContext, Daemon, Handlers, Operation};
 use crate::db::{Record, Tx, View};
+use crate::schedule::space;
 use crate::storage::{driver_error, is_attached, volume_id};
 
 pub fn handlers() -> Handlers {
@@ -287,6 +288,7 @@ pub fn begin(
 async fn snapshot(ctx: CallContext, args: Args) -> ApiResult<Value> {
     let vdi = args.reference("vdi")?;
     let (_mark, record, driver) = begin(&ctx, &vdi, "snapshot", true)?;
+    space::room_for_generations(&ctx.daemon, &record.reference("SR")).await?;
     let (copies, report) = copies(&ctx.daemon, &driver, &[record], true, None).await?;
     ctx.task.moved(report.moved);
     copies.first().map(Value::from).ok_or_else(|| ApiError::internal("no snapshot was made"))

@@ -12,8 +12,9 @@
 //! | `STORAGE_FILLS` | 3 | 85 % of the space above the floor is used, or all of it will be within 14 days |
 //! | `STORAGE_FILLS` | 2 | 95 %, or within 3 days |
 //! | `STORAGE_REFUSES_SNAPSHOTS` | 1 | the floor is reached |
-//! | `STORAGE_HAS_ROOM` | 5 | none of that any more |
+//! | `STORAGE_HAS_ROOM` | 5 | snapshots are taken again, or none of the above is so any more |
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,7 @@ use tanada_xapi::{ApiError, ApiResult, Ref, Value};
 
 use crate::context::Daemon;
 use crate::db::{Record, Tx, View};
+use crate::ops::machine::snapshot::disks_of;
 use crate::ops::records::message;
 
 /// Before the uuid of an SR.
@@ -98,6 +100,16 @@ pub async fn room_for_generations(daemon: &Daemon, sr: &Ref) -> ApiResult<()> {
     Err(ApiError::sr_backend_failure(44, words))
 }
 
+/// [`room_for_generations`] on every SR that a machine has disks on.
+pub async fn room_for_machine(daemon: &Daemon, vm: &Ref) -> ApiResult<()> {
+    let disks = daemon.db.read(|state| disks_of(state, vm, &[]))?;
+    let srs: BTreeSet<Ref> = disks.iter().map(|disk| disk.vdi.reference("SR")).collect();
+    for sr in &srs {
+        room_for_generations(daemon, sr).await?;
+    }
+    Ok(())
+}
+
 /// Looks at the space of every attached SR.
 pub async fn observe_all(daemon: &Arc<Daemon>) {
     for sr in daemon.db.read(|state| state.all("SR")) {
@@ -134,7 +146,11 @@ pub fn observe(tx: &mut Tx<'_>, sr: &Ref, space: &SpaceFacts, now: i64) -> ApiRe
     let left = forecast::days_left(space.free, floor, growth);
     figures(tx, sr, growth, left)?;
     if level != before {
-        tell(tx, &record, level, space, floor, left)?;
+        let easier = level < before;
+        // From one warning down to another is no news.
+        if !easier || before == Level::Refusing || level == Level::Fine {
+            tell(tx, &record, if easier { Level::Fine } else { level }, space, floor, left)?;
+        }
         note.told = LEVELS.iter().position(|one| *one == level).and_then(|at| u8::try_from(at).ok()).unwrap_or(0);
     }
     tx.put_note(&name, serde_json::to_string(&note).map_err(ApiError::internal)?);
@@ -174,7 +190,7 @@ fn tell(
         floor / MIB
     );
     let (name, priority, body) = match level {
-        Level::Fine => ("STORAGE_HAS_ROOM", 5, room),
+        Level::Fine => ("STORAGE_HAS_ROOM", 5, format!("{room}{when}")),
         Level::Soon => ("STORAGE_FILLS", 3, format!("{room}{when}")),
         Level::VerySoon => ("STORAGE_FILLS", 2, format!("{room}{when}")),
         Level::Refusing => ("STORAGE_REFUSES_SNAPSHOTS", 1, format!("{room}, so that machines can still write")),

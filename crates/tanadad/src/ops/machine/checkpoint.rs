@@ -33,6 +33,7 @@ use crate::ops::intents::{self, Plan};
 use crate::ops::records::message;
 use crate::ops::sr::sizes_changed;
 use crate::ops::vdi::{self, PlannedCopy, plan_copies};
+use crate::schedule::space;
 use crate::transfer::attached::{Access, Attached};
 use crate::vmm::Running;
 use crate::vmm::memory::hardware::Hardware;
@@ -75,6 +76,7 @@ async fn checkpoint(ctx: CallContext, args: Args) -> ApiResult<Value> {
         allowed::vm(tx, &vm, "checkpoint")?;
         disks_of(tx, &vm, &[])?.iter().try_for_each(|disk| vdi::check(tx, disk.vdi.id(), "snapshot", true))
     })?;
+    space::room_for_machine(&ctx.daemon, &vm).await?;
     let taking = Taking::plan(&ctx, &vm)?;
     let made = async {
         let taken = match taking.source.str("power_state") {

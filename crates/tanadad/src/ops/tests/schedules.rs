@@ -1,6 +1,7 @@
 //! Schedules over an SR in memory, by a clock that is moved by hand.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tanada_driver::DriverErrorKind;
 use tanada_driver::memory::Fault;
@@ -8,8 +9,9 @@ use tanada_xapi::{DateTime, Ref, Value};
 
 use super::{World, reference};
 use crate::db::Record;
-use crate::schedule::engine::Engine;
+use crate::schedule::engine::{self, Engine};
 use crate::schedule::notes::{self, Taking};
+use crate::schedule::run::message_of;
 use crate::schedule::space;
 use crate::schedule::steer::Tally;
 
@@ -275,4 +277,45 @@ async fn room_for_guests_is_kept_and_told() {
     assert_eq!(snapshots(&world, &vm).len(), 1);
     assert_eq!(told(&world, "STORAGE_HAS_ROOM").len(), 1);
     world.assert_consistent("after a lack of room").await;
+}
+
+#[tokio::test]
+async fn the_engine_wakes_by_itself() {
+    let world = World::new().await;
+    at(&world, "2026-06-01T12:00:00Z").await;
+    let daemon = &world.test.daemon;
+    engine::start(daemon, None);
+    let hourly = schedule(&world, "hourly", 7, "timezone=UTC").await;
+    let vm = member(&world, &hourly).await;
+    let mut changed = daemon.db.changed();
+    daemon.schedules.clock.set("2026-06-01T13:00:00Z".parse().unwrap());
+    daemon.schedules.changed.notify_one();
+    let marked = async {
+        while !slots(&world, &vm).contains(&"20260601T13:00:00Z".to_owned()) {
+            changed.changed().await.unwrap();
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), marked).await.expect("the run that is due");
+}
+
+#[tokio::test]
+async fn the_type_is_what_the_machine_can_have() {
+    let world = World::new().await;
+    let daily = schedule(&world, "daily", 7, "").await;
+    world.call("VMSS.set_type", [Value::from(&daily), Value::from("checkpoint")]).await.unwrap();
+    let vm = member(&world, &daily).await;
+    let now = |state: &str| {
+        world.test.daemon.db.write(|tx| tx.set("VM", &vm, "power_state", state)).unwrap();
+        message_of(&world.get("VM", &vm), &world.get("VMSS", &daily))
+    };
+    assert_eq!(now("Halted"), "VM.snapshot");
+    assert_eq!(now("Suspended"), "VM.checkpoint");
+    assert_eq!(now("Running"), "VM.checkpoint");
+    exception(&world, &vm, "tanada-schedule-type", "snapshot_with_quiesce").await;
+    assert_eq!(now("Running"), "VM.snapshot_with_quiesce");
+    assert_eq!(now("Suspended"), "VM.snapshot");
+    exception(&world, &vm, "tanada-schedule-skip", "sometimes").await;
+    world.call("VM.remove_from_other_config", [Value::from(&vm), Value::from("tanada-schedule-type")]).await.unwrap();
+    exception(&world, &vm, "tanada-schedule-type", "hope").await;
+    assert_eq!(now("Running"), "VM.checkpoint", "what is not understood has no effect");
 }
