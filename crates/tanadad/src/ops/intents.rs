@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | create | nothing else: records come last | the records of what was made | undone: the volumes are destroyed |
 //! | destroy | the mark on the object | the end of its records | finished |
-//! | discard | before the disks are made | the end of the operation that they are for | undone: the VDIs are destroyed |
+//! | discard | before the disks are made; with the end of their snapshot | the end of the operation that they are for; their end | undone: the VDIs are destroyed |
 //! | resize | the mark | the new size | finished |
 //! | revert | the mark | the machine's new fields | finished |
 //! | sr-create | nothing | the SR's records | undone, where the container is provably ours |
@@ -37,7 +37,7 @@ pub enum Plan {
         sr: String,
         volumes: Vec<Uuid>,
     },
-    /// These VDIs serve an operation that has not ended (a full copy).
+    /// These VDIs serve an operation that has not ended (a full copy), or a snapshot that is no more.
     Discard {
         vdis: Vec<String>,
     },

@@ -77,7 +77,7 @@ pub async fn copy_to_sr(ctx: &CallContext, source: &Record, sr: &Ref) -> ApiResu
     }
 }
 
-/// Destroys disks that served an operation which has failed; those that are left go at the next start.
+/// Destroys disks that served an operation which has failed, or a snapshot that goes; those that are left go at the next start.
 pub async fn discard(daemon: &Arc<Daemon>, vdis: &[Ref], intent: &str) {
     let mut all_gone = true;
     for vdi in vdis {
@@ -86,10 +86,10 @@ pub async fn discard(daemon: &Arc<Daemon>, vdis: &[Ref], intent: &str) {
         }
         // Readers and writers of an operation that was cancelled may still be going.
         if let Err(error) = detach_daemon(daemon, vdi).await {
-            tracing::warn!(%vdi, %error, "a disk of an unfinished operation could not be detached");
+            tracing::warn!(%vdi, %error, "a disk that goes could not be detached");
         }
         if let Err(error) = destroy_disk(daemon, vdi).await {
-            tracing::warn!(%vdi, %error, "a disk of an unfinished operation could not be destroyed");
+            tracing::warn!(%vdi, %error, "a disk that goes could not be destroyed yet");
             all_gone = false;
         }
     }

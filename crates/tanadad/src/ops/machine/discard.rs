@@ -1,30 +1,25 @@
 //! The end of a snapshot with its disks, as one operation.
 //!
-//! The records of the machine go and the intents to destroy its disks are written in one transaction; whatever happens
-//! after that, the disks end, at the latest at the next start.
+//! The records of the machine go, and the intent to destroy its disks is written, in one transaction; whatever happens
+//! after that, the disks end, at the latest at the next start or when their SR is attached again.
 
 use std::sync::Arc;
 
 use tanada_xapi::{ApiError, ApiResult, Ref};
-use uuid::Uuid;
 
 use super::create::remove_record;
 use crate::context::{CallContext, Daemon};
-use crate::db::{Record, Tx, View};
+use crate::db::{Record, View};
 use crate::ops::intents::Plan;
-use crate::ops::sr::{sizes_changed, space_comes_back};
-use crate::ops::{allowed, vdi};
-use crate::storage::{driver_error, is_attached, volume_id};
+use crate::ops::throw_away::ATTACHED;
+use crate::ops::{allowed, vdi, vdi_copy};
+use crate::storage::is_attached;
 
-/// A disk that goes.
-struct Doomed {
-    vdi: Ref,
-    sr: Ref,
-    volume: Uuid,
-    intent: String,
-}
-
-/// Removes a snapshot and its disks. Fails, with everything as it was, where one of them is in use or its SR is not attached.
+/// Removes a snapshot and its disks, with its memory where it has one.
+///
+/// # Errors
+/// `VDI_IN_USE` where a disk is read, or connected with a backup server's machine; `SR_HAS_NO_PBDS` where its SR is not
+/// attached; what `VM.destroy` would answer. Everything is as it was then.
 pub async fn snapshot(daemon: &Arc<Daemon>, id: &Ref) -> ApiResult<()> {
     let ctx = CallContext::internal(daemon);
     let _mark = ctx.begin("VM", id, "destroy", |tx| {
@@ -35,29 +30,21 @@ pub async fn snapshot(daemon: &Arc<Daemon>, id: &Ref) -> ApiResult<()> {
     })?;
     let disks = daemon.db.read(|state| disks(state, id))?;
     for disk in &disks {
-        if is_attached(daemon, disk.id()) {
+        if is_attached(daemon, disk.id()) || daemon.db.read(|state| serves_a_backup(state, disk)) {
             return Err(ApiError::vdi_in_use(disk.id(), "destroy"));
         }
         daemon.storage.driver(&disk.reference("SR"))?;
     }
-    let (uuid, doomed) = daemon.db.write(|tx| {
+    let vdis: Vec<Ref> = disks.iter().map(|disk| disk.id().clone()).collect();
+    let (uuid, intent) = daemon.db.write(|tx| {
         let uuid = tx.get("VM", id)?.uuid().to_owned();
-        disks.iter().try_for_each(|disk| vdi::check(tx, disk.id(), "destroy", false))?;
-        let doomed = disks.iter().map(|disk| doom(tx, disk)).collect::<ApiResult<Vec<_>>>()?;
+        vdis.iter().try_for_each(|vdi| vdi::check(tx, vdi, "destroy", false))?;
         remove_record(tx, id)?;
-        Ok((uuid, doomed))
+        let intent = Plan::Discard { vdis: vdis.iter().map(Ref::to_string).collect() }.put(tx)?;
+        Ok((uuid, intent))
     })?;
     daemon.vmm.host.forget_machine(&uuid);
-    let mut srs: Vec<Ref> = doomed.iter().map(|disk| disk.sr.clone()).collect();
-    for disk in doomed {
-        end(daemon, &disk).await;
-    }
-    srs.sort();
-    srs.dedup();
-    for sr in &srs {
-        sizes_changed(daemon, sr).await;
-        space_comes_back(daemon, sr);
-    }
+    vdi_copy::discard(daemon, &vdis, &intent).await;
     Ok(())
 }
 
@@ -70,19 +57,7 @@ fn disks(view: &impl View, id: &Ref) -> ApiResult<Vec<Arc<Record>>> {
     Ok(own.filter_map(|vdi| view.find("VDI", &vdi)).collect())
 }
 
-fn doom(tx: &mut Tx<'_>, disk: &Record) -> ApiResult<Doomed> {
-    let (sr, volume) = (disk.reference("SR"), volume_id(disk.str("location"))?);
-    let intent = Plan::Destroy { sr: sr.to_string(), vdi: disk.id().to_string(), volume }.put(tx)?;
-    Ok(Doomed { vdi: disk.id().clone(), sr, volume, intent })
-}
-
-/// An intent that cannot be carried out now stays, for the next start or the next time that the SR is attached.
-async fn end(daemon: &Arc<Daemon>, disk: &Doomed) {
-    let ended = async {
-        daemon.storage.driver(&disk.sr)?.destroy(disk.volume).await.map_err(driver_error)?;
-        vdi::finish_destroy(daemon, &disk.vdi, &disk.intent)
-    };
-    if let Err(error) = ended.await {
-        tracing::warn!(vdi = %disk.vdi, %error, "a disk of a removed snapshot could not be destroyed yet");
-    }
+/// Is the disk given to a backup server's machine, plugged or not?
+fn serves_a_backup(view: &impl View, disk: &Record) -> bool {
+    view.resolve("VBD", &disk.refs("VBDs")).iter().any(|vbd| vbd.map("other_config").contains_key(ATTACHED))
 }

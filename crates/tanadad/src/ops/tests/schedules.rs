@@ -9,6 +9,7 @@ use tanada_xapi::{DateTime, Ref, Value};
 
 use super::{World, reference};
 use crate::db::Record;
+use crate::ops::throw_away::ATTACHED;
 use crate::schedule::engine::{self, Engine};
 use crate::schedule::notes::{self, Taking};
 use crate::schedule::run::message_of;
@@ -139,6 +140,16 @@ async fn a_machine_under_export_waits_and_a_snapshot_in_use_stays() {
     assert_eq!(at(&world, "2026-06-01T14:11:00Z").await, Tally { removed: 1, ..Tally::default() });
     assert_eq!(slots(&world, &vm), ["20260601T14:00:00Z"]);
     assert_eq!(told(&world, "VMSS_SNAPSHOT_FAILED"), [""; 0]);
+    // The same for one that a backup server has, also while that is not running.
+    let backup = world.machine(0).await;
+    let vdi = world.vdis(snapshots(&world, &vm)[0].id())[0].clone();
+    let vbd = world.vbd(&backup, &vdi, "autodetect", "RO").await.unwrap();
+    let params = [Value::from(&vbd), Value::from(ATTACHED), Value::from("a snapshot")];
+    world.call("VBD.add_to_other_config", params).await.unwrap();
+    assert_eq!(at(&world, "2026-06-01T15:00:00Z").await, Tally { taken: 1, ..Tally::default() });
+    assert_eq!(snapshots(&world, &vm).len(), 2);
+    world.call("VBD.destroy", [Value::from(&vbd)]).await.unwrap();
+    assert_eq!(at(&world, "2026-06-01T15:01:00Z").await, Tally { removed: 1, ..Tally::default() });
     world.assert_consistent("after an export").await;
 }
 
