@@ -6,7 +6,7 @@ use std::time::Duration;
 use tanada_qemu::machine::SERIAL_BYTES_MAX;
 use tanada_quiesce::probe::Mount;
 use tanada_quiesce::verdict::Verdict;
-use tanada_quiesce::{Cause, Certificate, Cut, DiskEntry, GuestFacts, Level, Participant};
+use tanada_quiesce::{Certificate, Cut, DiskEntry, GuestFacts, Level, Participant};
 use tanada_xapi::{ApiResult, Map, Ref, Value};
 
 use super::cut::{CutDone, Instantness, Part};
@@ -133,12 +133,15 @@ fn messages(tx: &mut Tx<'_>, source: &Record, certificate: &Certificate, taken: 
         downgrade.with_advice()
     );
     message(tx, "VM_SNAPSHOT_NOT_QUIESCED", 4, "VM", uuid, &body)?;
-    if downgrade.cause == Some(Cause::ThawUnconfirmed) {
-        let body = "The guest was frozen for a snapshot and does not answer to thaw. It is asked on and on; if its services \
-                    hang, look at its console.";
-        message(tx, "VM_NOT_THAWED", 2, "VM", uuid, body)?;
-    }
     Ok(())
+}
+
+/// Whatever becomes of the snapshot: a guest stands still.
+pub fn not_thawed(tx: &mut Tx<'_>, vm: &Ref) -> ApiResult<()> {
+    let body = "The guest was frozen for a snapshot and does not answer to thaw. It is asked on and on; if its services hang, \
+                look at its console.";
+    let uuid = tx.get("VM", vm)?.uuid().to_owned();
+    message(tx, "VM_NOT_THAWED", 2, "VM", &uuid, body).map(drop)
 }
 
 fn micros(time: Duration) -> u64 {
