@@ -4,6 +4,7 @@
 //!   superblock  bytes -> which small real store, and what its superblocks say -> checker and engine
 //!   store       bytes -> which small real store, and what to change in it -> checker and engine
 //!   nbd         bytes -> what a client sends, and how it is cut into pieces -> the server's session
+//!   image       bytes -> which small disk image, what to change in it, how it is cut into pieces -> its reader
 //! ```
 //! An input is a little program, read off the bytes by [`Script`]: it never runs out (zeros follow), so that every input
 //! means something and small changes of it change little. Checksums are mended after the changes, or nothing behind the
@@ -13,6 +14,7 @@
 
 mod script;
 
+pub mod image;
 pub mod nbd;
 pub mod store;
 pub mod superblock;
@@ -25,6 +27,7 @@ pub fn target(name: &str) -> Option<fn(&[u8])> {
         "superblock" => Some(superblock::run),
         "store" => Some(store::run),
         "nbd" => Some(nbd::run),
+        "image" => Some(image::run),
         _ => None,
     }
 }

@@ -39,3 +39,8 @@ fn store() {
 fn nbd() {
     replay("nbd");
 }
+
+#[test]
+fn image() {
+    replay("image");
+}

@@ -17,17 +17,18 @@ use anyhow::{Context, Result, bail};
 use crate::sh;
 
 /// All targets, in the order in which they run.
-pub const TARGETS: [&str; 3] = ["superblock", "store", "nbd"];
+pub const TARGETS: [&str; 4] = ["superblock", "store", "nbd", "image"];
 
 /// What one input may take: memory of the whole process in MiB; seconds by the clock on the wall, on machines that do
 /// other things, too.
 const MEMORY_MIB: u32 = 2048;
 const INPUT_SECONDS: u32 = 600;
 /// Inputs are scripts with so many changes at most: what comes behind them would not be looked at.
-const INPUT_BYTES_MAX: [(&str, u32); 3] = [("superblock", 256), ("store", 320), ("nbd", 2048)];
+const INPUT_BYTES_MAX: [(&str, u32); 4] = [("superblock", 256), ("store", 320), ("nbd", 2048), ("image", 256)];
 
 /// Inputs that CI tries, the same ones each time for the same code: half a minute of each target or so.
-const SHORT_INPUTS: [(&str, u64); 3] = [("superblock", 20_000), ("store", 5_000), ("nbd", 1_000_000)];
+const SHORT_INPUTS: [(&str, u64); 4] =
+    [("superblock", 20_000), ("store", 5_000), ("nbd", 1_000_000), ("image", 100_000)];
 
 /// How long a target runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

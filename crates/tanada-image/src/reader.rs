@@ -20,7 +20,7 @@ use crate::vhd::{DynamicReader, FixedReader, Opened};
 /// A piece of a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// At most 1 MiB, not all zero.
+    /// At most 2 MiB, not all zero.
     Data { offset: u64, bytes: Vec<u8> },
     /// To become zero.
     Zeros { offset: u64, length: u64 },

@@ -13,7 +13,8 @@ use http_body_util::{BodyExt, Empty};
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use hyper::{Method, Request, Response, header};
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::pin::Pin;
@@ -24,6 +25,12 @@ use tokio::sync::mpsc;
 
 /// Read and sent at a time.
 const CHUNK_BYTES: usize = 256 << 10;
+/// The name of what comes in or goes out instead of a file.
+const STREAM: &str = "-";
+/// Announced where the length is not known: more than there can be, as servers of XenAPI take it.
+const UNKNOWN_LENGTH: u64 = 1 << 50;
+const FRAME_HEAD_BYTES: usize = 12;
+const SECTOR_BYTES: usize = 512;
 /// Long enough for a disk that was written to to be let go.
 const ABANDON_WAIT: Duration = Duration::from_secs(60);
 /// Chunks between the reading thread and the connection: enough that neither waits for the other's every step.
@@ -60,9 +67,9 @@ fn percent(text: &str) -> String {
         .collect()
 }
 
-/// Fetches into the new file `name`, or to `stdout` where the name is empty.
+/// Fetches into the new file `name`, or to `stdout` where the name is empty or `-`.
 pub fn download(api: &Api, target: &Target<'_>, name: &str, stdout: &mut dyn Write) -> Result<(), Failure> {
-    if name.is_empty() {
+    if name.is_empty() || name == STREAM {
         return with_task(api, target, |task, bar| api.runtime.block_on(receive(api, target, task, stdout, bar)))
             .map(drop);
     }
@@ -82,16 +89,75 @@ pub fn download(api: &Api, target: &Target<'_>, name: &str, stdout: &mut dyn Wri
     fetched.map(drop)
 }
 
-/// Sends the file `name`; the result of the task.
-pub fn upload(api: &Api, target: &Target<'_>, name: &str) -> Result<Value, Failure> {
-    let cannot = |error: io::Error| Failure::cli(format!("Cannot read {name}: {error}"));
-    let file = File::open(name).map_err(cannot)?;
-    let metadata = file.metadata().map_err(cannot)?;
-    if metadata.is_dir() {
-        return Err(Failure::cli(format!("{name} is a directory")));
+/// Goes on with the file `name` where it ends, or begins it. What came stays when the transfer breaks off.
+pub fn resume(api: &Api, mut target: Target<'_>, name: &str) -> Result<(), Failure> {
+    let cannot = |error: io::Error| Failure::cli(format!("Cannot write {name}: {error}"));
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(0o600);
+    let mut file = options.open(name).map_err(cannot)?;
+    let have = file.metadata().map_err(cannot)?.len();
+    target.query.push(("offset", have.to_string()));
+    let fetched =
+        with_task(api, &target, |task, bar| api.runtime.block_on(receive(api, &target, task, &mut file, bar)));
+    file.sync_all().map_err(cannot)?;
+    fetched.map(drop)
+}
+
+/// What is sent.
+pub struct Upload<'a> {
+    /// A file, a pipe, or `-` for what comes in.
+    pub name: &'a str,
+    /// In bytes from the start of the file.
+    pub offset: u64,
+    /// A disk as it is: where its length is not known, it goes in frames, of which the last one says that it is.
+    pub plain_disk: bool,
+}
+
+impl<'a> Upload<'a> {
+    /// All of what says itself where it ends.
+    pub fn whole(name: &'a str) -> Upload<'a> {
+        Upload { name, offset: 0, plain_disk: false }
     }
-    let length = metadata.is_file().then_some(metadata.len());
-    with_task(api, target, |task, bar| api.runtime.block_on(send(api, target, task, file, length, bar)))
+
+    /// The open file, and how much of it is sent, if that is known.
+    fn open(&self) -> Result<(File, Option<u64>), Failure> {
+        let cannot = |error: io::Error| Failure::cli(format!("Cannot read {}: {error}", self.name));
+        let mut file = match self.name {
+            STREAM => File::from(io::stdin().as_fd().try_clone_to_owned().map_err(cannot)?),
+            name => File::open(name).map_err(cannot)?,
+        };
+        let metadata = file.metadata().map_err(cannot)?;
+        if metadata.is_dir() {
+            return Err(Failure::cli(format!("{} is a directory", self.name)));
+        }
+        if !metadata.is_file() && self.offset > 0 {
+            return Err(Failure::cli(format!("{} is no file: it cannot be sent from an offset on", self.name)));
+        }
+        let start = if self.offset > 0 { file.seek(SeekFrom::Start(self.offset)) } else { file.stream_position() };
+        let left = |start: io::Result<u64>| Ok::<u64, Failure>(metadata.len().saturating_sub(start.map_err(cannot)?));
+        let length = metadata.is_file().then(|| left(start)).transpose()?;
+        Ok((file, length))
+    }
+}
+
+/// Sends a file; the result of the task.
+pub fn upload(api: &Api, mut target: Target<'_>, upload: &Upload<'_>) -> Result<Value, Failure> {
+    let (file, length) = upload.open()?;
+    let framed = upload.plain_disk && length.is_none();
+    if framed {
+        target.query.push(("chunked", "true".to_owned()));
+    }
+    let reading = Reading { file, length, framed };
+    with_task(api, &target, |task, bar| api.runtime.block_on(send(api, &target, task, reading, bar)))
+}
+
+/// A file on its way.
+struct Reading {
+    file: File,
+    /// Unknown for pipes.
+    length: Option<u64>,
+    /// In xapi's frames: offset and length before each part, zeros for both at the end.
+    framed: bool,
 }
 
 /// Makes the task, runs the transfer, and destroys the task.
@@ -166,21 +232,20 @@ async fn receive(
     api.finish_task(task, bar).await
 }
 
-async fn send(
-    api: &Api,
-    target: &Target<'_>,
-    task: &Ref,
-    file: File,
-    length: Option<u64>,
-    bar: &mut Bar,
-) -> Result<Value, Failure> {
+async fn send(api: &Api, target: &Target<'_>, task: &Ref, reading: Reading, bar: &mut Bar) -> Result<Value, Failure> {
+    let length = reading.length;
     let mut interrupt = std::pin::pin!(interrupted());
     let (chunks, queue) = mpsc::channel(CHUNKS_QUEUED);
     let (counts, mut counted) = mpsc::unbounded_channel();
-    std::thread::spawn(move || read_chunks(file, &chunks));
+    std::thread::spawn(move || {
+        if reading.framed { read_frames(reading.file, &chunks) } else { read_chunks(reading.file, &chunks) }
+    });
     let body = BodyExt::boxed(FileBody { queue: std::sync::Mutex::new(queue), counts, left: length });
     let mut sender = api.endpoint.connect().await?;
-    let request = request(api, Method::PUT, &target.uri(api, task), body)?;
+    let mut request = request(api, Method::PUT, &target.uri(api, task), body)?;
+    if length.is_none() {
+        request.headers_mut().insert(header::CONTENT_LENGTH, header::HeaderValue::from(UNKNOWN_LENGTH));
+    }
     let mut exchange = std::pin::pin!(sender.send_request(request));
     let mut bytes = 0;
     let mut all_sent = false;
@@ -199,6 +264,11 @@ async fn send(
     };
     let response = match response {
         Ok(response) => response,
+        // A pipe that ended before the server answered has ended the connection; what was sent may be all the same.
+        Err(_) if length.is_none() => {
+            let outcome = tokio::time::timeout(ABANDON_WAIT, api.watch_task_quietly(task)).await;
+            return outcome.unwrap_or_else(|_| Err(Failure::cli("The transfer broke off")));
+        }
         Err(error) => return Err(task_failure(api, task).await.unwrap_or_else(|| lost(error))),
     };
     // The answer may come before the body is through: the connection must live until it is.
@@ -277,6 +347,29 @@ fn read_chunks(mut file: File, chunks: &mpsc::Sender<io::Result<Bytes>>) {
         let failed = chunk.is_err();
         // Nobody listens any more when the transfer has ended.
         if chunks.blocking_send(chunk).is_err() || failed {
+            return;
+        }
+    }
+}
+
+/// The file's bytes in frames of whole sectors.
+fn read_frames(mut file: File, chunks: &mpsc::Sender<io::Result<Bytes>>) {
+    let mut offset: u64 = 0;
+    loop {
+        let mut frame = vec![0; FRAME_HEAD_BYTES];
+        let read = (&mut file).take(CHUNK_BYTES as u64).read_to_end(&mut frame);
+        let Ok(read) = read else {
+            drop(chunks.blocking_send(read.map(|_| Bytes::new())));
+            return;
+        };
+        let length = read.next_multiple_of(SECTOR_BYTES);
+        frame.resize(FRAME_HEAD_BYTES + length, 0);
+        // The last frame is one of nothing at 0; at most CHUNK_BYTES otherwise.
+        let at = if read == 0 { 0 } else { offset };
+        frame[..8].copy_from_slice(&at.to_le_bytes());
+        frame[8..FRAME_HEAD_BYTES].copy_from_slice(&(length as u32).to_le_bytes());
+        offset += read as u64;
+        if chunks.blocking_send(Ok(Bytes::from(frame))).is_err() || read == 0 {
             return;
         }
     }

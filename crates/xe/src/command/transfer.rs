@@ -7,7 +7,7 @@ use crate::context::Ctx;
 use crate::failure::Failure;
 use crate::record::Object;
 use crate::record::field::scalar;
-use crate::stream::{Target, upload};
+use crate::stream::{Target, Upload, resume, upload};
 use tanada_xapi::{Ref, Value};
 
 pub const COMMANDS: &[Command] = &[
@@ -53,14 +53,14 @@ pub const COMMANDS: &[Command] = &[
     Command::new(
         "vdi-export",
         &["uuid", "filename"],
-        &["format", "base", "progress", "rate"],
+        &["format", "base", "resume", "progress", "rate"],
         "Exports the contents of a disk to a file (format=raw, vhd, qcow2 or tar; vhd and qcow2 with base=<uuid>: what differs from that disk).",
         vdi_export,
     ),
     Command::new(
         "vdi-import",
         &["uuid", "filename"],
-        &["format", "delta", "progress", "rate"],
+        &["format", "delta", "offset", "progress", "rate"],
         "Imports the contents of a disk from a file (format=raw, vhd, qcow2 or tar; delta=true: what the file leaves out stays as it is).",
         vdi_import,
     ),
@@ -175,7 +175,7 @@ fn vm_import(ctx: &mut Ctx<'_>) -> Outcome {
                 vec![("sr_id", sr.to_string()), ("restore", restore.to_string()), ("force", force.to_string())];
             rate(ctx, &mut query)?;
             let target = Target { path: "/import", query, label: format!("Import of {filename}") };
-            upload(ctx.api()?, &target, filename)?
+            upload(ctx.api()?, target, &Upload::whole(filename))?
         }
         (None, Some(url)) => {
             let params = vec![Value::from(url), Value::from(&sr), Value::Bool(restore), Value::Bool(force)];
@@ -196,7 +196,7 @@ fn import_metadata(ctx: &mut Ctx<'_>, restore: bool) -> Outcome {
     let query = flags.map(|(name, on)| (name, on.to_string())).into_iter();
     let query = query.chain(maps.iter().map(|(name, new)| (name.as_str(), new.clone()))).collect();
     let target = Target { path: "/import_metadata", query, label: format!("Import of the metadata in {filename}") };
-    let imported = upload(ctx.api()?, &target, &filename)?;
+    let imported = upload(ctx.api()?, target, &Upload::whole(&filename))?;
     // Scripts expect a line.
     if dry_run { ctx.line("xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx") } else { print_imported(ctx, &imported) }
 }
@@ -218,14 +218,30 @@ fn vdi_export(ctx: &mut Ctx<'_>) -> Outcome {
     rate(ctx, &mut query)?;
     let target = Target { path: "/export_raw_vdi", query, label: "Export of VDI".to_owned() };
     let filename = ctx.params.need("filename")?.to_owned();
+    if ctx.params.flag("resume")? {
+        return resume(ctx.api()?, target, &filename);
+    }
     ctx.download(&target, &filename)
 }
 
 fn vdi_import(ctx: &mut Ctx<'_>) -> Outcome {
     let vdi = ctx.by_uuid_param("uuid", "VDI")?;
-    let mut query = vec![("vdi", vdi.to_string()), ("format", ctx.params.or("format", "raw").to_owned())];
-    query.push(("delta", ctx.params.or("delta", "auto").to_owned()));
+    let format = ctx.params.or("format", "raw").to_owned();
+    let offset = match ctx.params.get("offset") {
+        Some(_) => {
+            u64::try_from(ctx.params.size("offset")?).map_err(|_| Failure::cli("offset must not be negative"))?
+        }
+        None => 0,
+    };
+    let mut query = vec![
+        ("vdi", vdi.to_string()),
+        ("format", format.clone()),
+        ("delta", ctx.params.or("delta", "auto").to_owned()),
+        ("offset", offset.to_string()),
+    ];
     rate(ctx, &mut query)?;
     let target = Target { path: "/import_raw_vdi", query, label: "Import of VDI".to_owned() };
-    upload(ctx.api()?, &target, ctx.params.need("filename")?).map(drop)
+    let name = ctx.params.need("filename")?.to_owned();
+    let plain_disk = matches!(format.as_str(), "" | "raw");
+    upload(ctx.api()?, target, &Upload { name: &name, offset, plain_disk }).map(drop)
 }
