@@ -4,9 +4,9 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use tanada_e2e::Scratch;
+use tanada_e2e::{Scratch, tanada};
 
 const MIB: usize = 1 << 20;
 const SIZE: usize = 21 * MIB + 4096;
@@ -269,6 +269,13 @@ fn an_interrupted_transfer_goes_on_where_it_stopped() {
         }
         assert_eq!(world.http(&path, &format!("Range: bytes={total}-\r\n"), b"").status, 416);
     }
+    // The same by `xe`: half of a file is there.
+    let file = world.export(&snapshot, "vhd", &[]);
+    let whole = fs::read(&file).unwrap();
+    fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+    let (vdi, filename) = (format!("uuid={snapshot}"), format!("filename={}", file.display()));
+    world.scratch.xe_ok(["vdi-export", &vdi, &filename, "format=vhd", "resume=true"]);
+    assert!(fs::read(&file).unwrap() == whole);
     // In: a stream that breaks off, then the rest of it.
     let target = world.disk(&noise(SIZE, 9));
     let announced = format!("Content-Length: {SIZE}\r\n");
@@ -280,6 +287,10 @@ fn an_interrupted_transfer_goes_on_where_it_stopped() {
     world.http(&format!("{path}&offset={}", 5 * MIB), "", &first()[5 * MIB..]);
     assert_eq!(world.ended().0, "success");
     assert!(world.content(&target) == first());
+    let mut later = first();
+    later[9 * MIB..].copy_from_slice(&noise(SIZE - 9 * MIB, 6));
+    world.import(&target, "raw", &later, &[&format!("offset={}", 9 * MIB)]).unwrap();
+    assert!(world.content(&target) == later);
 }
 
 #[test]
@@ -328,6 +339,19 @@ fn streams_of_unknown_length_end_where_they_say() {
         world.http(&format!("PUT /import_raw_vdi?vdi={target}&format={format}"), &open, &image);
         let (status, error, _) = world.ended();
         assert_eq!(status, "success", "{format}: {error}");
+        assert!(world.content(&target) == first(), "{format}");
+    }
+    // A pipe, through `xe`: it says nothing of its length.
+    for (format, file) in [("raw", world.export(&vdi, "raw", &[])), ("qcow2", world.export(&vdi, "qcow2", &[]))] {
+        let target = world.disk(&noise(SIZE, 3));
+        let mut cat = Command::new("cat").arg(&file).stdout(Stdio::piped()).spawn().unwrap();
+        let status = Command::new(tanada())
+            .args(["xe", "vdi-import", &format!("uuid={target}"), "filename=-", &format!("format={format}")])
+            .env("TANADA_SOCKET", world.scratch.socket())
+            .stdin(cat.stdout.take().unwrap())
+            .status()
+            .unwrap();
+        assert!(cat.wait().unwrap().success() && status.success(), "{format}");
         assert!(world.content(&target) == first(), "{format}");
     }
     let mut expected = first();

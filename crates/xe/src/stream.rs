@@ -240,7 +240,7 @@ async fn send(api: &Api, target: &Target<'_>, task: &Ref, reading: Reading, bar:
     std::thread::spawn(move || {
         if reading.framed { read_frames(reading.file, &chunks) } else { read_chunks(reading.file, &chunks) }
     });
-    let body = BodyExt::boxed(FileBody { queue: std::sync::Mutex::new(queue), counts, left: length });
+    let body = BodyExt::boxed(FileBody { queue: std::sync::Mutex::new(queue), counts: Some(counts), left: length });
     let mut sender = api.endpoint.connect().await?;
     let mut request = request(api, Method::PUT, &target.uri(api, task), body)?;
     if length.is_none() {
@@ -264,11 +264,6 @@ async fn send(api: &Api, target: &Target<'_>, task: &Ref, reading: Reading, bar:
     };
     let response = match response {
         Ok(response) => response,
-        // A pipe that ended before the server answered has ended the connection; what was sent may be all the same.
-        Err(_) if length.is_none() => {
-            let outcome = tokio::time::timeout(ABANDON_WAIT, api.watch_task_quietly(task)).await;
-            return outcome.unwrap_or_else(|_| Err(Failure::cli("The transfer broke off")));
-        }
         Err(error) => return Err(task_failure(api, task).await.unwrap_or_else(|| lost(error))),
     };
     // The answer may come before the body is through: the connection must live until it is.
@@ -277,6 +272,10 @@ async fn send(api: &Api, target: &Target<'_>, task: &Ref, reading: Reading, bar:
     loop {
         tokio::select! {
             outcome = &mut outcome => return outcome,
+            // What a pipe brings says itself where it ends, and the server knows then.
+            () = tokio::time::sleep(ABANDON_WAIT), if all_sent && length.is_none() => {
+                return Err(Failure::cli("The input ended, and what was sent is not whole"));
+            }
             count = counted.recv(), if !all_sent => match count {
                 None => all_sent = true,
                 Some(count) => {
@@ -378,8 +377,9 @@ fn read_frames(mut file: File, chunks: &mpsc::Sender<io::Result<Bytes>>) {
 /// A request body from a thread that reads a file. The mutex is there for `Sync` only; nobody contends for it.
 struct FileBody {
     queue: std::sync::Mutex<mpsc::Receiver<io::Result<Bytes>>>,
-    /// Bytes handed to the connection.
-    counts: mpsc::UnboundedSender<u64>,
+    /// Bytes handed to the connection; gone when all of them were.
+    counts: Option<mpsc::UnboundedSender<u64>>,
+    /// Where it is not known the body never ends, it falls silent: a connection that ends early loses what is on its way.
     left: Option<u64>,
 }
 
@@ -394,6 +394,10 @@ impl HttpBody for FileBody {
         };
         match queue.poll_recv(context) {
             Poll::Pending => Poll::Pending,
+            Poll::Ready(None) if this.left.is_none() => {
+                this.counts = None;
+                Poll::Pending
+            }
             Poll::Ready(None) => Poll::Ready(None),
             Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error))),
             Poll::Ready(Some(Ok(mut chunk))) => {
@@ -403,7 +407,7 @@ impl HttpBody for FileBody {
                     *left -= chunk.len() as u64;
                 }
                 // Only the progress bar would miss it.
-                let _ = this.counts.send(chunk.len() as u64);
+                let _ = this.counts.as_ref().map(|counts| counts.send(chunk.len() as u64));
                 Poll::Ready(Some(Ok(Frame::data(chunk))))
             }
         }
