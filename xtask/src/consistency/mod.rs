@@ -145,7 +145,8 @@ fn series(world: &World, server: &Server, mode: Mode, count: usize) -> Result<Ve
 /// Inspects an instance and holds it to what its mode promises.
 fn judged(world: &World, inspector: &Inspector, shot: &Shot, wait_ms: u64) -> Result<Row> {
     let seen = inspector.inspect(world, &shot.template)?;
-    check_level(shot, &seen)?;
+    check_level(shot.mode, &level(shot)?, &seen)
+        .with_context(|| format!("{}: {:?}, copy: {seen:?}", shot.name, shot.info))?;
     let verdict = shot.judge(&seen.found)?;
     Ok(Row {
         mode: shot.mode,
@@ -166,23 +167,22 @@ fn level(shot: &Shot) -> Result<String> {
 }
 
 /// The certificate says what the mode is to reach, and the copy bears it out.
-pub fn check_level(shot: &Shot, seen: &Seen) -> Result<()> {
-    let (level, mode) = (level(shot)?, shot.mode);
+fn check_level(mode: Mode, level: &str, seen: &Seen) -> Result<()> {
     if level != mode.level() {
-        bail!("{}: its certificate says '{level}', '{}' expected: {:?}", shot.name, mode.level(), shot.info);
+        bail!("its certificate says '{level}', '{}' expected", mode.level());
     }
     if mode != Mode::Crash && !seen.untouched() {
-        bail!("{}: {level} consistent, but its file systems replayed their journals: {seen:?}", shot.name);
+        bail!("{level} consistent, but its file systems have journals to replay");
     }
     // Without these an inspection that sees nothing would pass everything.
     if mode == Mode::Crash && seen.dirty_journals == 0 {
-        bail!("{}: no journal of a running machine is to be replayed: the inspection is blind: {seen:?}", shot.name);
+        bail!("no journal of a running machine is to be replayed: the inspection is blind");
     }
     if mode != Mode::Hooks && !seen.recovered {
-        bail!("{}: the database of a running machine did not recover: the inspection is blind: {seen:?}", shot.name);
+        bail!("the database of a running machine did not recover: the inspection is blind");
     }
     if mode == Mode::Hooks && seen.recovered {
-        bail!("{}: the hook stopped the database, but its copy went through crash recovery: {seen:?}", shot.name);
+        bail!("the hook stopped the database, but its copy went through crash recovery");
     }
     Ok(())
 }
@@ -200,4 +200,35 @@ pub fn booted(world: &World, shot: &Shot) -> Result<String> {
     }
     world.xe(&["vm-uninstall", &format!("uuid={}", instance.machine.uuid), "force=true"])?;
     Ok(format!("{told}; {} of {} transactions there, {} lost", verdict.present, verdict.required, verdict.lost))
+}
+
+#[cfg(test)]
+mod tests {
+    use tanada_witness::ledger::Found;
+
+    use super::check_level;
+    use super::inspector::Seen;
+    use super::server::Mode;
+
+    fn seen(dirty_journals: usize, recovered: bool) -> Seen {
+        Seen { dirty_journals, replays: dirty_journals, recovered, found: Found::default() }
+    }
+
+    #[test]
+    fn each_level_is_held_to_its_word() {
+        check_level(Mode::Hooks, "application", &seen(0, false)).unwrap();
+        check_level(Mode::Frozen, "file system", &seen(0, true)).unwrap();
+        check_level(Mode::Crash, "crash", &seen(3, true)).unwrap();
+    }
+
+    #[test]
+    fn a_level_that_the_copy_does_not_bear_out_is_refused() {
+        check_level(Mode::Hooks, "file system", &seen(0, false)).expect_err("less than the hooks give");
+        check_level(Mode::Crash, "file system", &seen(3, true)).expect_err("more than a crash gives");
+        check_level(Mode::Hooks, "application", &seen(0, true)).expect_err("the database recovered");
+        check_level(Mode::Hooks, "application", &seen(1, false)).expect_err("a journal is to be replayed");
+        check_level(Mode::Frozen, "file system", &seen(1, true)).expect_err("a journal is to be replayed");
+        check_level(Mode::Frozen, "file system", &seen(0, false)).expect_err("nothing is seen");
+        check_level(Mode::Crash, "crash", &seen(0, true)).expect_err("nothing is seen");
+    }
 }
