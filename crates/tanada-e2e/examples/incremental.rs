@@ -43,8 +43,7 @@ fn write(dir: &Path, vdi: &str, places: impl Iterator<Item = (u64, u64)>) -> Res
     door.control(Verb::Attach { token: token.clone(), target: vdi.parse()?, writable: true })?;
     let mut program = Command::new("qemu-io");
     program.args(["-f", "raw"]).stdin(Stdio::piped()).stdout(Stdio::null());
-    let mut running =
-        program.arg(format!("nbd+unix:///{token}?socket={}", dir.join("nbd.sock").display())).spawn()?;
+    let mut running = program.arg(format!("nbd+unix:///{token}?socket={}", dir.join("nbd.sock").display())).spawn()?;
     let mut commands = running.stdin.take().context("qemu-io's input")?;
     for (offset, length) in places {
         writeln!(commands, "write -P {} {offset} {length}", 1 + offset / PIECE % 255)?;

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
+use std::time::Instant;
 
 use tanada_e2e::Scratch;
 
@@ -88,6 +89,15 @@ impl World {
         vec![content(0), content(1)]
     }
 
+    /// The uuids of a machine's disks, by position.
+    fn disks_of(&self, vm: &str) -> Vec<String> {
+        let disk = |device: &str| {
+            let place = [format!("vm-uuid={vm}"), format!("userdevice={device}")];
+            self.scratch.xe_ok(["vbd-list", &place[0], &place[1], "params=vdi-uuid", "--minimal"])
+        };
+        vec![disk("0"), disk("1")]
+    }
+
     /// Every object that an import may make.
     fn objects(&self) -> Vec<String> {
         ["vm", "template", "vdi", "vbd", "vif", "network"]
@@ -161,6 +171,68 @@ fn tasks_tell_what_was_read_from_disks_and_written_to_them() {
     assert_eq!(moved, first, "raw export");
     let (_, moved) = world.told("PUT", &format!("/import_raw_vdi?sr_uuid={sr}"), &image);
     assert_eq!(moved, first, "raw import");
+}
+
+/// Six MiB and a bit of data: the first chunk goes at once, every other one waits for its turn.
+#[test]
+fn a_bound_holds_in_both_directions_and_for_all_transfers_of_an_sr() {
+    let world = world();
+    let (exported, imported) = (world.scratch.path("slow.xva"), format!("sr-uuid={}", world.sr));
+    let filename = format!("filename={}", exported.display());
+    let bound_s = |chunks: usize, mib_per_second: usize| (chunks - 1) as f64 / mib_per_second as f64;
+    let timed = |args: &[&str]| {
+        let start = Instant::now();
+        world.scratch.xe_ok(args);
+        start.elapsed().as_secs_f64()
+    };
+    let took = timed(&["vm-export", "vm=db1", &filename, "rate=8MiB"]);
+    assert!(took >= bound_s(6, 8), "export: {took} s");
+    let took = timed(&["vm-import", &filename, &imported, "rate=8MiB"]);
+    assert!(took >= bound_s(6, 8), "import: {took} s");
+    world.scratch.xe_ok(["sr-param-set", &format!("uuid={}", world.sr), "other-config:tanada-transfer-rate=8388608"]);
+    fs::remove_file(&exported).unwrap();
+    let took = timed(&["vm-export", "vm=db1", &filename]);
+    assert!(took >= bound_s(6, 8), "export from an SR with a bound: {took} s");
+    let disk = world.disks_of(&world.vm)[1].clone();
+    let took = timed(&["vdi-copy", &format!("uuid={disk}"), &imported]);
+    assert!(took >= bound_s(2, 8), "copy on an SR with a bound: {took} s");
+    let refusal = world.scratch.xe_fails(["vm-export", "vm=db1", "filename=/dev/null/x", "rate=fast"]);
+    assert!(refusal.contains("is not a size"), "{refusal}");
+}
+
+/// The machine is lost, its disks are not: the records bring it back, with its snapshot.
+#[test]
+fn records_alone_bring_a_lost_machine_back_over_its_disks() {
+    let world = world();
+    let snapshot = world.scratch.xe_ok(["vm-snapshot", "vm=db1", "new-name-label=nightly"]);
+    let (before, disks) = (world.objects(), world.disks_of(&world.vm));
+    let file = world.scratch.path("records.xva");
+    let filename = format!("filename={}", file.display());
+    world.scratch.xe_ok(["vm-export", "metadata=true", "--all", &filename]);
+    let listed = Command::new("tar").arg("-tf").arg(&file).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&listed.stdout), "ova.xml\n");
+    for uuid in [&snapshot, &world.vm] {
+        // Both leave their disks alone.
+        let destroy = if *uuid == snapshot { "snapshot-destroy" } else { "vm-destroy" };
+        world.scratch.xe_ok([destroy, &format!("uuid={uuid}")]);
+    }
+    let dry = world.scratch.xe_ok(["vm-import", "metadata=true", "dry-run=true", "restore=true", &filename]);
+    assert_eq!((dry.len(), world.scratch.xe_ok(["vm-list", "name-label=db1", "--minimal"])), (36, String::new()));
+    let restored = world.scratch.xe_ok(["vm-import", "metadata=true", "restore=true", &filename]);
+    assert_eq!(restored, world.vm);
+    assert_eq!(world.disks_of(&world.vm), disks);
+    assert_eq!(world.objects()[2..], before[2..]);
+    let of = world.scratch.xe_ok(["snapshot-list", "params=snapshot-of", "--minimal"]);
+    assert_eq!(of, world.vm);
+    assert!(world.disks(&world.vm) == world.images);
+    world.scratch.xe_ok(["snapshot-revert", &format!("snapshot-uuid={snapshot}")]);
+
+    let again = world.scratch.xe_fails(["vm-import", "metadata=true", "restore=true", &filename]);
+    assert!(again.contains("not newer") || again.contains("VM_TO_IMPORT_IS_NOT_NEWER_VERSION"), "{again}");
+    let whole = world.export("vm-export", &world.vm, "whole.xva", "");
+    fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+    let refusal = world.scratch.xe_fails(["vm-import", "metadata=true", &filename]);
+    assert!(refusal.contains("records alone"), "{refusal}");
 }
 
 #[test]

@@ -227,7 +227,7 @@ pub struct Control {
 }
 
 impl Control {
-    fn connect(socket: &Path) -> Result<Control> {
+    pub fn connect(socket: &Path) -> Result<Control> {
         let stream = UnixStream::connect(socket).with_context(|| format!("connecting to {}", socket.display()))?;
         stream.set_read_timeout(Some(ANSWER))?;
         let mut control = Control { lines: BufReader::new(stream), next: 0 };

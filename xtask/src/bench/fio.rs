@@ -16,13 +16,15 @@ pub struct Workload {
     rw: &'static str,
     block_bytes: u32,
     depth: u32,
+    /// Requests a second at most; 0 for as many as there can be.
+    paced: u32,
     /// A flush after each write.
     flushes: bool,
     reads: bool,
 }
 
 const fn workload(id: &'static str, name: &'static str, rw: &'static str, block_bytes: u32, depth: u32) -> Workload {
-    Workload { id, name, rw, block_bytes, depth, flushes: false, reads: false }
+    Workload { id, name, rw, block_bytes, depth, paced: 0, flushes: false, reads: false }
 }
 
 pub const RANDWRITE: Workload = workload("randwrite", "4 KiB random write, QD 32", "randwrite", 4096, 32);
@@ -34,7 +36,18 @@ pub const SEQREAD: Workload =
 pub const FLUSH: Workload =
     Workload { flushes: true, ..workload("flush", "4 KiB write + flush, QD 1", "randwrite", 4096, 1) };
 
-/// All of them, in an order in which none spoils the state that a later one needs: sequential reading first, while the
+/// A guest with work to do, but not as much as there can be.
+pub const PACED_RANDWRITE: Workload = Workload {
+    paced: 500,
+    ..workload("paced-randwrite", "4 KiB random write, 500 a second, QD 4", "randwrite", 4096, 4)
+};
+pub const PACED_RANDREAD: Workload = Workload {
+    paced: 500,
+    reads: true,
+    ..workload("paced-randread", "4 KiB random read, 500 a second, QD 4", "randread", 4096, 4)
+};
+
+/// All that are not paced, in an order in which none spoils the state that a later one needs: sequential reading first, while the
 /// volume is as it was filled.
 pub const ALL: [&Workload; 5] = [&SEQREAD, &RANDREAD, &SEQWRITE, &FLUSH, &RANDWRITE];
 
@@ -77,6 +90,9 @@ pub fn run(workload: &Workload, place: &Place, bytes: u64, seconds: u32, server:
         "--time_based".into(),
         format!("--runtime={seconds}"),
     ]);
+    if workload.paced > 0 {
+        args.push(format!("--rate_iops={}", workload.paced));
+    }
     if workload.flushes {
         // The nbd engine knows one kind of sync, a flush.
         args.push(if matches!(place, Place::Nbd(_)) { "--fsync=1".into() } else { "--fdatasync=1".into() });

@@ -43,6 +43,8 @@ const QUIET: Of = Of::Ratio("own while nobody takes any");
 const QCOW2: Of = Of::Ratio("qcow2 with 30 snapshots");
 const INTERNAL: Of = Of::Ratio("qcow2 with 20 internal snapshots");
 const CHAIN: Of = Of::Ratio("qcow2, chain of 30");
+const NO_EXPORT: Of = Of::Ratio("own with no export");
+const CONVERT: Of = Of::Ratio("qemu-img convert");
 const SMALLEST: Of = Of::Ratio("1 GiB volume");
 
 const fn more(id: &'static str, name: &'static str, unit: &'static str, of: Of, must: f64, aim: f64) -> Target {
@@ -55,6 +57,10 @@ const fn less(id: &'static str, name: &'static str, unit: &'static str, of: Of, 
 
 const fn shown(id: &'static str, name: &'static str, unit: &'static str, of: Of) -> Target {
     Target { id, name, unit, of, better: Better::More, must: None, aim: None }
+}
+
+const fn shown_less(id: &'static str, name: &'static str, unit: &'static str, of: Of) -> Target {
+    Target { id, name, unit, of, better: Better::Less, must: None, aim: None }
 }
 
 /// In the order in which they are shown.
@@ -103,6 +109,11 @@ pub const TARGETS: &[Target] = &[
     less("delete-oldest", "deleting the oldest generation: map I/O per differing leaf", "blocks", Of::Value, 3.0, 2.0),
     less("delete-middle", "deleting a middle generation: map I/O per differing leaf", "blocks", Of::Value, 3.0, 2.0),
     less("delete-shared", "deleting a generation that a clone shares: map I/O per differing leaf", "blocks", Of::Value, 3.0, 2.0),
+    less("export-randwrite-p99", "p99 of paced random write during an export, rate=32MiB", "us", NO_EXPORT, 2.0, 1.2),
+    less("export-randread-p99", "p99 of paced random read during an export, rate=32MiB", "us", NO_EXPORT, 2.0, 1.2),
+    shown_less("export-unbounded-randwrite-p99", "p99 of paced random write during an export without a bound", "us", NO_EXPORT),
+    shown_less("export-unbounded-randread-p99", "p99 of paced random read during an export without a bound", "us", NO_EXPORT),
+    shown("export-mb", "export of a raw image against qemu-img convert", "MB/s", CONVERT),
     less("cpu-randwrite", "server CPU per 4 KiB random write", "us", Of::Value, 15.0, 10.0),
     less("cpu-randread", "server CPU per 4 KiB random read", "us", Of::Value, 15.0, 10.0),
     less("memory", "blockd memory with 1 TiB mapped, at most", "MiB", Of::Value, 256.0, 256.0),

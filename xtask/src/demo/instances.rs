@@ -1,9 +1,11 @@
 //! Machines from a snapshot, and a snapshot's disk in another machine.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use super::eventually;
 use super::machine::{DATA_BYTES, Machine, RING_SLOTS};
 use super::snapshot::Generation;
 use super::world::World;
@@ -56,25 +58,64 @@ fn identity(world: &World, machine: &Machine) -> Result<(String, String)> {
     Ok((smbios, mac))
 }
 
-/// Step 11: a disk of the snapshot, read-only, plugged into a running machine; the guest copies data out of it.
+/// Step 11: the snapshot at a running machine, read-only; its guest copies data out of it. Then as clones that it may write
+/// to; then nothing is left.
 pub fn backup_by_mount(world: &mut World, instances: &[Machine], first: &Generation) -> Result<()> {
     let server = instances.first().context("an instance to be the backup server")?;
-    let vdi = first.template.disk(world, "1")?;
-    let device = format!("vm-uuid={}", server.uuid);
-    let vbd =
-        world.xe(&["vbd-create", &device, &format!("vdi-uuid={vdi}"), "device=autodetect", "mode=RO", "type=Disk"])?;
-    world.xe(&["vbd-plug", &format!("uuid={vbd}")])?;
-    server
-        .guest(world, "for i in 1 2 3 4 5 6 7 8 9 10; do [ -b /dev/vdd ] && break; sleep 0.5; done; [ -b /dev/vdd ]")?;
-    server.guest(world, "mkdir -p /mnt/backup && mount -t ext4 -o ro,noload /dev/vdd /mnt/backup")?;
-    let copied =
-        server.guest(world, "cp /mnt/backup/known /tmp/known && cd /tmp && sha256sum -c /mnt/backup/known.sha256")?;
-    server.guest(world, "umount /mnt/backup && ! dd if=/dev/zero of=/dev/vdd bs=4k count=1 conv=fsync 2>/dev/null")?;
-    world.xe(&["vbd-unplug", &format!("uuid={vbd}")])?;
-    server.guest(world, "[ ! -b /dev/vdd ]")?;
-    world.xe(&["vbd-destroy", &format!("uuid={vbd}")])?;
-    world.note(format!("copied out: {copied}; writing to it was refused"));
+    let before = disks_and_devices(world)?;
+    let known = "sha256sum -c /mnt/backup/known.sha256";
+    let place = attach(world, server, first, "ro")?;
+    server.guest(world, &format!("mkdir -p /mnt/backup && mount -t ext4 -o ro,noload {place} /mnt/backup"))?;
+    let copied = server.guest(world, &format!("cp /mnt/backup/known /tmp/known && cd /tmp && {known}"))?;
+    server.guest(
+        world,
+        &format!("umount /mnt/backup && ! dd if=/dev/zero of={place} bs=4k count=1 conv=fsync 2>/dev/null"),
+    )?;
+    detach(world, server, first, &place)?;
+    world.note(format!("read-only: copied out: {copied}; writing to it was refused"));
+
+    let place = attach(world, server, first, "clone")?;
+    // The log is replayed, which writes.
+    server.guest(world, &format!("mount -t ext4 {place} /mnt/backup && touch /mnt/backup/scribble"))?;
+    let found = server.guest(world, &format!("cd /mnt/backup && {known}; cd / && umount /mnt/backup"))?;
+    detach(world, server, first, &place)?;
+    let left = disks_and_devices(world)?;
+    if left != before {
+        bail!("after the snapshot was detached there are {left:?}, before it was attached {before:?}");
+    }
+    world.note(format!("as clones: {found}; nothing left"));
     Ok(())
+}
+
+/// Attaches the snapshot; answers where the guest finds its second disk, once it is there.
+fn attach(world: &World, server: &Machine, first: &Generation, mode: &str) -> Result<String> {
+    let (snapshot, vm) = (format!("snapshot-uuid={}", first.template.uuid), format!("vm-uuid={}", server.uuid));
+    let told = world.xe(&["snapshot-attach", &snapshot, &vm, &format!("mode={mode}")])?;
+    let line = told.lines().find(|line| line.trim_start().starts_with("disk 1:"));
+    let serial = line.and_then(|line| line.rsplit_once("virtio-")).map(|(_, serial)| serial.to_owned());
+    let serial = serial.with_context(|| format!("snapshot-attach named no disk 1: {told}"))?;
+    // The test guest has no udev to make the name that is told.
+    let find = format!("for d in /sys/block/vd*; do [ \"$(cat $d/serial)\" = {serial} ] && basename $d; done; true");
+    let seconds = Duration::from_secs(60);
+    let name = eventually("the guest sees the disk", seconds, || match server.guest(world, &find)?.trim() {
+        "" => bail!("no disk has the serial number {serial}"),
+        name => Ok(name.to_owned()),
+    })?;
+    Ok(format!("/dev/{name}"))
+}
+
+fn detach(world: &World, server: &Machine, first: &Generation, place: &str) -> Result<()> {
+    world.xe(&["snapshot-detach", &format!("snapshot-uuid={}", first.template.uuid), "timeout=60"])?;
+    server.guest(world, &format!("[ ! -b {place} ]")).map(drop)
+}
+
+fn disks_and_devices(world: &World) -> Result<Vec<String>> {
+    let mut uuids = Vec::new();
+    for class in ["vdi-list", "vbd-list"] {
+        uuids.extend(world.xe(&[class, "--minimal"])?.split(',').map(str::to_owned));
+    }
+    uuids.sort_unstable();
+    Ok(uuids)
 }
 
 /// Instances go, with their disks.

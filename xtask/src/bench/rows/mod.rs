@@ -5,6 +5,7 @@ mod chains;
 mod churn;
 mod curves;
 mod deletion;
+mod export;
 mod fragmented;
 mod fresh;
 mod kept;
@@ -46,4 +47,5 @@ pub const SCENARIOS: &[Scenario] = &[
     churn::SCENARIO,
     curves::SCENARIO,
     chains::SCENARIO,
+    export::SCENARIO,
 ];
