@@ -362,3 +362,37 @@ fn streams_of_unknown_length_end_where_they_say() {
     world.write(&vdi, &parts.each_ref().map(|(at, bytes)| (*at, &bytes[..])));
     assert!(world.content(&vdi) == expected);
 }
+
+/// Begun, and then nothing: neither side goes on.
+#[test]
+fn a_cancelled_transfer_lets_go_of_its_disk() {
+    let mut world = World::new();
+    let full = noise(SIZE, 2);
+    let vdi = world.disk(&full);
+    let image = fs::read(world.export(&vdi, "vhd", &[])).unwrap();
+    let announced = format!("Content-Length: {}\r\n", image.len());
+    for (request, sent) in [("GET /export_raw_vdi", &[][..]), ("PUT /import_raw_vdi", &image[..image.len() / 2])] {
+        let mut stream = UnixStream::connect(world.scratch.socket()).unwrap();
+        let length = if sent.is_empty() { "" } else { announced.as_str() };
+        let head = format!(
+            "{request}?vdi={vdi}&format=vhd HTTP/1.1\r\nHost: x\r\nAuthorization: Basic cm9vdDo=\r\n{length}\r\n"
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(sent).unwrap();
+        let label = format!("name-label={}", &request[5..]);
+        let task = world.scratch.eventually("the transfer begins", |scratch| {
+            let task = scratch.xe_ok(["task-list", "status=pending", &label, "--minimal"]);
+            if task.is_empty() { Err(task) } else { Ok(task) }
+        });
+        let by_uuid = format!("uuid={task}");
+        world.scratch.xe_ok(["task-cancel", &by_uuid]);
+        world.scratch.eventually("the task ends", |scratch| {
+            let status = scratch.xe_ok(["task-param-get", &by_uuid, "param-name=status"]);
+            if status == "cancelled" { Ok(()) } else { Err(status) }
+        });
+        // With the connection still there, the disk can be written to again.
+        world.import(&vdi, "raw", &full, &[]).unwrap();
+        drop(stream);
+    }
+    assert!(world.content(&vdi) == full);
+}
