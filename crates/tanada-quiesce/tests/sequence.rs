@@ -10,10 +10,12 @@ use std::time::Duration;
 use common::{AMPLE, Agent, State};
 use tanada_qemu::agent::GuestAgent;
 use tanada_quiesce::guard::client::{Ledger, Limits};
+use tanada_quiesce::guard::thawing::{End, until_thawed};
 use tanada_quiesce::probe::probe;
 use tanada_quiesce::sequence::{Outcome, Request, run};
 use tanada_quiesce::verdict::Evidence;
 use tanada_quiesce::{Cause, Settings};
+use tokio::net::UnixStream;
 
 /// Debts made and paid; none can be made where it is broken.
 #[derive(Default)]
@@ -138,4 +140,24 @@ async fn a_guest_that_hangs_in_its_freeze_is_waited_for_no_longer_than_allowed()
     agent.wait("thawed", |state| state.frozen == 0 && state.log.iter().any(|name| name == "fsfreeze-thaw"));
     client.ping(AMPLE).await.unwrap();
     assert_eq!(book.paid.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_turns_us_away_is_not_a_machine_that_has_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Agent::start(dir.path(), State { frozen: 2, ..State::default() });
+    // One client that says nothing, and as many behind it as may wait.
+    let mut others = vec![UnixStream::connect(&agent.socket).await.unwrap()];
+    agent.wait("a client", |state| state.clients == 1);
+    while let Ok(other) = UnixStream::connect(&agent.socket).await {
+        others.push(other);
+    }
+    let socket = agent.socket.clone();
+    let thawing = tokio::spawn(async move { until_thawed(&GuestAgent::new(&socket), AMPLE).await });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    drop(others);
+    assert_eq!(thawing.await.unwrap(), End::Thawed);
+    assert_eq!(agent.state().frozen, 0);
+    // A machine that has ended leaves a socket that nobody listens on, or none.
+    assert_eq!(until_thawed(&GuestAgent::new(&dir.path().join("gone.sock")), AMPLE).await, End::Gone);
 }

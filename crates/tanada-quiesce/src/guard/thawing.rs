@@ -1,5 +1,6 @@
 //! Thawing until the guest says so.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use tanada_qemu::QemuError;
@@ -47,7 +48,10 @@ pub async fn until_thawed(agent: &GuestAgent, limit: Duration) -> End {
     loop {
         match agent.thaw(limit).await {
             Ok(_) => return End::Thawed,
-            Err(QemuError::Connect { socket, source }) => {
+            // Anything else (a full backlog: QEMU takes one client and lets two wait) says nothing about the machine.
+            Err(QemuError::Connect { socket, source })
+                if matches!(source.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) =>
+            {
                 tracing::info!(socket = %socket.display(), %source, "a machine has ended while it was frozen");
                 return End::Gone;
             }

@@ -35,6 +35,8 @@ impl Agent {
     pub fn start(dir: &Path, state: State) -> Agent {
         let socket = dir.join("agent.sock");
         let listener = UnixListener::bind(&socket).unwrap();
+        // As QEMU does: whoever comes when some wait already is turned away.
+        rustix::net::listen(&listener, 1).unwrap();
         let agent = Agent { shared: Arc::new((Mutex::new(state), Condvar::new())), socket };
         let serving = agent.clone();
         std::thread::spawn(move || {
