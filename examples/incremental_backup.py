@@ -88,12 +88,14 @@ class Nbd:
             told.append(payload)
 
     def read(self, offset, length):
+        """These bytes; None where all of them are a hole."""
         self.stream.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 0, 1, offset, length))
-        data = bytearray(length)
+        data = None
         while True:
             _, flags, kind, _, size = struct.unpack(">IHHQI", self.take(20))
             payload = self.take(size)
             if kind == 1:
+                data = data or bytearray(length)
                 at = struct.unpack(">Q", payload[:8])[0] - offset
                 data[at : at + size - 8] = payload[8:]
             elif kind & 1 << 15:
@@ -129,6 +131,8 @@ class Host:
         for part in method.split("."):
             answer = getattr(answer, part)
         answer = answer(*session, *arguments)
+        # Copying a disk takes longer than a server keeps an idle connection.
+        self.server("close")()
         if answer["Status"] != "Success":
             raise Failure(f"{method}: {' '.join(answer['ErrorDescription'])}")
         return answer["Value"]
@@ -184,8 +188,8 @@ def bits_of(bitmap):
                 yield at * 8 + bit
 
 
-def zero_digest(length):
-    return hashlib.sha256(bytes(length)).digest()
+ZEROS = bytes(BLOCK)
+ZEROS_DIGEST = hashlib.sha256(ZEROS).digest()
 
 
 class Night:
@@ -200,11 +204,9 @@ class Night:
     def take(self, nbd, blocks):
         """Copies these blocks, and keeps the digests of all."""
         count = -(-nbd.size // BLOCK)
-        last = nbd.size - (count - 1) * BLOCK
         digests = bytearray((self.base["path"] / "digests").read_bytes() if self.base else b"")
         # What the disk has grown by is zeros until something else is told.
-        while len(digests) < count * 32:
-            digests += zero_digest(BLOCK)
+        digests += ZEROS_DIGEST * (count - len(digests) // 32)
         del digests[count * 32 :]
         grown = self.base is not None and self.base["size"] != nbd.size
         if grown:
@@ -214,12 +216,12 @@ class Night:
         with open(self.path / "blocks.data", "wb") as out:
             for first, length in runs_of(blocks):
                 for block, content in self.read(nbd, first, length):
-                    digest = hashlib.sha256(content).digest()
+                    is_zero = content == ZEROS[: len(content)]
+                    is_whole = len(content) == BLOCK
+                    digest = ZEROS_DIGEST if is_zero and is_whole else hashlib.sha256(content).digest()
                     digests[block * 32 : block * 32 + 32] = digest
-                    if digest == zero_digest(BLOCK if block < count - 1 else last):
-                        zero_blocks.append(block)
-                    else:
-                        data_blocks.append(block)
+                    (zero_blocks if is_zero else data_blocks).append(block)
+                    if not is_zero:
                         out.write(content)
             out.flush()
             os.fsync(out.fileno())
@@ -230,10 +232,12 @@ class Night:
     def read(nbd, first, count):
         at, end = first * BLOCK, min((first + count) * BLOCK, nbd.size)
         while at < end:
-            piece = nbd.read(at, min(READ_AT_ONCE, end - at))
-            for start in range(0, len(piece), BLOCK):
-                yield (at + start) // BLOCK, bytes(piece[start : start + BLOCK])
-            at += len(piece)
+            length = min(READ_AT_ONCE, end - at)
+            piece = nbd.read(at, length)
+            for start in range(0, length, BLOCK):
+                stop = min(start + BLOCK, length)
+                yield (at + start) // BLOCK, piece[start:stop] if piece else ZEROS[: stop - start]
+            at += length
 
     def finish(self, size, snapshot, taken):
         data_blocks, zero_blocks, image = taken

@@ -98,7 +98,8 @@ class Job:
         info = self.info(vdi)
         nbd = self.nbd_client(info, self.trusting(info))
         assert nbd.size == SIZE, nbd.size
-        data = b"".join(bytes(nbd.read(at, min(8 * MIB, SIZE - at))) for at in range(0, SIZE, 8 * MIB))
+        steps = ((at, min(8 * MIB, SIZE - at)) for at in range(0, SIZE, 8 * MIB))
+        data = b"".join(nbd.read(at, length) or bytes(length) for at, length in steps)
         nbd.close()
         return data
 
