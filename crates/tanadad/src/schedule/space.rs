@@ -74,6 +74,11 @@ fn parse_floor(text: &str, physical: u64) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(unit)
 }
 
+/// Bytes that are free, or will be as soon as the storage has settled.
+fn free(space: &SpaceFacts) -> u64 {
+    space.free.saturating_add(space.unreleased)
+}
+
 /// `SR_BACKEND_FAILURE_44` where a new generation would take the room that guests need.
 ///
 /// An SR that does not tell its space refuses nothing: what is to be cut may still be cut.
@@ -87,14 +92,14 @@ pub async fn room_for_generations(daemon: &Daemon, sr: &Ref) -> ApiResult<()> {
         }
     };
     let floor = floor(&record, space.physical);
-    if space.free > floor {
+    if free(&space) > floor {
         return Ok(());
     }
     let words = format!(
         "There is insufficient space: {} has {} MiB free and keeps {} MiB for what its machines write; \
          delete snapshots, or change other-config:{FLOOR_KEY}",
         record.str("name_label"),
-        space.free / MIB,
+        free(&space) / MIB,
         floor / MIB
     );
     Err(ApiError::sr_backend_failure(44, words))
@@ -135,15 +140,14 @@ pub fn observe(tx: &mut Tx<'_>, sr: &Ref, space: &SpaceFacts, now: i64) -> ApiRe
     let mut note: SpaceNote = tx.note(&name).and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
     let mut history: Vec<Observation> =
         note.used.iter().map(|(at, used)| Observation { at: *at, used: *used }).collect();
-    // What is not free counts as used: space in transit helps no guest now.
-    let used = space.physical.saturating_sub(space.free);
+    let used = space.physical.saturating_sub(free(space));
     forecast::observe(&mut history, Observation { at: now, used });
     note.used = history.iter().map(|one| (one.at, one.used)).collect();
     let growth = forecast::growth_per_day(&history);
     let floor = floor(&record, space.physical);
     let before = LEVELS.get(usize::from(note.told)).copied().unwrap_or_default();
-    let level = forecast::level(space.physical, space.free, floor, growth, before);
-    let left = forecast::days_left(space.free, floor, growth);
+    let level = forecast::level(space.physical, free(space), floor, growth, before);
+    let left = forecast::days_left(free(space), floor, growth);
     figures(tx, sr, growth, left)?;
     if level != before {
         let easier = level < before;
@@ -185,7 +189,7 @@ fn tell(
     };
     let room = format!(
         "{} of {} MiB are free; below {} MiB no snapshots are taken",
-        space.free / MIB,
+        free(space) / MIB,
         space.physical / MIB,
         floor / MIB
     );
