@@ -80,9 +80,28 @@ impl ClusterMap {
         }
     }
 
+    /// The first unit from `from` on that is not absent. Passes over what is absent 64 units at a time.
+    pub fn next_present(&self, from: u64) -> Option<u64> {
+        let first = (from / 64) as usize;
+        let words = self.touched.get(first..)?.iter().zip(first as u64..);
+        let mut mask = u64::MAX << (from % 64);
+        for (word, number) in words {
+            let found = word & std::mem::replace(&mut mask, u64::MAX);
+            if found != 0 {
+                return Some(number * 64 + u64::from(found.trailing_zeros()));
+            }
+        }
+        None
+    }
+
     /// Units that are not absent, in order.
     pub fn present(&self) -> impl Iterator<Item = u64> + '_ {
-        (0..self.count()).filter(|unit| get(&self.touched, *unit))
+        let mut next = 0;
+        std::iter::from_fn(move || {
+            let unit = self.next_present(next)?;
+            next = unit + 1;
+            Some(unit)
+        })
     }
 
     /// How many units are in this state.
@@ -127,5 +146,14 @@ mod tests {
         assert_eq!((map.count_of(Absent), map.count_of(Data), map.count_of(Zero)), (4, 3, 4));
         assert_eq!(map.present().collect::<Vec<_>>(), [0, 1, 2, 3, 4, 9, 10]);
         assert_eq!((map.length_of(9), map.length_of(10)), (64, 8));
+        let mut sparse = ClusterMap::new(1000, 1);
+        for unit in [63, 64, 700, 999] {
+            sparse.add(unit, 1, true);
+        }
+        assert_eq!(sparse.present().collect::<Vec<_>>(), [63, 64, 700, 999]);
+        assert_eq!(
+            (sparse.next_present(65), sparse.next_present(1000), sparse.next_present(9000)),
+            (Some(700), None, None)
+        );
     }
 }

@@ -120,26 +120,21 @@ fn all_l2_tables(map: Arc<ClusterMap>, layout: Layout) -> impl Iterator<Item = P
     let per_table = layout.cluster / 8;
     let (mut table, mut place) = (0, layout.data);
     std::iter::from_fn(move || {
-        while table < l1_entries(&map) {
-            let units = table * per_table..((table + 1) * per_table).min(map.count());
-            table += 1;
-            if units.clone().all(|unit| map.state(unit) == State::Absent) {
-                continue;
-            }
-            let entries = units.flat_map(|unit| {
-                let entry = match map.state(unit) {
-                    State::Absent => 0,
-                    State::Zero => ZERO,
-                    State::Data => {
-                        place += 1;
-                        ((place - 1) * layout.cluster) | COPIED
-                    }
-                };
-                entry.to_be_bytes()
-            });
-            return Some(padded(entries.collect(), layout.cluster));
-        }
-        None
+        table = map.next_present(table * per_table)? / per_table;
+        let units = table * per_table..((table + 1) * per_table).min(map.count());
+        table += 1;
+        let entries = units.flat_map(|unit| {
+            let entry = match map.state(unit) {
+                State::Absent => 0,
+                State::Zero => ZERO,
+                State::Data => {
+                    place += 1;
+                    ((place - 1) * layout.cluster) | COPIED
+                }
+            };
+            entry.to_be_bytes()
+        });
+        Some(padded(entries.collect(), layout.cluster))
     })
 }
 
@@ -147,7 +142,10 @@ fn all_l2_tables(map: Arc<ClusterMap>, layout: Layout) -> impl Iterator<Item = P
 fn data(map: Arc<ClusterMap>) -> impl Iterator<Item = Piece> {
     let mut next = 0;
     std::iter::from_fn(move || {
-        let first = (next..map.count()).find(|unit| map.state(*unit) == State::Data)?;
+        let mut first = map.next_present(next)?;
+        while map.state(first) != State::Data {
+            first = map.next_present(first + 1)?;
+        }
         let most = (RUN_BYTES / map.unit()).max(1);
         let last = (first + 1..map.count().min(first + most)).find(|unit| map.state(*unit) != State::Data);
         next = last.unwrap_or(map.count().min(first + most));

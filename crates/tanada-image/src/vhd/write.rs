@@ -8,7 +8,7 @@ use super::{ABSENT, BLOCK_BYTES, SECTOR};
 use crate::ImageId;
 use crate::error::{ImageError, ImageResult};
 use crate::limits::VHD_BYTES;
-use crate::map::{ClusterMap, State};
+use crate::map::ClusterMap;
 use crate::plan::{Piece, Plan, runs};
 
 const LOCATOR_AT: u64 = 1536;
@@ -42,7 +42,7 @@ pub fn plan(map: ClusterMap, id: ImageId, parent: Option<Parent>) -> ImageResult
     let head = [&footer[..], &header, &place, &table].concat();
     let mut next = 0;
     let blocks = std::iter::from_fn(move || {
-        let unit = (next..map.count()).find(|unit| map.state(*unit) != State::Absent)?;
+        let unit = map.next_present(next)?;
         next = unit + 1;
         let data = runs(unit * BLOCK_BYTES, map.length_of(unit), BLOCK_BYTES);
         Some([Piece::Bytes(Bytes::from_static(&BITMAP))].into_iter().chain(data))
