@@ -235,7 +235,7 @@ impl Trial {
             expected: subject.expected.max(subject.hold),
             insist: true,
         };
-        let (outcome, took) = timed(sequence::run(&request, ledger, sleep(subject.hold))).await;
+        let (outcome, took) = timed(sequence::run(&request, ledger, async { sleep(subject.hold).await })).await;
         let mut verdict = verdict::judge(&outcome.evidence);
         if let Some(words) = outcome.guard_failed {
             self.check.add("guard", Outcome::Warning, 0, words);

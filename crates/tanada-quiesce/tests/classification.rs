@@ -42,6 +42,10 @@ fn limits(_: Os, _: &Settings) -> Limits {
 }
 
 async fn tried(scenario: Scenario, settings: Settings) -> (Check, Certificate) {
+    tried_for(Duration::ZERO, scenario, settings).await
+}
+
+async fn tried_for(hold: Duration, scenario: Scenario, settings: Settings) -> (Check, Certificate) {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("agent.sock");
     let guest = Agent::start(&socket, scenario).unwrap();
@@ -56,7 +60,7 @@ async fn tried(scenario: Scenario, settings: Settings) -> (Check, Certificate) {
         program: Path::new(env!("CARGO_BIN_EXE_quiesce-rig")),
         expected: Duration::from_millis(5),
         limits,
-        hold: Duration::ZERO,
+        hold,
     };
     let check = trial::run(&subject, &ledger).await;
     let ended = tokio::task::spawn_blocking(move || {
@@ -205,6 +209,15 @@ async fn hooks_count_where_they_are_declared_and_run() {
     assert_eq!(outcome, Outcome::Warning, "{words}");
     let no_exec = Scenario::linux().disable("guest-exec");
     assert_eq!(outcome_of("hooks", no_exec, declared()).await.0, Outcome::Unknown);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hold_begins_when_the_guest_is_frozen() {
+    let slow = Scenario::linux().freeze(sim_agent::Freeze::Holds { after_ms: 400 });
+    let hold = Duration::from_millis(300);
+    let (check, certificate) = tried_for(hold, slow, Settings::default()).await;
+    let lasted = certificate.freeze.map(|freeze| freeze.cut_after_us).unwrap_or_default();
+    assert!(u128::from(lasted) >= hold.as_micros(), "{lasted} us\n{check}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -55,7 +55,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         [] => wrong("no command given"),
-        ["doctor", what] => wrong(&format!("'doctor {what}' is not known; 'doctor quiesce vm=...' is")),
+        ["doctor", ..] => wrong("of the doctor only 'doctor quiesce vm=...' is known"),
         ["store", what] => wrong(&format!("'store {what}' is not known")),
         [command, ..] => wrong(&format!("'{command}' is not a command")),
     }

@@ -22,8 +22,8 @@ use crate::vmm::power;
 /// The plugin's name.
 pub const NAME: &str = "tanada";
 const FUNCTION: &str = "quiesce-check";
-/// The longest freeze that is tried: what a guest other than Windows is left frozen for.
-const HOLD_MAX_MS: u64 = 8_000;
+/// The longest freeze that is tried: a second less than what Windows is left frozen for.
+const HOLD_MAX_MS: u64 = 7_000;
 
 /// Runs one function of the plugin on a machine that runs.
 pub async fn call(ctx: &CallContext, vm: &Ref, function: &str, args: &Map) -> ApiResult<Value> {
@@ -35,6 +35,9 @@ pub async fn call(ctx: &CallContext, vm: &Ref, function: &str, args: &Map) -> Ap
     let _mark = ctx.begin("VM", vm, "snapshot", |tx| allowed::vm(tx, vm, "snapshot"))?;
     let (machine, disks) =
         ctx.db().read(|state| Ok::<_, ApiError>((state.get("VM", vm)?, disks_of(state, vm, &[])?)))?;
+    if machine.str("power_state") != "Running" {
+        return Err(ApiError::vm_bad_power_state(vm, "running", machine.str("power_state").to_lowercase()));
+    }
     let wish = Wish::of(&machine, false)?;
     let planned = plan_copies(&disks.iter().map(|disk| disk.vdi.clone()).collect::<Vec<_>>())?;
     let parts = parts(ctx, &planned)?;
