@@ -339,6 +339,14 @@ fn copies_of_records_share_one_new_seed() {
     let seed = vm.entry("other_config", "mac_seed").unwrap();
     assert!(seed != "seed-1" && snapshot.entry("other_config", "mac_seed") == Some(seed));
     assert_eq!(snapshot.str("snapshot_metadata"), "", "a revert must not bring the old identity back");
+    // Machines that never had one do not share one.
+    for vm in world.db.read(|state| state.all("VM")) {
+        world.db.write(|tx| tx.remove_entry("VM", vm.id(), "other_config", "mac_seed")).unwrap();
+    }
+    let made = take_records(&world, &records(&world), Manner::default(), &[]).unwrap();
+    let vm = world.get("VM", &made[0]);
+    let snapshot = world.get("VM", &vm.refs("snapshots")[0]);
+    assert_ne!(vm.entry("other_config", "mac_seed"), snapshot.entry("other_config", "mac_seed"));
 }
 
 #[test]

@@ -241,7 +241,8 @@ impl Unpacked {
         }
         if !restore || !other_config.contains_key("mac_seed") {
             let old = other_config.get("mac_seed").and_then(Value::as_str).unwrap_or_default().to_owned();
-            let seed = seeds.entry(old).or_insert_with(|| Uuid::new_v4().to_string()).clone();
+            let fresh = || Uuid::new_v4().to_string();
+            let seed = if old.is_empty() { fresh() } else { seeds.entry(old).or_insert_with(fresh).clone() };
             other_config.insert("mac_seed".into(), seed.into());
         }
         other_config.remove("grant_api_access");
