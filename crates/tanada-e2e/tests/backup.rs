@@ -164,3 +164,25 @@ fn any_night_comes_back_from_a_full_and_the_deltas_after_it() {
     let refusal = backup.restored(0, 3).unwrap_err();
     assert!(refusal.contains("night-0002/blocks.data is damaged"), "{refusal}");
 }
+
+#[test]
+fn xe_asks_for_changed_blocks() {
+    let backup = Backup::start();
+    let (scratch, disk) = (&backup.scratch, backup.disk(0));
+    let by_uuid = |uuid: &str| format!("uuid={uuid}");
+    let kind = |uuid: &str| scratch.xe_ok(["vdi-param-get", &by_uuid(uuid), "param-name=type"]);
+    scratch.xe_ok(["vdi-enable-cbt", &by_uuid(&disk)]);
+    let old = scratch.xe_ok(["vdi-snapshot", &by_uuid(&disk)]);
+    // The second and the last of 320 pieces of 64 KiB.
+    backup.write(0, &["write 64k 4k", "write 20476k 4k"]);
+    let new = scratch.xe_ok(["vdi-snapshot", &by_uuid(&disk)]);
+    let between = [format!("vdi-from-uuid={old}"), format!("vdi-to-uuid={new}")];
+    let changed = || scratch.xe_ok(["vdi-list-changed-blocks", &between[0], &between[1]]);
+    let expected = format!("Q{}AQ==", "A".repeat(51));
+    assert_eq!(changed(), expected);
+    scratch.xe_ok(["vdi-data-destroy", &by_uuid(&old)]);
+    assert_eq!((kind(&old).as_str(), changed()), ("cbt_metadata", expected));
+    scratch.xe_ok(["vdi-disable-cbt", &by_uuid(&disk)]);
+    let refusal = scratch.xe_fails(["vdi-data-destroy", &by_uuid(&scratch.xe_ok(["vdi-snapshot", &by_uuid(&disk)]))]);
+    assert!(refusal.contains("does not have changed block tracking metadata"), "{refusal}");
+}

@@ -24,6 +24,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context;
+use rustix::net::sockopt::{set_socket_keepalive, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl};
 use tokio::io::{AsyncWriteExt, copy_bidirectional_with_sizes};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::Semaphore;
@@ -48,6 +49,7 @@ const TLS_LIMIT: Duration = Duration::from_secs(10);
 /// From there to the entry into an export, the attaching of the disk included.
 const ENTRY_LIMIT: Duration = Duration::from_secs(120);
 const STOP_LIMIT: Duration = Duration::from_secs(5);
+const GOODBYE_LIMIT: Duration = Duration::from_secs(2);
 /// After a failed accept, so that the processor is not kept busy failing.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Each way, in bytes.
@@ -130,7 +132,7 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, daemon: Arc<Daemon>) {
 /// One client from the greeting to the end.
 async fn client(stream: TcpStream, tls: &TlsAcceptor, daemon: &Arc<Daemon>) -> anyhow::Result<()> {
     stream.set_nodelay(true)?;
-    rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
+    notice_death(&stream)?;
     let mut stopping = daemon.stopping.subscribe();
     let entered = tokio::select! {
         _ = stopping.wait_for(|stopping| *stopping) => return Ok(()),
@@ -145,8 +147,19 @@ async fn client(stream: TcpStream, tls: &TlsAcceptor, daemon: &Arc<Daemon>) -> a
     };
     // The disk may be detached from here on.
     drop(entry);
-    drop(client.shutdown().await);
+    // A client that takes nothing any more is not waited for.
+    let _ = timeout(GOODBYE_LIMIT, client.shutdown()).await;
     Ok(passed?)
+}
+
+/// A backup server that is gone without a word must not hold a snapshot for hours: it is asked after a minute of silence, and
+/// given up two minutes later.
+fn notice_death(stream: &TcpStream) -> std::io::Result<()> {
+    set_socket_keepalive(stream, true)?;
+    set_tcp_keepidle(stream, Duration::from_secs(60))?;
+    set_tcp_keepintvl(stream, Duration::from_secs(30))?;
+    set_tcp_keepcnt(stream, 4)?;
+    Ok(())
 }
 
 /// The client inside its export; `None` where it left before.
