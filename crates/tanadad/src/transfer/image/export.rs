@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use futures_util::stream::iter;
 use tanada_image::limits::VHD_BYTES;
 use tanada_image::vhd::{self, Parent};
-use tanada_image::{ClusterMap, Format, Piece as ImagePiece, Plan, qcow2, tar};
+use tanada_image::{ClusterMap, Format, ImageError, Piece as ImagePiece, Plan, qcow2, tar};
 use tanada_nbd::client::Client;
 use tanada_xapi::{ApiError, ApiResult, Ref, Value};
 use tokio::sync::mpsc;
@@ -19,7 +19,7 @@ use crate::db::{Record, View};
 use crate::storage::{self, volume_id};
 use crate::transfer::attached::{Access, Attached};
 use crate::transfer::disk::{CHUNK_BYTES, Chunk, DiskReader, Tally, UNDER_WAY, WINDOW_BYTES};
-use crate::transfer::error::{abort, client_gone, disk_error, image_error, taken};
+use crate::transfer::error::{abort, client_gone, disk_error, taken};
 use crate::transfer::rate::Rate;
 use crate::transfer::stream::{Outgoing, Piece};
 
@@ -144,7 +144,10 @@ async fn plan(
         Format::Qcow2 => qcow2::plan(map, base_id),
         Format::Raw | Format::Tar => tar::plan(map),
     };
-    plan.map_err(image_error)
+    plan.map_err(|error| match error {
+        ImageError::TooLarge { limit, .. } => ApiError::vdi_too_large(record.id(), limit),
+        other => ApiError::internal(other),
+    })
 }
 
 /// What is mapped now.
@@ -165,6 +168,10 @@ async fn changed(ctx: &CallContext, record: &Record, base: &Record, mut map: Clu
     let sr = record.reference("SR");
     if base.reference("SR") != sr {
         return Err(ApiError::vdi_incompatible_type(base.id(), "the base is on another SR"));
+    }
+    // Its data is gone; what changed since is told by VDI.list_changed_blocks.
+    if base.str("type") == "cbt_metadata" {
+        return Err(ApiError::vdi_incompatible_type(base.id(), "cbt_metadata"));
     }
     let driver = ctx.daemon.storage.driver(&sr)?;
     if !driver.capabilities().exact_difference {
@@ -253,5 +260,5 @@ async fn read(client: Client, tally: Tally, piece: ImagePiece) -> ApiResult<Byte
         }
         None => Bytes::new(),
     };
-    piece.render(content).map_err(image_error)
+    piece.render(content).map_err(ApiError::internal)
 }
