@@ -6,7 +6,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -35,15 +35,20 @@ pub struct Ran {
 impl Scratch {
     /// Makes the directory and starts the daemon in it.
     pub fn start() -> Scratch {
-        Scratch::begin(false)
+        Scratch::begin(false, |_| ())
     }
 
     /// The same, with a clock for schedules that [`Scratch::clock`] moves.
     pub fn start_steered() -> Scratch {
-        Scratch::begin(true)
+        Scratch::begin(true, |_| ())
     }
 
-    fn begin(steered: bool) -> Scratch {
+    /// As [`Scratch::start`], with something done in the state directory before.
+    pub fn start_prepared(prepare: impl FnOnce(&Path)) -> Scratch {
+        Scratch::begin(false, prepare)
+    }
+
+    fn begin(steered: bool, prepare: impl FnOnce(&Path)) -> Scratch {
         // No underscores: the SDK writes the socket's path as a host name with underscores for slashes.
         let dir =
             tempfile::Builder::new().prefix("tanada-e2e-").tempdir_in("/tmp").expect("a scratch directory").keep();
@@ -51,6 +56,9 @@ impl Scratch {
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).expect("permissions of the scratch directory");
         fs::write(dir.join("password"), PASSWORD).expect("the password file");
         let mut scratch = Scratch { dir, daemon: None, https: free_port(), nbd: free_port(), steered };
+        let state = scratch.path("state");
+        fs::DirBuilder::new().mode(0o700).create(&state).expect("the state directory");
+        prepare(&state);
         scratch.start_daemon();
         scratch
     }

@@ -3,7 +3,8 @@
 //!
 //! A task follows the database and has the driver keep the records as JSON soon after they change; unplugging keeps
 //! them once more. When an SR is plugged that has no VDI records yet, what it carries is made again: under the old
-//! references and uuids, halted, without what this host already has.
+//! references and uuids, halted, without what this host already has. What sleeps goes on sleeping if its memory is on the
+//! same SR; whether this host can wake it is found out when it is to.
 //!
 //! ```json
 //! {"format": 1, "sr": "<uuid>", "objects": [{"class": "VM", "ref": "OpaqueRef:…", "record": {…}}, …]}
@@ -83,6 +84,9 @@ const NOT_KEPT: &[&str] = &[
     "snapshot_schedule",
     "protection_policy",
 ];
+
+/// What a machine that sleeps needs beside.
+const ASLEEP: &[&str] = &["power_state", "suspend_VDI"];
 
 /// Follows the database and has every attached SR keep its records.
 pub fn keep_current(daemon: &Arc<Daemon>) {
@@ -201,7 +205,8 @@ fn gather(view: &impl View, sr: &Record) -> String {
 
 fn object(class: &str, record: &Record, beside: Map) -> serde_json::Value {
     let mut fields = record.to_map();
-    fields.retain(|field, _| !NOT_KEPT.contains(&field.as_str()));
+    let asleep = class == "VM" && record.str("power_state") == "Suspended";
+    fields.retain(|field, _| !NOT_KEPT.contains(&field.as_str()) || (asleep && ASLEEP.contains(&field.as_str())));
     if let Some(Value::Map(config)) = fields.get_mut("sm_config") {
         config.retain(|key, _| !key.starts_with("tanada:"));
     }
@@ -285,6 +290,10 @@ fn admit(tx: &mut Tx<'_>, sr: &Ref, kept: &Kept, made: &HashSet<Ref>, there: imp
             let metrics = tx.create("VM_metrics", Vec::<(&str, Value)>::new())?;
             fields.insert("metrics".into(), Value::from(metrics));
             fields.insert("domid".into(), Value::from(-1));
+            // Without its memory it is halted.
+            if tx.find("VDI", &reference("suspend_VDI")).is_none() {
+                fields.retain(|field, _| !ASLEEP.contains(&field.as_str()));
+            }
         }
         _ if !made.contains(&reference("VM")) => return Ok(false),
         "VBD" => {
@@ -305,6 +314,11 @@ fn admit(tx: &mut Tx<'_>, sr: &Ref, kept: &Kept, made: &HashSet<Ref>, there: imp
             let Some(network) = same.or(named).or(networks.first()) else { return Ok(false) };
             fields.insert("network".into(), Value::from(network.id()));
         }
+    }
+    if matches!(class, "VBD" | "VIF") {
+        let machine = tx.get("VM", &reference("VM"))?;
+        let sleeps = machine.str("power_state") == "Suspended" && !machine.bool("is_a_snapshot");
+        fields.insert("currently_attached".into(), Value::from(sleeps));
     }
     tx.create_as(class, kept.id.clone(), fields)?;
     Ok(true)

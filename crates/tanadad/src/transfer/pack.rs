@@ -192,10 +192,16 @@ fn blanked(class: &str, record: &Record, ids: &BTreeMap<Ref, String>, kind: Kind
     map
 }
 
+/// The memory of a checkpoint does not travel, and without it its disks are as after a power cut.
 fn with_certificate(machine: &Record) -> Value {
     let mut other_config = machine.map("other_config").clone();
     for (key, value) in machine.map("snapshot_info") {
-        other_config.insert(format!("{CERTIFICATE_PREFIX}{key}"), value.clone());
+        let value = match (key.as_str(), value.as_str()) {
+            ("method", Some("memory")) => Value::from("none"),
+            (key, Some("memory")) if key == "consistency" || key.ends_with(".level") => Value::from("crash"),
+            _ => value.clone(),
+        };
+        other_config.insert(format!("{CERTIFICATE_PREFIX}{key}"), value);
     }
     Value::Map(other_config)
 }

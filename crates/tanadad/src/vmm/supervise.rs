@@ -21,7 +21,7 @@ use tanada_qemu::hotplug::{self, IoStatus};
 use tanada_qemu::launch::{self, Machine, RunState};
 use tanada_qemu::machine::AGENT_PORT_ID;
 use tanada_qemu::qmp::{Event, QUICK, Qmp};
-use tanada_qemu::resume::ResumePolicy;
+use tanada_qemu::resume::{RETRY, ResumePolicy};
 use tanada_xapi::{ApiError, ApiResult, Ref};
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
@@ -248,6 +248,11 @@ impl Supervisor {
     }
 
     async fn cont(&mut self) {
+        if self.machine.is_held() {
+            // Whoever holds it lets it go; what waits for the storage is tried again then.
+            self.cont_at = Some(Instant::now() + RETRY);
+            return;
+        }
         self.cont_at = None;
         self.no_space = false;
         if let Err(error) = self.machine.qmp().execute("cont", json!({}), QUICK).await {

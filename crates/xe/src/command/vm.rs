@@ -45,7 +45,7 @@ pub const COMMANDS: &[Command] = &[
         "vm-checkpoint",
         &["new-name-label"],
         &["new-name-description"],
-        "Takes a snapshot with the memory.",
+        "Takes a snapshot of VMs with their memory, of one instant; they run on.",
         |x| snapshot(x, "VM.checkpoint"),
     )
     .selects_vms(),
@@ -55,9 +55,12 @@ pub const COMMANDS: &[Command] = &[
     Command::new("vm-reboot", &[], &["force", "progress"], "Reboots VMs; --force resets them.", reboot).selects_vms(),
     Command::new("vm-pause", &[], &[], "Pauses VMs.", |x| power(x, "VM.pause", &[])).selects_vms(),
     Command::new("vm-unpause", &[], &[], "Lets paused VMs go on.", |x| power(x, "VM.unpause", &[])).selects_vms(),
-    Command::new("vm-suspend", &[], &["progress"], "Suspends VMs to disk.", |x| power(x, "VM.suspend", &[]))
+    Command::new("vm-suspend", &[], &["progress"], "Writes the memory of VMs to disk and ends them.", |x| {
+        power(x, "VM.suspend", &[])
+    })
+    .selects_vms(),
+    Command::new("vm-resume", &[], &["force", "on", "progress"], "Lets suspended VMs go on where they were.", resume)
         .selects_vms(),
-    Command::new("vm-resume", &[], &["force", "progress"], "Resumes suspended VMs.", resume).selects_vms(),
     Command::new("vm-reset-powerstate", &[], &[], "Marks VMs as halted; needs --force.", reset).selects_vms(),
     Command::new(
         "vm-call-plugin",
@@ -275,8 +278,15 @@ fn reboot(ctx: &mut Ctx<'_>) -> Outcome {
 }
 
 fn resume(ctx: &mut Ctx<'_>) -> Outcome {
-    let force = Value::Bool(ctx.params.flag("force")?);
-    power(ctx, "VM.resume", &[Value::Bool(false), force])
+    let flags = [Value::Bool(false), Value::Bool(ctx.params.flag("force")?)];
+    let host = match ctx.params.get("on") {
+        Some(name) => Some(host_by_name(ctx, name)?),
+        None => None,
+    };
+    each_vm(ctx, &TO_START, |ctx, vm| match &host {
+        Some(host) => run_on(ctx, vm, "VM.resume_on", &[&[Value::from(host)], &flags[..]].concat()),
+        None => run_on(ctx, vm, "VM.resume", &flags),
+    })
 }
 
 fn reset(ctx: &mut Ctx<'_>) -> Outcome {

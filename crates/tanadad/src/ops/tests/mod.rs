@@ -1,6 +1,7 @@
 //! The storage operations over an SR in memory that can fail, and over restarts of the daemon.
 
 mod arrays;
+mod asleep;
 mod attached;
 mod certificates;
 mod changed;
