@@ -187,7 +187,9 @@ impl World {
     /// The first bytes of a disk.
     fn beginning(&self, vdi: &str, length: usize) -> Vec<u8> {
         let mut stream = UnixStream::connect(self.scratch.socket()).expect("the daemon's socket");
-        write!(stream, "GET /export_raw_vdi?vdi={vdi}&format=raw HTTP/1.0\r\n\r\n").expect("the request");
+        // root without a password, which the local socket takes.
+        let head = "HTTP/1.0\r\nAuthorization: Basic cm9vdDo=\r\n\r\n";
+        write!(stream, "GET /export_raw_vdi?vdi={vdi}&format=raw {head}").expect("the request");
         let mut all = Vec::new();
         let mut part = vec![0; MIB];
         let body = loop {
@@ -202,16 +204,15 @@ impl World {
         all[body..body + length].to_vec()
     }
 
-    /// Writes over the beginning of a disk.
-    fn overwrite(&self, vdi: &str, bytes: &[u8]) {
+    /// Writes over the beginning of a disk, once its last reader has gone.
+    fn overwrite(&mut self, vdi: &str, bytes: &[u8]) {
         let file = self.scratch.path("bytes");
         fs::write(&file, bytes).expect("a file");
-        self.scratch.xe_ok([
-            "vdi-import",
-            &format!("uuid={vdi}"),
-            &format!("filename={}", file.display()),
-            "format=raw",
-        ]);
+        let (vdi, file) = (format!("uuid={vdi}"), format!("filename={}", file.display()));
+        self.scratch.eventually("the image can be written", |scratch| {
+            let ran = scratch.xe(["vdi-import", &vdi, &file, "format=raw"]);
+            if ran.status == 0 { Ok(()) } else { Err(ran.err) }
+        });
     }
 }
 

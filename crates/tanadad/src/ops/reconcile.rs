@@ -17,7 +17,7 @@ use super::{machine, secrets, sr, vdi, vdi_copy};
 use crate::context::Daemon;
 use crate::db::{Intent, View};
 use crate::storage::{driver_error, host_initiator, volume_id};
-use crate::vmm::memory;
+use crate::vmm::{memory, power};
 
 /// Operations under way ended with the process that ran them.
 pub fn clear_marks(daemon: &Daemon) -> ApiResult<()> {
@@ -148,7 +148,11 @@ pub async fn let_guests_go(daemon: &Arc<Daemon>) {
         match plan {
             Plan::Hold { vm } => machine::cut::release_leftover(daemon, &Ref::from(vm.as_str()), id).await,
             Plan::Memory { vm } => memory::give_up_leftover(daemon, &Ref::from(vm.as_str()), id).await,
-            _ => {}
+            _ => continue,
+        }
+        if let Plan::Hold { vm } | Plan::Memory { vm } = plan {
+            // Nobody is to see it held; its own event comes later.
+            power::note_running(daemon, &Ref::from(vm.as_str())).await;
         }
     }
     for (id, plan) in &plans {

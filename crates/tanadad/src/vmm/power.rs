@@ -240,6 +240,19 @@ pub async fn release(machine: &Running) -> ApiResult<()> {
     going.map(drop).map_err(ApiError::internal)
 }
 
+/// Writes down that a machine runs, if it does.
+pub async fn note_running(daemon: &Daemon, vm: &Ref) {
+    let Some(machine) = daemon.vmm.machine(vm) else { return };
+    let noted = match launch::run_state(&machine.qmp()).await {
+        Ok(RunState::Running) => daemon.db.write(|tx| records::observed(tx, vm, Power::Running)),
+        Ok(_) => Ok(()),
+        Err(error) => Err(ApiError::internal(error)),
+    };
+    if let Err(error) = noted {
+        tracing::warn!(%vm, %error, "what a machine does could not be written down");
+    }
+}
+
 pub async fn unpause(daemon: &Arc<Daemon>, vm: &Ref) -> ApiResult<()> {
     let machine = machine_of(daemon, vm)?;
     machine.qmp().execute("cont", json!({}), QUICK).await.map_err(ApiError::internal)?;
