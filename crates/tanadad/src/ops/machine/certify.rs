@@ -72,6 +72,11 @@ pub fn certificate(view: &impl View, disks: &[Disk], parts: &[Part], taken: &Tak
     if !rough.is_empty() {
         notes.push(format!("of disk {} the guest has nothing mounted that can be frozen", rough.join(", ")));
     }
+    if matches!(verdict.level, Level::FileSystem | Level::Application) && taken.mounts.is_empty() {
+        let words =
+            "the guest does not tell which disks its file systems are on: a disk without any is only crash-consistent";
+        notes.push(words.to_owned());
+    }
     Certificate {
         level: verdict.level,
         method: verdict.method,
