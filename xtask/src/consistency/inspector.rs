@@ -8,10 +8,12 @@ use anyhow::{Context, Result, bail};
 use tanada_witness::ledger::Found;
 
 use super::server::bare;
+use crate::demo::eventually;
 use crate::demo::machine::Machine;
 use crate::demo::world::World;
 
 const LIMIT: Duration = Duration::from_secs(600);
+const UNPLUG_LIMIT: Duration = Duration::from_secs(180);
 /// A disk shows so much of its VDI's uuid as its serial number.
 const SERIAL_CHARS: usize = 20;
 
@@ -87,7 +89,13 @@ impl Inspector {
         }
         let text = self.machine.guest_within(world, &format!("inspect{serials}"), LIMIT)?;
         for vbd in plugs {
-            world.xe(&["vbd-unplug", &format!("uuid={vbd}")])?;
+            // A guest on a busy host may let go of a disk later than the daemon waits for it.
+            eventually("the inspector lets go of a disk", UNPLUG_LIMIT, || {
+                if world.param("vbd", &vbd, "currently-attached")? == "false" {
+                    return Ok(());
+                }
+                world.xe(&["vbd-unplug", &format!("uuid={vbd}")]).map(drop)
+            })?;
             world.xe(&["vbd-destroy", &format!("uuid={vbd}")])?;
         }
         world.xe(&["vm-uninstall", &format!("uuid={}", instance.uuid), "force=true"])?;
