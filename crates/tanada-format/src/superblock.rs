@@ -9,8 +9,8 @@ use crate::error::FormatError;
 use crate::field::{Field, check_seal, seal};
 use crate::geometry::Geometry;
 use crate::node::BLOCK_BYTES;
-use crate::pointer::{EPOCH_MAX, POINTER_BYTES, Pointer};
-use crate::version::{VERSION_ID_MAX, VERSION_SLOTS_MAX};
+use crate::pointer::{EPOCH_USED_MAX, POINTER_BYTES, Pointer};
+use crate::version::{VERSION_ID_USED_MAX, VERSION_SLOTS_MAX};
 
 const WHAT: &str = "superblock";
 
@@ -172,8 +172,8 @@ impl Superblock {
             store: F_STORE.get_uuid(bytes),
             checkpoint: from_one(F_CHECKPOINT, u64::MAX >> 1)?,
             incarnation: bounded(F_INCARNATION, u64::MAX >> 1)?,
-            epoch: from_one(F_EPOCH, EPOCH_MAX)?,
-            next_version: from_one(F_NEXT_VERSION, VERSION_ID_MAX)?,
+            epoch: from_one(F_EPOCH, EPOCH_USED_MAX)?,
+            next_version: from_one(F_NEXT_VERSION, VERSION_ID_USED_MAX)?,
             version_slots: bounded(F_VERSION_SLOTS, VERSION_SLOTS_MAX)?,
             geometry: Geometry::new(F_STORE_BLOCKS.get(bytes), F_JOURNAL_BLOCKS.get(bytes))?,
             journal_seq: from_one(F_JOURNAL_SEQ, u64::MAX >> 1)?,

@@ -78,7 +78,7 @@ fn versions() -> impl Strategy<Value = Version> {
 }
 
 fn superblocks() -> impl Strategy<Value = Superblock> {
-    (3..1u64 << 30, 64..1024u64, 1..1u64 << 60, 1..1u64 << 44, pointers()).prop_map(
+    (3..1u64 << 30, 64..1024u64, 1..1u64 << 60, 1..1u64 << 43, pointers()).prop_map(
         |(segments, journal, checkpoint, epoch, catalog)| {
             let geometry = Geometry::new(segments * SEGMENT_BLOCKS, journal).expect("in bounds");
             let inside = !catalog.is_null() && catalog.check_within(geometry.store_blocks()).is_ok();

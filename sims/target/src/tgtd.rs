@@ -22,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Loopback addresses to try before giving up.
 const ADDRESS_TRIES: u32 = 20;
 pub const ISCSI_PORT: u16 = 3260;
+/// What tgtd says where another one has the same folder.
+const IN_USE: &str = "another tgtd is using";
 
 pub struct Tgtd {
     pid: Pid,
@@ -46,8 +48,22 @@ pub fn free_loopback(port: u16) -> Result<SocketAddrV4> {
 }
 
 impl Tgtd {
-    /// Starts tgtd with its socket and log in `dir` and waits until it listens.
+    /// Starts tgtd with its socket and log in `dir` and waits until it listens. One that had the same folder and is about to
+    /// end is waited for.
     pub fn start(dir: &Path) -> Result<Tgtd> {
+        let begun = Instant::now();
+        loop {
+            match Self::start_once(dir) {
+                Err(error) if error.to_string().contains(IN_USE) && begun.elapsed() < PATIENCE => {
+                    // The lock on the folder tells nobody when it is free.
+                    thread::sleep(Duration::from_millis(20));
+                }
+                started => return started,
+            }
+        }
+    }
+
+    fn start_once(dir: &Path) -> Result<Tgtd> {
         let portal = free_loopback(ISCSI_PORT)?;
         let socket = dir.join("tgtd");
         let log = dir.join("tgtd.log");
