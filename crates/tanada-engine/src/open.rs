@@ -141,6 +141,10 @@ impl Handle {
         if !newest.may_write() {
             return Err(Failure::new(EINVAL, "the store has features that this program can only read"));
         }
+        if let Some((counter, value)) = newest.used_up() {
+            let message = format!("the store has used up its numbers: {counter} is {value}, more than half of them");
+            return Err(Failure::new(EINVAL, message));
+        }
         let needed = newest.geometry.store_bytes();
         let device = self.with(|state| state.config.device_bytes);
         if device < needed {

@@ -24,9 +24,6 @@ pub const BLOCK_MAX: u64 = (1 << 44) - 1;
 /// Largest epoch a pointer can hold.
 pub const EPOCH_MAX: u64 = (1 << 44) - 1;
 
-/// Largest epoch that a store may have come to when it is opened: the other half is room that it cannot use up.
-pub const EPOCH_USED_MAX: u64 = 1 << 43;
-
 /// Kind of a lost pointer.
 const LOST: u64 = 1;
 

@@ -9,8 +9,8 @@ use crate::error::FormatError;
 use crate::field::{Field, check_seal, seal};
 use crate::geometry::Geometry;
 use crate::node::BLOCK_BYTES;
-use crate::pointer::{EPOCH_USED_MAX, POINTER_BYTES, Pointer};
-use crate::version::{VERSION_ID_USED_MAX, VERSION_SLOTS_MAX};
+use crate::pointer::{EPOCH_MAX, POINTER_BYTES, Pointer};
+use crate::version::{VERSION_ID_MAX, VERSION_SLOTS_MAX};
 
 const WHAT: &str = "superblock";
 
@@ -30,6 +30,9 @@ pub const KNOWN_READABLE: u32 = 0;
 pub const KNOWN_OPTIONAL: u32 = KEEP_SPACE;
 /// Optional feature: all of the store's space was written when it was made; none of it is handed back to the medium.
 pub const KEEP_SPACE: u32 = 1;
+
+/// Largest number of a checkpoint, an incarnation or a journal block.
+const COUNTER_MAX: u64 = u64::MAX >> 1;
 
 const F_MAGIC: Field = Field::first("magic", 8);
 const F_VERSION: Field = F_MAGIC.then("format_version", 4);
@@ -170,13 +173,13 @@ impl Superblock {
             features_readable: F_READABLE.get(bytes) as u32,
             features_optional,
             store: F_STORE.get_uuid(bytes),
-            checkpoint: from_one(F_CHECKPOINT, u64::MAX >> 1)?,
-            incarnation: bounded(F_INCARNATION, u64::MAX >> 1)?,
-            epoch: from_one(F_EPOCH, EPOCH_USED_MAX)?,
-            next_version: from_one(F_NEXT_VERSION, VERSION_ID_USED_MAX)?,
+            checkpoint: from_one(F_CHECKPOINT, COUNTER_MAX)?,
+            incarnation: bounded(F_INCARNATION, COUNTER_MAX)?,
+            epoch: from_one(F_EPOCH, EPOCH_MAX)?,
+            next_version: from_one(F_NEXT_VERSION, VERSION_ID_MAX)?,
             version_slots: bounded(F_VERSION_SLOTS, VERSION_SLOTS_MAX)?,
             geometry: Geometry::new(F_STORE_BLOCKS.get(bytes), F_JOURNAL_BLOCKS.get(bytes))?,
-            journal_seq: from_one(F_JOURNAL_SEQ, u64::MAX >> 1)?,
+            journal_seq: from_one(F_JOURNAL_SEQ, COUNTER_MAX)?,
             used_blocks: F_USED_BLOCKS.get(bytes),
             catalog: Pointer::decode(&F_CATALOG.get_bytes(bytes))?,
         };
@@ -189,6 +192,21 @@ impl Superblock {
             F_SPARE.check_zero(WHAT, bytes)?;
         }
         Ok(superblock)
+    }
+
+    /// The first counter of which a store has used up more than half, with its value: such a store can be read, but is not
+    /// opened for work. The other half is more than a store can use up while it is open, so that nothing has to look for
+    /// the end of the numbers there.
+    pub fn used_up(&self) -> Option<(&'static str, u64)> {
+        let counters = [
+            ("checkpoint", self.checkpoint, COUNTER_MAX),
+            ("incarnation", self.incarnation, COUNTER_MAX),
+            ("journal_seq", self.journal_seq, COUNTER_MAX),
+            ("epoch", self.epoch, EPOCH_MAX),
+            ("next_version", self.next_version, VERSION_ID_MAX),
+        ];
+        let over = counters.into_iter().find(|(_, value, most)| *value > most / 2);
+        over.map(|(name, value, _)| (name, value))
     }
 
     /// The newest of the four copies, as `[slot][copy]`; `None` where none is whole. The caller compares its number

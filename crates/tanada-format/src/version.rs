@@ -15,10 +15,6 @@ pub const VERSION_BYTES: usize = 256;
 /// Largest version id: what six bytes of a journal record hold.
 pub const VERSION_ID_MAX: u64 = (1 << 48) - 1;
 
-/// Largest id that a store may have given out when it is opened. The other half is more than it can use up in its life, so
-/// that nothing has to look for the end of the numbers later.
-pub const VERSION_ID_USED_MAX: u64 = 1 << 47;
-
 /// Records the version table can hold.
 pub const VERSION_SLOTS_MAX: u64 = 1 << 20;
 

@@ -78,7 +78,7 @@ fn versions() -> impl Strategy<Value = Version> {
 }
 
 fn superblocks() -> impl Strategy<Value = Superblock> {
-    (3..1u64 << 30, 64..1024u64, 1..1u64 << 60, 1..1u64 << 43, pointers()).prop_map(
+    (3..1u64 << 30, 64..1024u64, 1..1u64 << 60, 1..1u64 << 44, pointers()).prop_map(
         |(segments, journal, checkpoint, epoch, catalog)| {
             let geometry = Geometry::new(segments * SEGMENT_BLOCKS, journal).expect("in bounds");
             let inside = !catalog.is_null() && catalog.check_within(geometry.store_blocks()).is_ok();
@@ -215,4 +215,15 @@ fn future_stores_are_refused_by_name() {
     superblock.features_required = 0;
     superblock.features_readable = 1;
     assert!(Superblock::decode(&superblock.encode(), 1).is_ok_and(|superblock| !superblock.may_write()));
+}
+
+#[test]
+fn a_store_that_has_used_up_half_of_its_numbers_is_read_and_says_so() {
+    let fresh = Superblock::fresh(STORE, Geometry::new(8 * SEGMENT_BLOCKS, 64).unwrap());
+    assert_eq!(fresh.used_up(), None);
+    let half = (1 << 47) - 1;
+    assert_eq!(Superblock { next_version: half, ..fresh.clone() }.used_up(), None);
+    let over = Superblock { next_version: half + 1, ..fresh.clone() };
+    assert_eq!(Superblock::decode(&over.encode(), over.slot()).unwrap().used_up(), Some(("next_version", half + 1)));
+    assert_eq!(Superblock { journal_seq: 1 << 62, ..fresh }.used_up(), Some(("journal_seq", 1 << 62)));
 }

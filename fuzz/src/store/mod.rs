@@ -45,10 +45,15 @@ pub fn run(input: &[u8]) {
     judge(image);
 }
 
+/// Whether this program works with such a store: it may be sound and still be of a newer one, or have used up its numbers.
+fn is_served(report: &CheckReport) -> bool {
+    report.superblock.may_write() && report.superblock.used_up().is_none()
+}
+
 /// Checks and opens: what the checker calls clean opens. Returns the open store and whether it is clean.
 pub(crate) fn judge_opening(image: Image) -> Option<(Shell, bool)> {
     let report = check(&image, CheckOptions { data: true }).ok();
-    let is_clean = report.as_ref().is_some_and(|report| report.is_clean() && report.superblock.may_write());
+    let is_clean = report.as_ref().is_some_and(|report| report.is_clean() && is_served(report));
     match Shell::open(image) {
         Ok(shell) => Some((shell, is_clean)),
         Err(failure) => {
@@ -66,6 +71,10 @@ pub(crate) fn judge(image: Image) {
     if is_clean {
         work(&mut shell);
         let report = recheck(&shell.image);
+        if !is_served(&report) {
+            // This work used up the half of its numbers: it can still be read.
+            return;
+        }
         let mut again = Shell::open(shell.image).unwrap_or_else(|failure| panic!("does not open again: {failure}"));
         let later = read_everything(&mut again, true);
         for (id, content) in contents {

@@ -14,7 +14,6 @@ pub mod cut;
 use std::collections::{BTreeMap, BTreeSet};
 
 use tanada_format::node::span_blocks;
-use tanada_format::version::VERSION_ID_USED_MAX;
 use tanada_format::{Member, Pointer, Record, TREE_BLOCKS, VersionKind, VersionState};
 use uuid::Uuid;
 
@@ -259,9 +258,6 @@ impl Versions {
     fn insert(&mut self, version: Version) -> Result<(), Contradiction> {
         if self.by_id.contains_key(&version.id) {
             return Err(format!("version {} exists already", version.id));
-        }
-        if version.id > VERSION_ID_USED_MAX {
-            return Err(format!("version {} is beyond what a store gives out ({VERSION_ID_USED_MAX})", version.id));
         }
         self.next_id = self.next_id.max(version.id + 1);
         if version.is_live() && self.names.insert(version.uuid, version.id).is_some() {
