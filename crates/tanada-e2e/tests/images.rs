@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use tanada_e2e::{Scratch, tanada};
+use tanada_e2e::{Scratch, noise, tanada};
 
 const MIB: usize = 1 << 20;
 const SIZE: usize = 21 * MIB + 4096;
@@ -30,18 +30,6 @@ impl Answer {
         let line = self.head.lines().find_map(|line| line.strip_prefix(&format!("{name}: ")));
         line.unwrap_or_else(|| panic!("no {name} in {}", self.head)).trim()
     }
-}
-
-/// Bytes that tell their place, nothing alike.
-fn noise(length: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    };
-    (0..length.div_ceil(8)).flat_map(|_| next()).take(length).collect()
 }
 
 fn first() -> Vec<u8> {

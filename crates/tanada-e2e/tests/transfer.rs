@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::Instant;
 
-use tanada_e2e::Scratch;
+use tanada_e2e::{Scratch, noise};
 
 const MIB: usize = 1 << 20;
 
@@ -16,18 +16,6 @@ struct World {
     sr: String,
     vm: String,
     images: [Vec<u8>; 2],
-}
-
-/// Bytes that tell their place, nothing alike, nothing to compress.
-fn noise(length: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    };
-    (0..length.div_ceil(8)).flat_map(|_| next()).take(length).collect()
 }
 
 fn world() -> World {

@@ -135,7 +135,8 @@ async fn status(qmp: &Qmp) -> Result<String> {
     Ok(told.get("status").and_then(Value::as_str).unwrap_or("none").to_owned())
 }
 
-/// Ends a transfer that is under way, whoever began it; returns when it has ended. None is no error.
+/// Ends a transfer that is under way, whoever began it; returns when it has ended. None is no error. Asked for, because one
+/// that an earlier life of the daemon began may tell its end to nobody.
 pub async fn cancel(qmp: &Qmp) -> Result<()> {
     let until = Instant::now() + CANCEL_LIMIT;
     qmp.execute("migrate_cancel", json!({}), QUICK).await?;

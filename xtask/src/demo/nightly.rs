@@ -59,7 +59,7 @@ fn job(world: &mut World, guest: &DatabaseGuest) -> Result<()> {
     let restored = step(world, "database-opens", |world| opens(world, restored, &second))?;
     step(world, "works-on", |world| works_on(world, restored))?;
     step(world, "restore-night-4", |world| restore(world, &sr, &backups)).map(drop)?;
-    step(world, "store-check", |world| sound(world, &sr))
+    step(world, "store-check", |world| prepare::sound(world, &sr).map(drop))
 }
 
 /// A database with its log on another disk, hooks that bring it to rest, and two clients.
@@ -269,18 +269,4 @@ fn works_on(world: &mut World, mut server: Server) -> Result<()> {
     server.start_clients(world, &[11, 12])?;
     world.note(format!("{} new transactions", server.ledger(world)?.done()));
     world.xe(&["vm-uninstall", &format!("uuid={}", server.machine.uuid), "force=true"]).map(drop)
-}
-
-/// No task pending, and the store is sound.
-fn sound(world: &mut World, sr: &str) -> Result<()> {
-    let pending = world.xe(&["task-list", "status=pending", "--minimal"])?;
-    if !pending.is_empty() {
-        bail!("tasks are still pending: {pending}");
-    }
-    let pbd = world.xe(&["pbd-list", &format!("sr-uuid={sr}"), "--minimal"])?;
-    world.xe(&["pbd-unplug", &format!("uuid={pbd}")])?;
-    let store = world.dir.join("fast.store");
-    let report = world.store_tool(&["check", "--data", &store.to_string_lossy()])?;
-    world.note(report.lines().last().unwrap_or("clean").to_string());
-    Ok(())
 }

@@ -1,7 +1,7 @@
 //! The repository, the machine and its data; and, at the end, that nothing is left over.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -153,11 +153,8 @@ pub fn writer_progress(world: &World, machine: &Machine) -> Result<u64> {
     number.with_context(|| format!("the writer's report is '{status}'"))
 }
 
-/// Last step: no task pending, the database and the store agree, the store is sound.
-pub fn nothing_left(world: &mut World, sr: &str, machine: &Machine) -> Result<()> {
-    if world.param("vm", &machine.uuid, "power-state")? != "halted" {
-        machine.stop_hard(world)?;
-    }
+/// No task pending, and the embedded store is sound. Unplugs its SR; returns where it is.
+pub fn sound(world: &mut World, sr: &str) -> Result<PathBuf> {
     let pending = world.xe(&["task-list", "status=pending", "--minimal"])?;
     if !pending.is_empty() {
         bail!("tasks are still pending: {pending}");
@@ -167,6 +164,15 @@ pub fn nothing_left(world: &mut World, sr: &str, machine: &Machine) -> Result<()
     let store = world.dir.join("fast.store");
     let report = world.store_tool(&["check", "--data", &store.to_string_lossy()])?;
     world.note(report.lines().last().unwrap_or("clean").to_string());
+    Ok(store)
+}
+
+/// Last step: no task pending, the database and the store agree, the store is sound.
+pub fn nothing_left(world: &mut World, sr: &str, machine: &Machine) -> Result<()> {
+    if world.param("vm", &machine.uuid, "power-state")? != "halted" {
+        machine.stop_hard(world)?;
+    }
+    let store = sound(world, sr)?;
     match Command::new("du").arg("-m").arg(&store).output() {
         Ok(output) => world.note(format!(
             "the store's file holds {} MiB",

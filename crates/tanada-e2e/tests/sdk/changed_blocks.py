@@ -17,25 +17,12 @@ from urllib.parse import quote
 
 import XenAPI
 
+from session import connect, fails
+
 KIB, MIB = 1 << 10, 1 << 20
 # Neither whole 64 KiB blocks nor a multiple of eight of them.
 SIZE = 24 * MIB + 12 * KIB
 BLOCK = 64 * KIB
-
-
-def connect(where, *credentials):
-    session = XenAPI.Session(where, ignore_ssl=True)
-    session.login_with_password(*credentials, "1.0", "sdk-test")
-    return session
-
-
-def fails(code, call, *args):
-    try:
-        result = call(*args)
-    except XenAPI.Failure as failure:
-        assert failure.details[0] == code, f"{code} expected: {failure.details}"
-        return
-    raise AssertionError(f"{code} expected, the call answered {result}")
 
 
 def eventually(what, ask):

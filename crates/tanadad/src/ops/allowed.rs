@@ -6,7 +6,6 @@
 //! to remember to.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::FutureExt;
 use tanada_xapi::{ApiError, ApiResult, Ref, Value};
@@ -14,6 +13,7 @@ use tanada_xapi::{ApiError, ApiResult, Ref, Value};
 use crate::context::{Args, CallContext, Daemon, Handlers};
 use crate::db::{Record, View};
 use crate::ops::cbt;
+use crate::ops::follow::follow;
 
 const HALTED: u8 = 1;
 const PAUSED: u8 = 2;
@@ -254,24 +254,7 @@ fn of_sr(view: &impl View, sr: &Record) -> Vec<Value> {
 
 /// Follows the database and brings the `allowed_operations` of what changed up to date.
 pub fn keep_current(daemon: &Arc<Daemon>) {
-    let daemon = Arc::downgrade(daemon);
-    tokio::spawn(async move {
-        let Some(strong) = daemon.upgrade() else { return };
-        let mut changed = strong.db.changed();
-        drop(strong);
-        let mut seen = 0;
-        loop {
-            match daemon.upgrade() {
-                Some(daemon) => seen = refresh(&daemon, seen),
-                None => return,
-            }
-            if changed.changed().await.is_err() {
-                return;
-            }
-            // A call writes several times; one look after it is enough.
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    });
+    follow(daemon, |daemon, seen| async move { refresh(&daemon, seen) }.boxed());
 }
 
 /// One round of [`keep_current`]: looks at what changed after generation `seen`, answers the generation looked at.

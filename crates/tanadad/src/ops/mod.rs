@@ -8,6 +8,7 @@
 //! | [`machine`] | records of machines: create, snapshot, clone, revert, provision, destroy |
 //! | [`vif`], [`network`] | network devices |
 //! | [`allowed`] | which operation is allowed when, as a table |
+//! | `follow` | looking at the database whenever it has changed |
 //! | [`intents`], [`reconcile`] | what survives a crash, and what is done about it |
 //! | `secrets` | passwords of back ends, kept out of records |
 //! | [`metadata`] | the records that an SR carries with it |
@@ -22,6 +23,7 @@ use crate::context::{Daemon, Handlers};
 
 pub mod allowed;
 pub mod cbt;
+mod follow;
 pub mod intents;
 pub mod machine;
 pub mod metadata;

@@ -45,6 +45,7 @@ use uuid::Uuid;
 use super::vdi::{begin, remove_record};
 use crate::context::{Args, CallContext, Daemon, Handlers};
 use crate::db::{Record, View};
+use crate::ops::follow::follow;
 use crate::storage::{driver_error, is_attached, volume_id};
 
 use bitmap::Bitmap;
@@ -286,26 +287,11 @@ pub fn load(daemon: &Daemon) -> anyhow::Result<()> {
 
 /// Gives data back as soon as the snapshots allow it, and ends what an earlier life left.
 pub fn keep_current(daemon: &Arc<Daemon>) {
-    let daemon = Arc::downgrade(daemon);
-    tokio::spawn(async move {
-        let Some(strong) = daemon.upgrade() else { return };
-        let mut changed = strong.db.changed();
-        drop(strong);
-        let mut seen = 0;
-        loop {
-            match daemon.upgrade() {
-                Some(daemon) => seen = follow(&daemon, seen).await,
-                None => return,
-            }
-            if changed.changed().await.is_err() {
-                return;
-            }
-        }
-    });
+    follow(daemon, |daemon, seen| async move { settle_changed(&daemon, seen).await }.boxed());
 }
 
 /// One round of [`keep_current`]: looks at what changed after generation `seen`, answers the generation looked at.
-async fn follow(daemon: &Arc<Daemon>, seen: u64) -> u64 {
+async fn settle_changed(daemon: &Arc<Daemon>, seen: u64) -> u64 {
     let (generation, concerned) = daemon.db.read(|state| {
         let concerned = ["VDI", "PBD"].iter().any(|class| state.changed_since(class, seen).next().is_some());
         (state.generation(), concerned)

@@ -21,17 +21,15 @@ use futures_util::FutureExt;
 use tanada_quiesce::verdict::Verdict;
 use tanada_quiesce::{GuestFacts, Level, Method};
 use tanada_xapi::{ApiError, ApiResult, Ref, Value};
-use uuid::Uuid;
 
 use super::certify;
 use super::cut::{self, CutDone, Instantness, Part};
-use super::snapshot::{self, Disk, disks_of, parts, write_intents};
+use super::snapshot::{self, Disk, disks_of, end_parts, parts, write_intents};
 use crate::context::{Args, CallContext, Handlers};
 use crate::db::{Record, Tx, View};
 use crate::ops::allowed;
 use crate::ops::intents::{self, Plan};
 use crate::ops::records::message;
-use crate::ops::sr::sizes_changed;
 use crate::ops::vdi::{self, PlannedCopy, plan_copies};
 use crate::schedule::space;
 use crate::transfer::attached::{Access, Attached};
@@ -91,15 +89,7 @@ async fn checkpoint(ctx: CallContext, args: Args) -> ApiResult<Value> {
         recorded
     };
     let made = made.await;
-    for (part, intent) in taking.parts.iter().zip(&taking.intents) {
-        match &made {
-            Ok(_) => sizes_changed(&ctx.daemon, &part.sr).await,
-            Err(_) => {
-                let volumes: Vec<Uuid> = part.planned.iter().map(|copy| copy.volume).collect();
-                intents::give_up(&ctx.daemon, &part.sr, &volumes, intent).await;
-            }
-        }
-    }
+    end_parts(&ctx, &taking.parts, &taking.intents, made.is_ok()).await;
     made.map(Value::from)
 }
 

@@ -74,16 +74,20 @@ async fn take(ctx: &CallContext, vm: &Ref, name: &str, ignored: &[Ref], insist: 
         })
     };
     let made = made.await;
-    for (part, intent) in parts.iter().zip(&intents) {
-        match &made {
-            Ok(_) => sizes_changed(&ctx.daemon, &part.sr).await,
-            Err(_) => {
-                let volumes: Vec<Uuid> = part.planned.iter().map(|copy| copy.volume).collect();
-                intents::give_up(&ctx.daemon, &part.sr, &volumes, intent).await;
-            }
+    end_parts(ctx, &parts, &intents, made.is_ok()).await;
+    made.map(Value::from)
+}
+
+/// After the last step: what was made is counted, or given up.
+pub async fn end_parts(ctx: &CallContext, parts: &[Part], intents: &[String], is_made: bool) {
+    for (part, intent) in parts.iter().zip(intents) {
+        if is_made {
+            sizes_changed(&ctx.daemon, &part.sr).await;
+        } else {
+            let volumes: Vec<Uuid> = part.planned.iter().map(|copy| copy.volume).collect();
+            intents::give_up(&ctx.daemon, &part.sr, &volumes, intent).await;
         }
     }
-    made.map(Value::from)
 }
 
 /// A disk of a machine with its place.
