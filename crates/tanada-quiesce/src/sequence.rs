@@ -28,6 +28,7 @@ use tanada_qemu::agent::GuestAgent;
 
 use crate::cause::{self, Cause, Downgrade};
 use crate::guard::client::{Ended, Guard, Ledger, Limits, NotFrozen};
+use crate::guard::warden::Frozen as FrozenGuest;
 use crate::guard::{Answer, Failure, Why};
 use crate::policy::Settings;
 use crate::probe::Probe;
@@ -87,14 +88,14 @@ pub async fn run<T>(request: &Request<'_>, ledger: &Arc<dyn Ledger>, cut: impl F
     let (count, asked) = (frozen.count, frozen.asked);
     if count == 0 {
         // Its freeze hooks ran all the same; only a thaw runs the other half.
-        let ended = frozen.thaw(ledger).await;
+        let ended = frozen.thaw().await;
         let words = "the guest froze no file system: none of those it has mounted can be frozen";
         let evidence = Evidence::NotFrozen(Downgrade::new(Cause::NothingFrozen, words));
         let cut = if request.insist { None } else { Some(cut.await) };
         return Outcome { cut, evidence, guard_failed: ended.guard_failed };
     }
     let cut = cut.await;
-    let ended = frozen.thaw(ledger).await;
+    let ended = frozen.thaw().await;
     let guard_failed = ended.guard_failed.clone();
     let evidence = Evidence::Frozen {
         os: request.probe.os,
@@ -104,7 +105,7 @@ pub async fn run<T>(request: &Request<'_>, ledger: &Arc<dyn Ledger>, cut: impl F
     Outcome { cut: Some(cut), evidence, guard_failed }
 }
 
-async fn freeze(request: &Request<'_>, ledger: &Arc<dyn Ledger>) -> Result<crate::guard::client::Frozen, Downgrade> {
+async fn freeze(request: &Request<'_>, ledger: &Arc<dyn Ledger>) -> Result<FrozenGuest, Downgrade> {
     let allowed = request.limits.window.saturating_sub(MARGIN);
     if request.expected > allowed {
         let (expected, allowed) = (request.expected.as_millis(), allowed.as_millis());
@@ -119,7 +120,7 @@ async fn freeze(request: &Request<'_>, ledger: &Arc<dyn Ledger>) -> Result<crate
     let guard_failed = |words: String| Downgrade::new(Cause::GuardFailed, words);
     let guard = Guard::start(request.program, lent, request.limits).map_err(guard_failed)?;
     ledger.owe().map_err(|words| guard_failed(format!("that a thaw is owed cannot be written down: {words}")))?;
-    guard.freeze(ledger).await.map_err(not_frozen)
+    guard.freeze(ledger.clone()).await.map_err(not_frozen)
 }
 
 fn not_frozen(why: NotFrozen) -> Downgrade {
@@ -145,6 +146,7 @@ fn evidence(count: u64, asked: Duration, ended: Ended) -> Frozen {
         cut_after: Duration::from_micros(thawed.after_us),
         lasted: Duration::from_micros(thawed.lasted_us),
         thawed_before_cut: thawed.why != Why::Asked,
+        guard_failed: ended.guard_failed.is_some(),
         flag: thawed.flag,
         thaw: match thawed.answer {
             Answer::Count(count) => Thaw::Count(count),

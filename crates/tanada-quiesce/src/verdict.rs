@@ -12,6 +12,7 @@
 //! | Linux: as many thawed as frozen | file system |
 //! | Linux: another number thawed, or an error | crash |
 //! | thaw not answered | crash |
+//! | the guard failed, and the guest is not found frozen after it | crash: the guard may have thawed it, and heard why |
 //! | any other system | crash: its answers prove nothing |
 //!
 //! Why these: a Windows agent answers the thaw with an error when VSS did not hold the writes, and its count proves
@@ -57,6 +58,8 @@ pub struct Frozen {
     pub lasted: Duration,
     /// The guest was thawed before the cut was done, because the time that a freeze may last was over.
     pub thawed_before_cut: bool,
+    /// The guard died or hung, and the daemon thawed. A thaw of the guard's may have been carried out before.
+    pub guard_failed: bool,
     /// The agent's flag when it was asked after the cut; `None` where it did not answer.
     pub flag: Option<bool>,
     pub thaw: Thaw,
@@ -80,6 +83,11 @@ impl Evidence {
     /// Was the guest frozen, and has it answered the thaw?
     pub fn is_answered(&self) -> bool {
         matches!(self, Evidence::Frozen { frozen, .. } if !matches!(frozen.thaw, Thaw::Unanswered(_)))
+    }
+
+    /// Was it frozen, and stands still for all that is known?
+    pub fn is_unanswered(&self) -> bool {
+        matches!(self, Evidence::Frozen { frozen, .. } if matches!(frozen.thaw, Thaw::Unanswered(_)))
     }
 }
 
@@ -152,6 +160,11 @@ fn doubt(os: Os, frozen: &Frozen) -> Option<(Held, Downgrade)> {
             "the time for a freeze was over before the cut was done; the guest was thawed".into(),
         );
     }
+    // The agent carries out one command after another: up after the guard's end means that no thaw came before.
+    if frozen.guard_failed && frozen.flag != Some(true) && !matches!(frozen.thaw, Thaw::Unanswered(_)) {
+        let words = "the guard of the freeze failed, and the guest may have been thawed by it before the daemon did";
+        return unknown(Cause::GuardFailed, words.into());
+    }
     if frozen.flag == Some(false) {
         return no(Cause::ThawedEarly, "the guest was not frozen any more when it was asked after the cut".into());
     }
@@ -201,6 +214,7 @@ mod tests {
             cut_after: Duration::from_millis(5),
             lasted: Duration::from_millis(20),
             thawed_before_cut: false,
+            guard_failed: false,
             flag: Some(true),
             thaw: Thaw::Count(3),
         }
@@ -214,7 +228,9 @@ mod tests {
 
     #[test]
     fn the_table() {
-        use Cause::{CountMismatch, CutTooLate, HoldLapsed, NoProof, ThawFailed, ThawUnconfirmed, ThawedEarly};
+        use Cause::{
+            CountMismatch, CutTooLate, GuardFailed, HoldLapsed, NoProof, ThawFailed, ThawUnconfirmed, ThawedEarly,
+        };
         let with = |change: fn(&mut Frozen)| {
             let mut frozen = good();
             change(&mut frozen);
@@ -229,6 +245,12 @@ mod tests {
         let flag_down = |frozen: &mut Frozen| frozen.flag = Some(false);
         let no_flag = |frozen: &mut Frozen| frozen.flag = None;
         let early = |frozen: &mut Frozen| frozen.thawed_before_cut = true;
+        let no_guard = |frozen: &mut Frozen| frozen.guard_failed = true;
+        let no_guard_no_flag = |frozen: &mut Frozen| (frozen.guard_failed, frozen.flag) = (true, None);
+        let no_guard_flag_down = |frozen: &mut Frozen| (frozen.guard_failed, frozen.flag) = (true, Some(false));
+        let no_guard_silence = |frozen: &mut Frozen| {
+            (frozen.guard_failed, frozen.flag, frozen.thaw) = (true, None, Thaw::Unanswered("no answer".into()));
+        };
         let (yes, no, unknown) = (Held::Yes, Held::No, Held::Unknown);
         type Line = (Os, bool, Frozen, Level, Held, Option<Cause>);
         let table: &[Line] = &[
@@ -241,6 +263,11 @@ mod tests {
             (Os::Windows, false, with(silence), Level::Crash, unknown, Some(ThawUnconfirmed)),
             (Os::Windows, false, with(flag_down), Level::Crash, no, Some(ThawedEarly)),
             (Os::Windows, false, with(early), Level::Crash, no, Some(CutTooLate)),
+            (Os::Windows, false, with(no_guard), Level::Application, yes, None),
+            (Os::Windows, false, with(no_guard_no_flag), Level::Crash, unknown, Some(GuardFailed)),
+            (Os::Windows, false, with(no_guard_silence), Level::Crash, unknown, Some(ThawUnconfirmed)),
+            (Os::Linux, false, with(no_guard), Level::FileSystem, yes, None),
+            (Os::Linux, false, with(no_guard_flag_down), Level::Crash, unknown, Some(GuardFailed)),
             (Os::Linux, false, good(), Level::FileSystem, yes, None),
             (Os::Linux, true, good(), Level::Application, yes, None),
             (Os::Linux, false, with(no_flag), Level::FileSystem, yes, None),

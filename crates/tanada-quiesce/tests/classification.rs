@@ -65,7 +65,10 @@ async fn tried_for(hold: Duration, scenario: Scenario, settings: Settings) -> (C
     let check = trial::run(&subject, &ledger).await;
     let ended = tokio::task::spawn_blocking(move || {
         // What hung goes on and what died comes back: the thaw that is still owed arrives.
-        guest.change(|scenario| scenario.thaw = Thaw::ByTheRules { after_ms: 0 });
+        guest.change(|scenario| {
+            scenario.thaw = Thaw::ByTheRules { after_ms: 0 };
+            scenario.hangs_at = None;
+        });
         if !guest.facts().is_alive {
             guest.restart();
         }
@@ -179,6 +182,32 @@ async fn every_scenario_is_worth_what_it_is() {
     let mut wrong: Vec<String> = trials.join_all().await.into_iter().flatten().collect();
     wrong.sort();
     assert!(wrong.is_empty(), "{} of {} lines:\n{}", wrong.len(), TABLE.len(), wrong.join("\n"));
+}
+
+/// What is asked of a Linux guest around a freeze, and what a snapshot is worth whose guest stops there. The freeze and the
+/// thaw themselves are in the table above.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_hangs_at_a_command_is_let_go() {
+    let mut trials = tokio::task::JoinSet::new();
+    for (command, cause) in [
+        ("guest-sync-delimited", Cause::AgentSilent),
+        ("guest-ping", Cause::AgentSilent),
+        ("guest-fsfreeze-status", Cause::AgentSilent),
+        ("guest-info", Cause::AgentSilent),
+        ("guest-get-osinfo", Cause::FreezeTimeout),
+        ("guest-get-fsinfo", Cause::FreezeTimeout),
+    ] {
+        // Without the doctor's look at hooks, which waits for the shell for half a minute.
+        let scenario = Scenario { hangs_at: Some(command.to_owned()), ..Scenario::linux().disable("guest-exec") };
+        trials.spawn(async move {
+            let (check, certificate) = tried(scenario, Settings::default()).await;
+            let found = certificate.downgrade.as_ref().and_then(|downgrade| downgrade.cause);
+            let found = (certificate.level, certificate.freeze.is_some(), found);
+            (found != (Level::Crash, false, Some(cause))).then(|| format!("{command}: {found:?}\n{check}"))
+        });
+    }
+    let wrong: Vec<String> = trials.join_all().await.into_iter().flatten().collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[tokio::test]

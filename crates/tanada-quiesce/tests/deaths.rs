@@ -2,12 +2,13 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use common::{AMPLE, Agent, State};
+use rustix::process::Signal;
 
 /// A process that plays the daemon.
 struct Manager {
@@ -17,9 +18,14 @@ struct Manager {
 
 impl Manager {
     fn start(agent: &Agent, stop_at: &str, cut_ms: u64, window_ms: u64) -> Manager {
+        Manager::start_for(agent, stop_at, cut_ms, window_ms, AMPLE)
+    }
+
+    fn start_for(agent: &Agent, stop_at: &str, cut_ms: u64, window_ms: u64, thaw: Duration) -> Manager {
         let mut command = Command::new(env!("CARGO_BIN_EXE_quiesce-rig"));
-        command.arg("manage").arg(&agent.socket).arg(stop_at).arg(cut_ms.to_string()).arg(window_ms.to_string());
-        let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
+        command.arg("manage").arg(&agent.socket).arg(stop_at);
+        command.args([cut_ms, window_ms, thaw.as_millis() as u64].map(|ms| ms.to_string()));
+        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(process.stdout.take().unwrap()).lines();
         Manager { process, lines }
     }
@@ -28,6 +34,11 @@ impl Manager {
     fn until(&mut self, step: &str) {
         let seen: Vec<String> = self.lines.by_ref().map(Result::unwrap).take_while(|line| line != step).collect();
         assert!(seen.iter().all(|line| !line.contains(' ')), "ended before {step}: {seen:?}");
+    }
+
+    /// From the step where it stays.
+    fn go_on(&mut self) {
+        self.process.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
     }
 
     /// What it says at last: level and cause.
@@ -40,6 +51,17 @@ impl Manager {
     fn kill(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
+    }
+
+    fn pid(&self) -> i32 {
+        self.process.id() as i32
+    }
+
+    /// Its one guard stands still from now on.
+    fn hold_guard(&self) {
+        let guards = self.guards();
+        assert_eq!(guards.len(), 1);
+        signal(guards[0], Signal::STOP);
     }
 
     /// Guards that it has started.
@@ -65,7 +87,7 @@ fn processes(wanted: impl Fn(&str) -> bool) -> Vec<i32> {
         .collect()
 }
 
-fn signal(pid: i32, signal: rustix::process::Signal) {
+fn signal(pid: i32, signal: Signal) {
     rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal).unwrap();
 }
 
@@ -137,7 +159,7 @@ fn the_guard_dies_while_the_guest_is_frozen_and_the_evidence_decides() {
     let mut manager = Manager::start(&agent, "-", 1000, WINDOW_MS);
     manager.until("cutting");
     for guard in manager.guards() {
-        signal(guard, rustix::process::Signal::KILL);
+        signal(guard, Signal::KILL);
     }
     // The guest says that it was frozen until after the cut, whoever asks.
     assert_eq!(manager.verdict(), "file system -");
@@ -151,7 +173,7 @@ fn the_guard_dies_while_the_guest_freezes() {
     let manager = Manager::start(&agent, "-", 0, WINDOW_MS);
     agent.wait("freezing", |state| state.freezing);
     for guard in manager.guards() {
-        signal(guard, rustix::process::Signal::KILL);
+        signal(guard, Signal::KILL);
     }
     agent.change(|state| state.hold_freeze = false);
     assert_eq!(manager.verdict(), "crash guard-failed");
@@ -166,7 +188,7 @@ fn the_guard_is_told_to_end_and_thaws_first() {
     let mut manager = Manager::start(&agent, "cutting", 0, WINDOW_MS);
     manager.until("cutting");
     for guard in manager.guards() {
-        signal(guard, rustix::process::Signal::TERM);
+        signal(guard, Signal::TERM);
     }
     agent.wait("thawed", |state| state.frozen == 0);
     manager.kill();
@@ -196,9 +218,9 @@ fn both_die_and_the_next_life_thaws() {
     let guards = manager.guards();
     assert_eq!(guards.len(), 1);
     // Held first, so that it cannot thaw between the two deaths.
-    signal(guards[0], rustix::process::Signal::STOP);
+    signal(guards[0], Signal::STOP);
     manager.kill();
-    signal(guards[0], rustix::process::Signal::KILL);
+    signal(guards[0], Signal::KILL);
     assert_no_guard(&agent);
     assert_eq!(agent.state().frozen, 2);
     // What the daemon does for an intent that it finds, by way of the probe of the next snapshot.
@@ -222,4 +244,103 @@ fn the_connection_is_lost_at_every_command() {
         assert_eq!(agent.state().frozen, 0, "{at}");
         assert_no_guard(&agent);
     }
+}
+
+/// A guard that is alive and does nothing, from each of its states on.
+#[test]
+fn the_guard_hangs_before_it_has_asked_the_guest() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = agent(dir.path());
+    let mut manager = Manager::start(&agent, "owed", 0, WINDOW_MS);
+    manager.until("owed");
+    manager.hold_guard();
+    manager.go_on();
+    assert_eq!(manager.verdict(), "crash guard-failed");
+    assert_eq!(agent.counts().0, 0);
+    assert_no_guard(&agent);
+}
+
+#[test]
+fn the_guard_hangs_while_the_guest_freezes() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Agent::start(dir.path(), State { hold_freeze: true, ..State::default() });
+    let manager = Manager::start(&agent, "-", 0, WINDOW_MS);
+    agent.wait("freezing", |state| state.freezing);
+    manager.hold_guard();
+    // The guest freezes, and nobody is told.
+    agent.change(|state| state.hold_freeze = false);
+    assert_eq!(manager.verdict(), "crash guard-failed");
+    assert_eq!((agent.counts(), agent.state().frozen), ((1, 1), 0));
+    assert_no_guard(&agent);
+}
+
+#[test]
+fn the_guard_hangs_while_the_guest_is_frozen_and_the_evidence_decides() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = agent(dir.path());
+    let mut manager = Manager::start(&agent, "cutting", 0, WINDOW_MS);
+    manager.until("cutting");
+    manager.hold_guard();
+    manager.go_on();
+    // The guest was frozen until after the cut, and says so to whoever asks.
+    assert_eq!(manager.verdict(), "file system -");
+    assert_eq!((agent.counts(), agent.state().frozen), ((1, 1), 0));
+    assert_no_guard(&agent);
+}
+
+#[test]
+fn the_guard_hangs_and_the_cut_does_not_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = agent(dir.path());
+    let mut manager = Manager::start(&agent, "cut", 0, 1500);
+    manager.until("cut");
+    manager.hold_guard();
+    // The daemon keeps the deadline that was the guard's.
+    agent.wait("thawed", |state| state.frozen == 0 && state.log.iter().any(|name| name == "fsfreeze-thaw"));
+    manager.go_on();
+    assert_eq!(manager.verdict(), "crash cut-too-late");
+    assert_no_guard(&agent);
+}
+
+#[test]
+fn the_guard_hangs_while_the_guest_thaws() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Agent::start(dir.path(), State { hold_thaw: true, ..State::default() });
+    let manager = Manager::start(&agent, "-", 0, WINDOW_MS);
+    agent.wait("thawing", |state| state.thawing);
+    manager.hold_guard();
+    agent.change(|state| state.hold_thaw = false);
+    // It thawed, and the answer went to nobody: nothing proves that the freeze held.
+    assert_eq!(manager.verdict(), "crash guard-failed");
+    assert_eq!(agent.state().frozen, 0);
+    assert_no_guard(&agent);
+}
+
+#[test]
+fn the_guard_hangs_while_it_asks_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Agent::start(dir.path(), State { hold_thaw: true, ..State::default() });
+    let mut manager = Manager::start_for(&agent, "judged", 0, WINDOW_MS, Duration::from_secs(1));
+    // The guest has not answered in time.
+    manager.until("judged");
+    manager.hold_guard();
+    manager.go_on();
+    agent.change(|state| state.hold_thaw = false);
+    // Ends when the debt is paid.
+    assert_eq!(manager.verdict(), "crash thaw-unconfirmed");
+    assert_eq!(agent.state().frozen, 0);
+    assert_no_guard(&agent);
+}
+
+#[test]
+fn the_daemon_hangs_while_the_guest_is_frozen() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = agent(dir.path());
+    let mut manager = Manager::start(&agent, "-", 500, 1500);
+    manager.until("cutting");
+    signal(manager.pid(), Signal::STOP);
+    agent.wait("thawed", |state| state.frozen == 0 && state.log.iter().any(|name| name == "fsfreeze-thaw"));
+    signal(manager.pid(), Signal::CONT);
+    assert_eq!(manager.verdict(), "crash cut-too-late");
+    assert_no_guard(&agent);
 }

@@ -59,11 +59,18 @@ impl Default for Ask<'_> {
 }
 
 async fn play(agent: &Agent, ask: Ask<'_>) -> Outcome<&'static str> {
-    let client = GuestAgent::new(&agent.socket);
-    let probe = probe(&client).await.unwrap();
+    play_with(&GuestAgent::new(&agent.socket), ask).await
+}
+
+async fn play_with(client: &GuestAgent, ask: Ask<'_>) -> Outcome<&'static str> {
+    play_cut(client, ask, async { "cut" }).await
+}
+
+async fn play_cut<T>(client: &GuestAgent, ask: Ask<'_>, cut: impl Future<Output = T>) -> Outcome<T> {
+    let probe = probe(client).await.unwrap();
     let request = Request {
         program: Path::new(ask.program),
-        agent: &client,
+        agent: client,
         probe: &probe,
         settings: &Settings::default(),
         limits: Limits { freeze: AMPLE, window: Duration::from_secs(8), thaw: AMPLE },
@@ -71,7 +78,7 @@ async fn play(agent: &Agent, ask: Ask<'_>) -> Outcome<&'static str> {
         insist: ask.insist,
     };
     let ledger: Arc<dyn Ledger> = ask.book;
-    run(&request, &ledger, async { "cut" }).await
+    run(&request, &ledger, cut).await
 }
 
 fn cause(outcome: &Outcome<&str>) -> Option<Cause> {
@@ -113,6 +120,61 @@ async fn nothing_is_frozen_without_a_guard_or_without_the_debt_on_disk() {
     let outcome = play(&agent, Ask { book: broken, ..Ask::default() }).await;
     assert_eq!(cause(&outcome), Some(Cause::GuardFailed));
     assert_eq!((agent.counts().0, book.owed.load(Ordering::SeqCst)), (0, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guard_that_has_gone_mad_is_ended() {
+    let frozen = r#"{"frozen":{"count":2,"asked_us":1}}"#;
+    let thawed =
+        r#"{"thawed":{"why":"asked","after_us":1,"lasted_us":2,"flag":true,"answer":{"count":2},"confirmed":true}}"#;
+    let lines = |words: &[&str]| words.iter().map(|line| format!("{line}\n")).collect::<String>();
+    // What it says before it hangs, and whether it was taken for frozen.
+    for (said, is_frozen) in [
+        (lines(&["what?"]), false),
+        (lines(&[thawed]), false),
+        (lines(&[frozen, frozen]), true),
+        (lines(&[frozen, "what?"]), true),
+        // It has done its part, and the port comes back all the same.
+        (lines(&["\"alive\"", frozen, thawed]), true),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("guard"), &said).unwrap();
+        let agent = Agent::start(dir.path(), State::default());
+        let book = Arc::new(Book::default());
+        let client = GuestAgent::new(&agent.socket);
+        let outcome = play_with(&client, Ask { book: book.clone(), ..Ask::default() }).await;
+        if is_frozen {
+            assert!(matches!(outcome.evidence, Evidence::Frozen { .. }), "{said}: {outcome:?}");
+        } else {
+            assert_eq!(cause(&outcome), Some(Cause::GuardFailed), "{said}");
+        }
+        // The port is lent until the task has ended and the debt is paid.
+        client.ping(AMPLE).await.unwrap();
+        assert_eq!((book.owed.load(Ordering::SeqCst), book.paid.load(Ordering::SeqCst)), (1, 1), "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_gives_up_leaves_a_thawed_guest() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Agent::start(dir.path(), State::default());
+    let client = GuestAgent::new(&agent.socket);
+    let book = Arc::new(Book::default());
+    {
+        let playing = play_cut(&client, Ask { book: book.clone(), ..Ask::default() }, std::future::pending::<()>());
+        let frozen = async {
+            while agent.state().frozen == 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            outcome = playing => panic!("{outcome:?}"),
+            () = frozen => {}
+        }
+    }
+    client.ping(AMPLE).await.unwrap();
+    assert_eq!((agent.counts(), agent.state().frozen), ((1, 1), 0));
+    assert_eq!(book.paid.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -104,6 +104,9 @@ impl Guest {
     }
 
     pub fn course(&self, command: &str) -> Course {
+        if self.scenario.hangs_at.as_deref() == Some(command) {
+            return Course { hangs: Some(When::Before), ..Course::default() };
+        }
         if self.refusal(command).is_some() {
             return Course::default();
         }

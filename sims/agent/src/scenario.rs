@@ -25,6 +25,8 @@ pub struct Scenario {
     pub port: Port,
     /// Commands that the guest's administrator switched off.
     pub disabled: Vec<String>,
+    /// A command at which the agent stops, before it does anything, until [`crate::Agent::release`].
+    pub hangs_at: Option<String>,
     pub writers: Vec<Writer>,
     pub language: Language,
     /// `VssOption` in the registry; none: not there.
@@ -164,6 +166,7 @@ impl Scenario {
             hold_ms_max: Some(VSS_HOLD_MS),
             port: Port::default(),
             disabled: Vec::new(),
+            hangs_at: None,
             writers: Writer::usual(),
             language: Language::English,
             vss_option: Some(1),

@@ -1,11 +1,15 @@
 //! For tests: a process that plays the daemon's part of the sequence over an agent's socket, and can be killed at any
 //! step. It starts itself as the guard.
 //!
-//! `quiesce-rig manage SOCKET STOP-AT CUT-MS WINDOW-MS` prints a line at each step it reaches (`probed`, `owed`, `cutting`,
-//! `cut`, `paid`, then the verdict's level and cause) and stays for ever at the step named STOP-AT.
+//! `quiesce-rig manage SOCKET STOP-AT CUT-MS WINDOW-MS THAW-MS` prints a line at each step it reaches (`probed`, `owed`, `cutting`,
+//! `cut`, `judged`, `paid`, then the verdict's level and cause) and stays at the step named STOP-AT until it reads a line.
+//!
+//! Beside a socket with a file named `guard` it is a guard that has gone mad: it says what is in the file and hangs.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -23,14 +27,19 @@ const LIMIT: Duration = Duration::from_secs(20);
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     if args.first().is_some_and(|word| word == "quiesce-guard") {
+        if let Some(lines) =
+            args.get(2).and_then(|socket| std::fs::read(Path::new(socket).with_file_name("guard")).ok())
+        {
+            return go_mad(&lines);
+        }
         return guard::process::main(args.into_iter().skip(1));
     }
     let words: Vec<&str> = args.iter().filter_map(|word| word.to_str()).collect();
-    let ["manage", socket, stop_at, cut_ms, window_ms] = words.as_slice() else {
-        eprintln!("usage: quiesce-rig manage SOCKET STOP-AT CUT-MS WINDOW-MS");
+    let ["manage", socket, stop_at, cut_ms, window_ms, thaw_ms] = words.as_slice() else {
+        eprintln!("usage: quiesce-rig manage SOCKET STOP-AT CUT-MS WINDOW-MS THAW-MS");
         return ExitCode::from(2);
     };
-    let (Ok(cut_ms), Ok(window_ms)) = (cut_ms.parse(), window_ms.parse()) else {
+    let (Ok(cut_ms), Ok(window_ms), Ok(thaw_ms)) = (cut_ms.parse(), window_ms.parse(), thaw_ms.parse()) else {
         eprintln!("quiesce-rig: times are milliseconds");
         return ExitCode::from(2);
     };
@@ -42,8 +51,20 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let (cut, window) = (Duration::from_millis(cut_ms), Duration::from_millis(window_ms));
-    runtime.block_on(manage(Path::new(socket), &steps, cut, window))
+    let [cut, window, thaw] = [cut_ms, window_ms, thaw_ms].map(Duration::from_millis);
+    runtime.block_on(manage(Path::new(socket), &steps, cut, Limits { freeze: LIMIT, window, thaw }))
+}
+
+/// Its standard input is the daemon's door.
+fn go_mad(lines: &[u8]) -> ExitCode {
+    let door = std::io::stdin().as_fd().try_clone_to_owned().map(File::from);
+    if let Err(error) = door.and_then(|mut door| door.write_all(lines)) {
+        eprintln!("quiesce-rig: {error}");
+        return ExitCode::FAILURE;
+    }
+    loop {
+        std::thread::park();
+    }
 }
 
 /// The steps reached, told on standard output.
@@ -58,7 +79,7 @@ impl Steps {
         println!("{step}");
         // Whoever reads acts on the line at once.
         let _ = std::io::stdout().flush();
-        if step == self.stop_at {
+        if step == self.stop_at && !matches!(std::io::stdin().read_line(&mut String::new()), Ok(1..)) {
             loop {
                 std::thread::park();
             }
@@ -87,7 +108,7 @@ impl Ledger for Steps {
     }
 }
 
-async fn manage(socket: &Path, steps: &Arc<Steps>, cut: Duration, window: Duration) -> ExitCode {
+async fn manage(socket: &Path, steps: &Arc<Steps>, cut: Duration, limits: Limits) -> ExitCode {
     let agent = GuestAgent::new(socket);
     let probe = match probe(&agent).await {
         Ok(probe) => probe,
@@ -99,7 +120,6 @@ async fn manage(socket: &Path, steps: &Arc<Steps>, cut: Duration, window: Durati
     steps.reach("probed");
     let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe"));
     let settings = Settings::default();
-    let limits = Limits { freeze: LIMIT, window, thaw: LIMIT };
     let request = Request {
         program: &program,
         agent: &agent,
@@ -117,6 +137,7 @@ async fn manage(socket: &Path, steps: &Arc<Steps>, cut: Duration, window: Durati
     };
     let outcome = sequence::run(&request, &ledger, cutting).await;
     let verdict = verdict::judge(&outcome.evidence);
+    steps.reach("judged");
     steps.wait_until_paid();
     let cause = verdict.downgrade.and_then(|downgrade| downgrade.cause).map_or("-", Cause::code);
     println!("{} {cause}", verdict.level.name());

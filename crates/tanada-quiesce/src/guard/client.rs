@@ -1,25 +1,31 @@
-//! The daemon's end of the door.
+//! The daemon's end of the door: the guard as a process that is started, asked, heard and ended.
 //!
-//! The agent's port is lent to the guard and comes back when the guard has ended. A guard that dies or does not answer
-//! in time is ended for certain, and the guest is thawed from here.
+//! A guard at work beats every [`BEAT`](super::BEAT). One that is not heard for two looks in a row hangs: it is ended as if it
+//! had died. Two looks, for a host that stood still itself finds a look over before it finds what was said meanwhile.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::process::{ExitStatus, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tanada_qemu::agent::{GuestAgent, Lent};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tanada_qemu::agent::Lent;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::{Child, Command};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
-use super::thawing::{self, FLAG_LIMIT};
-use super::{Ask, Failure, Said, Thawed, Why};
+use super::warden::{self, Frozen};
+use super::{Ask, Failure, Said, Thawed};
 
-/// On top of every limit of the guest's, for the guard itself: to connect, to sync, to be scheduled.
-const GRACE: Duration = Duration::from_secs(10);
+/// How long a guard may take to be loaded and begin, per look. Nothing is frozen before.
+const LOOK_FIRST: Duration = Duration::from_secs(5);
+/// The time in which a guard at work is heard, per look: four beats.
+const LOOK: Duration = Duration::from_secs(2);
+const LOOKS: u32 = 2;
+/// A process that was told to end, or has nothing left to do, is gone by then.
+const END_LIMIT: Duration = Duration::from_secs(2);
 
 /// Where debts of a thaw are written down. Called from any task.
 pub trait Ledger: Send + Sync {
@@ -42,19 +48,14 @@ pub struct Limits {
 
 /// A guard process with its door.
 pub struct Guard {
-    door: BufReader<UnixStream>,
+    said: Lines<BufReader<OwnedReadHalf>>,
+    asks: OwnedWriteHalf,
     child: Child,
-    lent: Lent,
-    limits: Limits,
-}
-
-/// A guest that answered its freeze. Dropping it closes the door: the guard thaws.
-#[must_use = "a frozen guest is to be thawed"]
-pub struct Frozen {
-    guard: Guard,
-    pub count: u64,
-    pub asked: Duration,
-    since: Instant,
+    /// How long the next look is, and how many in a row heard nothing.
+    look: Duration,
+    silent: u32,
+    pub(super) lent: Lent,
+    pub(super) limits: Limits,
 }
 
 /// Why there is no frozen guest. Whatever it did is being undone in the background.
@@ -89,111 +90,79 @@ impl Guard {
         let child = command.spawn().map_err(failed)?;
         // The command holds the child's end of the door, which must be the only one left open.
         drop(command);
-        let door = BufReader::new(UnixStream::from_std(ours).map_err(failed)?);
-        Ok(Guard { door, child, lent, limits })
+        let (read, asks) = UnixStream::from_std(ours).map_err(failed)?.into_split();
+        Ok(Guard { said: BufReader::new(read).lines(), asks, child, look: LOOK_FIRST, silent: 0, lent, limits })
     }
 
-    /// The process; for tests that end it.
-    pub fn pid(&self) -> Option<u32> {
-        self.child.id()
+    /// Asks the guest to freeze. `ledger` already holds the debt; it is paid in the background where this fails, and also
+    /// where nobody waits for it any more.
+    ///
+    /// # Errors
+    /// Why the guest is not frozen.
+    pub async fn freeze(self, ledger: Arc<dyn Ledger>) -> Result<Frozen, NotFrozen> {
+        warden::freeze(self, ledger).await
     }
 
-    /// Asks the guest to freeze. `ledger` already holds the debt; it is paid in the background where this fails.
-    pub async fn freeze(mut self, ledger: &Arc<dyn Ledger>) -> Result<Frozen, NotFrozen> {
-        let Limits { freeze, window, thaw } = self.limits;
-        let ask = Ask::Freeze { limit: millis(freeze), window: millis(window), thaw: millis(thaw) };
-        let outcome = match self.exchange(&ask, freeze).await {
-            Ok(Said::Frozen { count, asked_us }) => {
-                let asked = Duration::from_micros(asked_us);
-                return Ok(Frozen { guard: self, count, asked, since: Instant::now() });
+    /// One that is dead does not hear; what it said before is still to be read.
+    pub(super) async fn ask(&mut self, ask: &Ask) {
+        let line = serde_json::to_string(ask).unwrap_or_default() + "\n";
+        if let Err(error) = self.asks.write_all(line.as_bytes()).await {
+            tracing::debug!(%error, ?ask, "the guard does not hear");
+        }
+    }
+
+    /// What it says next, beats left out, within `limit` where there is one. May be dropped while it waits.
+    ///
+    /// # Errors
+    /// In words: it is dead, it hangs, it says what cannot be understood, or it does nothing but beat.
+    pub(super) async fn hear(&mut self, limit: Option<Duration>) -> Result<Said, String> {
+        let until = limit.map(|limit| Instant::now() + limit);
+        loop {
+            let look = Instant::now() + self.look;
+            let heard = timeout_at(until.map_or(look, |until| until.min(look)), self.said.next_line()).await;
+            match heard {
+                Ok(Ok(Some(line))) => {
+                    (self.look, self.silent) = (LOOK, 0);
+                    match serde_json::from_str(&line) {
+                        Ok(Said::Alive) => {}
+                        Ok(said) => return Ok(said),
+                        Err(error) => return Err(format!("the guard's answer is none: {error}")),
+                    }
+                }
+                Ok(Ok(None)) => return Err("the guard died".into()),
+                Ok(Err(error)) => return Err(format!("the guard died: {error}")),
+                Err(_) if until.is_some_and(|until| until <= Instant::now()) => {
+                    return Err(format!("no answer of the guard within {} s", limit.unwrap_or_default().as_secs()));
+                }
+                Err(_) => {
+                    self.silent += 1;
+                    if self.silent == LOOKS {
+                        let silence = (self.look * LOOKS).as_secs();
+                        return Err(format!("the guard hangs: nothing was heard of it for {silence} s"));
+                    }
+                }
             }
-            Ok(Said::NotFrozen { failure, words }) => NotFrozen::Guest(failure, words),
-            Ok(Said::Thawed(_)) => NotFrozen::Guard("the guard thawed before it had frozen".into()),
-            Err(words) => NotFrozen::Guard(words),
-        };
-        let does_its_part = matches!(outcome, NotFrozen::Guest(..));
-        if !does_its_part {
-            self.kill().await;
         }
-        tokio::spawn(self.finish(ledger.clone(), does_its_part));
-        Err(outcome)
     }
 
-    /// One line there, one line back; an error in words where none comes.
-    async fn exchange(&mut self, ask: &Ask, limit: Duration) -> Result<Said, String> {
-        let limit = limit + GRACE;
-        let line = serde_json::to_string(ask).map_err(|error| error.to_string())? + "\n";
-        let exchange = async {
-            // A guard that has said its last word does not hear this; its word is what counts.
-            let sent = self.door.get_mut().write_all(line.as_bytes()).await;
-            let mut answer = String::new();
-            match self.door.read_line(&mut answer).await {
-                Ok(0) => Err(format!("the guard died{}", sent.err().map_or(String::new(), |e| format!(" ({e})")))),
-                Ok(_) => serde_json::from_str(&answer).map_err(|error| format!("the guard's answer is none: {error}")),
-                Err(error) => Err(format!("the guard died: {error}")),
+    /// Waits for its end, and sees to it where it does not come. True where it ended by itself and says that all is well.
+    pub(super) async fn ended_well(&mut self) -> bool {
+        match timeout(END_LIMIT, self.child.wait()).await {
+            Ok(status) => status.is_ok_and(|status| status.success()),
+            Err(_) => {
+                self.end().await;
+                false
             }
-        };
-        timeout(limit, exchange).await.unwrap_or_else(|_| Err(format!("no answer within {} s", limit.as_secs())))
-    }
-
-    /// Ends the process for certain, so that the agent's port is free.
-    async fn kill(&mut self) {
-        if let Err(error) = self.child.kill().await {
-            tracing::error!(%error, "the guard of a frozen guest cannot be ended");
         }
     }
 
-    /// Waits until the guard has ended, thaws unless it says at its end that it did, and strikes the debt off.
-    async fn finish(mut self, ledger: Arc<dyn Ledger>, does_its_part: bool) {
-        let status: Option<ExitStatus> = self.child.wait().await.ok();
-        if !does_its_part || !status.is_some_and(|status| status.success()) {
-            tracing::warn!(?status, "the guard of a frozen guest ended before its time; thawing");
-            thawing::until_thawed(&GuestAgent::new(self.lent.socket()), self.limits.thaw).await;
+    /// Ends the process, so that the agent's port is free.
+    pub(super) async fn end(&mut self) {
+        match timeout(END_LIMIT, self.child.kill()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "the guard of a frozen guest cannot be ended"),
+            // Held by the kernel. The port may be free all the same; whoever asks on finds out.
+            Err(_) => tracing::error!(pid = self.child.id(), "the guard of a frozen guest was killed and does not end"),
         }
-        ledger.paid();
     }
-}
-
-impl Frozen {
-    pub fn guard_pid(&self) -> Option<u32> {
-        self.guard.pid()
-    }
-
-    /// Thaws and tells what was seen. Where the guest does not confirm it is asked on in the background.
-    pub async fn thaw(mut self, ledger: &Arc<dyn Ledger>) -> Ended {
-        let limit = FLAG_LIMIT * 2 + self.guard.limits.thaw;
-        let (thawed, guard_failed) = match self.guard.exchange(&Ask::Thaw, limit).await {
-            Ok(Said::Thawed(thawed)) => (thawed, None),
-            Ok(other) => self.thaw_directly(format!("the guard answered {other:?}")).await,
-            Err(words) => self.thaw_directly(words).await,
-        };
-        if thawed.confirmed {
-            ledger.paid();
-            // The port is back when the guard has ended, which it is about to.
-            tokio::spawn(async move { self.guard.child.wait().await.map(|_| drop(self.guard.lent)) });
-        } else {
-            tokio::spawn(self.guard.finish(ledger.clone(), guard_failed.is_none()));
-        }
-        Ended { thawed, guard_failed }
-    }
-
-    async fn thaw_directly(&mut self, words: String) -> (Thawed, Option<String>) {
-        tracing::warn!(words, "the guard of a frozen guest does not do its part; thawing");
-        let after = self.since.elapsed();
-        self.guard.kill().await;
-        let agent = GuestAgent::new(self.guard.lent.socket());
-        let flag = agent.is_frozen(FLAG_LIMIT).await.ok();
-        let (answer, confirmed) = thawing::once(&agent, self.guard.limits.thaw).await;
-        let why = Why::Asked;
-        let (after_us, lasted_us) = (micros(after), micros(self.since.elapsed()));
-        (Thawed { why, after_us, lasted_us, flag, answer, confirmed }, Some(words))
-    }
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }

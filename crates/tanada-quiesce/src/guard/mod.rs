@@ -13,6 +13,8 @@
 //! - **The daemon dies**: the door closes, the guard thaws. A freeze under way is given up, and a thaw queued behind it.
 //! - **The guard dies**: the door closes at the daemon's end, who thaws by himself. Both die: the daemon's next life
 //!   finds the intent.
+//! - **The guard hangs**: while it works it says so every [`BEAT`]. One that is not heard for four seconds is ended for certain,
+//!   and then it is dead. Who loses a guard while the guest is frozen keeps the deadline himself ([`warden`]).
 //! - **Nobody dies, all are slow**: at the deadline, so many seconds after the freeze was answered, the guard thaws unasked.
 //! - It never gives up: a guest that does not answer is asked again until it does or its machine is gone.
 //!
@@ -24,8 +26,14 @@
 pub mod client;
 pub mod process;
 pub mod thawing;
+pub mod warden;
+
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+/// How often a guard says that it is at work.
+const BEAT: Duration = Duration::from_millis(500);
 
 /// What the daemon asks for. Milliseconds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +54,8 @@ pub enum Ask {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Said {
+    /// At work; nothing is new.
+    Alive,
     Frozen {
         count: u64,
         /// Microseconds from the question to the answer.

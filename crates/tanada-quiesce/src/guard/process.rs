@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -13,10 +14,13 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::thawing::{self, FLAG_LIMIT};
-use super::{Ask, Failure, Said, Thawed, Why};
+use super::{Ask, BEAT, Failure, Said, Thawed, Why};
+
+/// A daemon that hangs lets the door fill up with beats.
+const SAY_LIMIT: Duration = Duration::from_secs(1);
 
 /// The program: `quiesce-guard --agent SOCKET`, its door on standard input.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -48,22 +52,24 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// The daemon's end of the door as lines.
-struct Door {
+/// What the daemon says, as lines.
+struct Ear {
     lines: BufReader<OwnedReadHalf>,
-    answers: OwnedWriteHalf,
     terminate: Signal,
 }
 
-impl Door {
-    fn on_standard_input() -> io::Result<Door> {
-        let descriptor = io::stdin().as_fd().try_clone_to_owned()?;
-        let stream = std::os::unix::net::UnixStream::from(descriptor);
-        stream.set_nonblocking(true)?;
-        let (read, answers) = UnixStream::from_std(stream)?.into_split();
-        Ok(Door { lines: BufReader::new(read), answers, terminate: signal(SignalKind::terminate())? })
-    }
+/// What the daemon is told.
+struct Mouth(OwnedWriteHalf);
 
+fn door_on_standard_input() -> io::Result<(Ear, Mouth)> {
+    let descriptor = io::stdin().as_fd().try_clone_to_owned()?;
+    let stream = std::os::unix::net::UnixStream::from(descriptor);
+    stream.set_nonblocking(true)?;
+    let (read, answers) = UnixStream::from_std(stream)?.into_split();
+    Ok((Ear { lines: BufReader::new(read), terminate: signal(SignalKind::terminate())? }, Mouth(answers)))
+}
+
+impl Ear {
     /// The next request; `None` when the daemon is gone, says what cannot be understood, or we are told to end.
     /// May be dropped while it waits: a line that was begun is only thrown away where the door closes anyway.
     async fn ask(&mut self) -> Option<Ask> {
@@ -76,62 +82,89 @@ impl Door {
             _ = self.terminate.recv() => None,
         }
     }
+}
 
-    /// A daemon that is gone hears nothing; that is no reason to stop.
+impl Mouth {
+    /// A daemon that is gone, or does not read, hears nothing; that is no reason to stop.
     async fn say(&mut self, said: &Said) {
         let line = serde_json::to_string(said).unwrap_or_default() + "\n";
-        if let Err(error) = self.answers.write_all(line.as_bytes()).await {
-            eprintln!("tanada quiesce-guard: the daemon does not listen: {error}");
+        match timeout(SAY_LIMIT, self.0.write_all(line.as_bytes())).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => eprintln!("tanada quiesce-guard: the daemon does not listen: {error}"),
+            Err(_) => eprintln!("tanada quiesce-guard: the daemon does not listen"),
         }
+    }
+
+    /// Does the work, and says every now and then that it is being done.
+    async fn beating<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        loop {
+            self.beat();
+            if let Ok(done) = timeout(BEAT, &mut work).await {
+                return done;
+            }
+        }
+    }
+
+    /// Never waits: a daemon that hangs does not read, and the guest is to be thawed all the same.
+    fn beat(&self) {
+        let line = serde_json::to_string(&Said::Alive).unwrap_or_default() + "\n";
+        // Gone, or full of beats that nobody read.
+        let _ = self.0.try_write(line.as_bytes());
     }
 }
 
 async fn run(socket: &Path) -> io::Result<()> {
-    let mut door = Door::on_standard_input()?;
-    let Some(Ask::Freeze { limit, window, thaw }) = door.ask().await else { return Ok(()) };
+    let (mut ear, mut mouth) = door_on_standard_input()?;
+    let Some(Ask::Freeze { limit, window, thaw }) = mouth.beating(ear.ask()).await else { return Ok(()) };
     let [limit, window, thaw] = [limit, window, thaw].map(Duration::from_millis);
     let agent = GuestAgent::new(socket);
     let began = Instant::now();
-    let frozen = tokio::select! {
-        frozen = agent.freeze(limit) => frozen,
-        // Whatever is said now means that the freeze is not wanted any more. It may be queued in the guest.
-        _ = door.ask() => {
-            thawing::until_thawed(&agent, thaw).await;
-            return Ok(());
+    let freezing = async {
+        tokio::select! {
+            frozen = agent.freeze(limit) => Some(frozen),
+            // Whatever is said now means that the freeze is not wanted any more. It may be queued in the guest.
+            _ = ear.ask() => None,
         }
     };
-    match frozen {
-        Ok(count) => {
+    match mouth.beating(freezing).await {
+        Some(Ok(count)) => {
             let since = Instant::now();
-            door.say(&Said::Frozen { count, asked_us: micros(began.elapsed()) }).await;
-            hold(&mut door, &agent, since, window, thaw).await;
+            mouth.say(&Said::Frozen { count, asked_us: micros(began.elapsed()) }).await;
+            hold(&mut ear, &mut mouth, &agent, since, window, thaw).await;
         }
-        Err(error) => {
+        Some(Err(error)) => {
             let (failure, words) = told(error);
-            door.say(&Said::NotFrozen { failure, words }).await;
-            thawing::until_thawed(&agent, thaw).await;
+            mouth.say(&Said::NotFrozen { failure, words }).await;
+            mouth.beating(thawing::until_thawed(&agent, thaw)).await;
+        }
+        None => {
+            mouth.beating(thawing::until_thawed(&agent, thaw)).await;
         }
     }
     Ok(())
 }
 
 /// The guest is frozen. Ends when it is not.
-async fn hold(door: &mut Door, agent: &GuestAgent, since: Instant, window: Duration, thaw: Duration) {
-    let why = tokio::select! {
-        ask = door.ask() => if ask == Some(Ask::Thaw) { Why::Asked } else { Why::Abandoned },
-        () = sleep(window.saturating_sub(since.elapsed())) => Why::Deadline,
+async fn hold(ear: &mut Ear, mouth: &mut Mouth, agent: &GuestAgent, since: Instant, window: Duration, thaw: Duration) {
+    let holding = async {
+        tokio::select! {
+            ask = ear.ask() => if ask == Some(Ask::Thaw) { Why::Asked } else { Why::Abandoned },
+            () = sleep(window.saturating_sub(since.elapsed())) => Why::Deadline,
+        }
     };
+    let why = mouth.beating(holding).await;
     let after_us = micros(since.elapsed());
     // The flag is only asked for when somebody is there to judge by it.
     let flag = match why {
-        Why::Asked => agent.is_frozen(FLAG_LIMIT).await.ok(),
+        Why::Asked => mouth.beating(agent.is_frozen(FLAG_LIMIT)).await.ok(),
         Why::Deadline | Why::Abandoned => None,
     };
-    let (answer, confirmed) = thawing::once(agent, thaw).await;
+    let (answer, confirmed) = mouth.beating(thawing::once(agent, thaw)).await;
     let lasted_us = micros(since.elapsed());
-    door.say(&Said::Thawed(Thawed { why, after_us, lasted_us, flag, answer, confirmed })).await;
+    mouth.say(&Said::Thawed(Thawed { why, after_us, lasted_us, flag, answer, confirmed })).await;
     if !confirmed {
-        thawing::until_thawed(agent, thaw).await;
+        mouth.beating(thawing::until_thawed(agent, thaw)).await;
     }
 }
 

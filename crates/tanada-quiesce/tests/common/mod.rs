@@ -20,6 +20,9 @@ pub struct State {
     /// A freeze was read and waits for `release`.
     pub freezing: bool,
     pub hold_freeze: bool,
+    /// The same of a thaw.
+    pub thawing: bool,
+    pub hold_thaw: bool,
     pub hang_up_at: Option<&'static str>,
     pub clients: u64,
 }
@@ -113,6 +116,9 @@ impl Agent {
                 json!(2)
             }
             "guest-fsfreeze-thaw" => {
+                self.change(|state| state.thawing = true);
+                let held = self.shared.1.wait_while(self.lock(), |state| state.hold_thaw);
+                drop(held.unwrap_or_else(PoisonError::into_inner));
                 let thawed = self.lock().frozen;
                 self.change(|state| state.frozen = 0);
                 json!(thawed)

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 use tanada_quiesce::verdict::{Verdict, judge};
-use tanada_quiesce::{Cause, vss};
+use tanada_quiesce::vss;
 use tanada_xapi::{ApiError, ApiResult, Ref, Value};
 use uuid::Uuid;
 
@@ -138,7 +138,7 @@ async fn cut(ctx: &CallContext, machine: &Record, parts: &[Part], wish: Wish) ->
     let rested = rest(&ctx.daemon, machine, wish, parts, cut::cut(&ctx.daemon, machine.id(), parts)).await;
     let mut verdict = judge(&rested.evidence);
     let participants = vss::judge_writers(&mut verdict, &rested.writers);
-    if verdict.downgrade.as_ref().is_some_and(|downgrade| downgrade.cause == Some(Cause::ThawUnconfirmed)) {
+    if rested.evidence.is_unanswered() {
         ctx.db().write(|tx| certify::not_thawed(tx, machine.id()))?;
     }
     let refusal = || match &verdict.downgrade {
