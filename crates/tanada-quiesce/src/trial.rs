@@ -245,7 +245,7 @@ impl Trial {
             Evidence::NotFrozen(downgrade) => {
                 self.check.add("freeze", Outcome::Failed, micros(took), downgrade.words.clone());
             }
-            Evidence::ShutDown => {}
+            Evidence::ShutDown | Evidence::AtRest(_) => {}
         }
         // A guest that has not answered the thaw answers nothing else either.
         if probe.os == Os::Windows

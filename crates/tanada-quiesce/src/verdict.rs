@@ -3,6 +3,7 @@
 //! | evidence | level |
 //! |---|---|
 //! | machine shut down | shut down |
+//! | machine off, its disks those of a snapshot of a level | that level |
 //! | nobody froze the guest, for whatever reason | crash |
 //! | the guest was thawed, or found thawed, before the cut was done | crash |
 //! | Windows: thaw answered without error, cut done within [`WINDOWS_HOLD`] | application |
@@ -68,8 +69,10 @@ pub struct Frozen {
 /// What was seen of one attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Evidence {
-    /// The machine was off.
+    /// The machine was off, and had been shut down.
     ShutDown,
+    /// The machine was off, and has not run since its disks were cut at this level.
+    AtRest(Level),
     /// The guest was not frozen; why.
     NotFrozen(Downgrade),
     Frozen {
@@ -104,6 +107,7 @@ pub fn judge(evidence: &Evidence) -> Verdict {
     let plain = |level, downgrade| Verdict { level, method: Method::None, freeze: None, downgrade };
     match evidence {
         Evidence::ShutDown => plain(Level::ShutDown, None),
+        Evidence::AtRest(level) => plain(*level, None),
         Evidence::NotFrozen(downgrade) => plain(Level::Crash, Some(downgrade.clone())),
         Evidence::Frozen { os, hooks_declared, frozen } => judge_frozen(*os, *hooks_declared, frozen),
     }
@@ -301,6 +305,8 @@ mod tests {
     fn without_a_freeze_there_is_no_more_than_what_the_machine_was() {
         let verdict = judge(&Evidence::ShutDown);
         assert_eq!((verdict.level, verdict.method, verdict.freeze), (Level::ShutDown, Method::None, None));
+        let verdict = judge(&Evidence::AtRest(Level::FileSystem));
+        assert_eq!((verdict.level, verdict.method, verdict.downgrade), (Level::FileSystem, Method::None, None));
         let why = Downgrade::new(Cause::AgentAbsent, "the guest has no agent");
         let verdict = judge(&Evidence::NotFrozen(why.clone()));
         assert_eq!((verdict.level, verdict.downgrade), (Level::Crash, Some(why)));

@@ -117,7 +117,8 @@ pub fn machine_state(tx: &mut Tx<'_>, vm: &Ref, state: &str) -> ApiResult<()> {
     tx.set("VM_metrics", &metrics, "last_updated", DateTime::now())
 }
 
-/// `VM.other_config` says here that the disks are as after a power cut.
+/// `VM.other_config` says here that the disks are not those of a machine that was shut down: as after a power cut
+/// ([`LAST_STOP_HARD`]), or of a snapshot of a level, by its name, and not started since.
 pub const LAST_STOP_KEY: &str = "tanada-last-stop";
 pub const LAST_STOP_HARD: &str = "hard";
 

@@ -271,6 +271,10 @@ fn tell_the_time(machine: &Arc<Running>) {
 pub async fn forget(daemon: &Arc<Daemon>, vm: &Ref) -> ApiResult<()> {
     let image = daemon.db.write(|tx| {
         let image = place::let_go(tx, vm)?;
+        // What its memory had not written yet is lost.
+        if tx.find("VM", vm).is_some_and(|vm| vm.str("power_state") != "Halted") {
+            records::note_stop(tx, vm, false)?;
+        }
         records::halted(tx, vm)?;
         Ok(image)
     })?;

@@ -41,13 +41,20 @@ pub fn record(
     let source = tx.get("VM", vm)?;
     let certificate = certificate(tx, disks, parts, taken, verdict);
     tx.set("VM", id, "snapshot_info", Value::Map(info(&certificate, &taken.done)))?;
-    // An instance that is made from it and not started yet is worth as much.
-    match certificate.level {
-        Level::Crash => tx.put_entry("VM", id, "other_config", LAST_STOP_KEY, LAST_STOP_HARD)?,
-        Level::FileSystem | Level::Application => tx.remove_entry("VM", id, "other_config", LAST_STOP_KEY)?,
-        Level::ShutDown | Level::Memory => {}
-    }
+    note_worth(tx, id, certificate.level)?;
     messages(tx, &source, &certificate, taken)
+}
+
+/// What the disks of snapshot `id` are worth without a guest that goes on with them: an instance that is made from it and
+/// not started yet, and a machine that goes back to it, are worth as much.
+pub fn note_worth(tx: &mut Tx<'_>, id: &Ref, level: Level) -> ApiResult<()> {
+    match level {
+        // Instances do not get the memory, and a machine that gets it may lose it.
+        Level::Crash | Level::Memory => tx.put_entry("VM", id, "other_config", LAST_STOP_KEY, LAST_STOP_HARD),
+        Level::FileSystem | Level::Application => tx.put_entry("VM", id, "other_config", LAST_STOP_KEY, level.name()),
+        // Nobody was there to write: what it says of its machine stays true.
+        Level::ShutDown => Ok(()),
+    }
 }
 
 /// `snapshot_info`: the certificate's keys and what the cut moved.
@@ -72,7 +79,10 @@ pub fn certificate(view: &impl View, disks: &[Disk], parts: &[Part], taken: &Tak
     if !rough.is_empty() {
         notes.push(format!("of disk {} the guest has nothing mounted that can be frozen", rough.join(", ")));
     }
-    if matches!(verdict.level, Level::FileSystem | Level::Application) && taken.mounts.is_empty() {
+    if verdict.freeze.is_some()
+        && matches!(verdict.level, Level::FileSystem | Level::Application)
+        && taken.mounts.is_empty()
+    {
         let words =
             "the guest does not tell which disks its file systems are on: a disk without any is only crash-consistent";
         notes.push(words.to_owned());

@@ -225,6 +225,7 @@ impl Taking {
             notes: Vec::new(),
             advise: false,
         };
+        certify::note_worth(tx, id, level)?;
         let verdict = Verdict { level, method, freeze: None, downgrade: None };
         let certificate = certify::certificate(tx, &self.disks, &self.parts, &facts, verdict);
         let mut info = certify::info(&certificate, &taken.done);

@@ -14,7 +14,7 @@ use tanada_quiesce::probe::{Probe, probe};
 use tanada_quiesce::sequence::{self, Request};
 use tanada_quiesce::verdict::{Evidence, Os};
 use tanada_quiesce::vss::{self, Writer};
-use tanada_quiesce::{Cause, Downgrade, GuestFacts, Settings, pace};
+use tanada_quiesce::{Cause, Downgrade, GuestFacts, Level, Settings, pace};
 use tanada_xapi::{ApiError, ApiResult, Ref};
 use tokio::time::timeout;
 
@@ -136,8 +136,9 @@ pub async fn rest<T>(
 
 /// What the disks of a machine without a process are worth.
 fn halted(machine: &Record) -> Evidence {
-    if machine.entry("other_config", LAST_STOP_KEY) != Some(LAST_STOP_HARD) {
-        return Evidence::ShutDown;
+    match machine.entry("other_config", LAST_STOP_KEY) {
+        Some(LAST_STOP_HARD) => {}
+        kept => return kept.and_then(Level::from_name).map_or(Evidence::ShutDown, Evidence::AtRest),
     }
     let words = "the machine was switched off, or comes from a snapshot of that level, and was not shut down since";
     Evidence::NotFrozen(Downgrade::new(Cause::SwitchedOff, words))

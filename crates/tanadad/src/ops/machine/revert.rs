@@ -23,6 +23,7 @@ use crate::ops::records::{message, moved_text};
 use crate::ops::sr::sizes_changed;
 use crate::ops::vdi::{PlannedCopy, destroy_disk};
 use crate::storage::{driver_error, is_attached, volume_id};
+use crate::vmm::records::LAST_STOP_KEY;
 
 pub fn handlers() -> Handlers {
     vec![("VM.revert", |ctx, args| revert(ctx, args).boxed())]
@@ -309,6 +310,11 @@ fn records(tx: &mut Tx<'_>, plan: &RevertPlan, moved: Moved) -> ApiResult<Vec<Re
     }
     for (field, value) in restored(&kept) {
         tx.set("VM", &vm, &field, value)?;
+    }
+    // The machine's disks are worth what the snapshot's are, whatever came before.
+    match kept.entry("other_config", LAST_STOP_KEY) {
+        Some(worth) => tx.put_entry("VM", &vm, "other_config", LAST_STOP_KEY, worth.to_owned())?,
+        None => tx.remove_entry("VM", &vm, "other_config", LAST_STOP_KEY)?,
     }
     tx.set("VM", &vm, "ha_always_run", false)?;
     tx.set("VM", &vm, "generation_id", copy::generation_id())?;

@@ -102,6 +102,26 @@ async fn a_checkpoint_gives_its_memory_again_and_again() {
 }
 
 #[tokio::test]
+async fn without_its_memory_a_machine_that_slept_is_as_after_a_power_cut() {
+    let world = World::new().await;
+    let vm = sleeper(&world).await;
+    let here = checkpoint(&world, &vm).await.unwrap();
+    let twin = world.call("VM.clone", [Value::from(&here), Value::from("twin")]).await.unwrap();
+    let twin = Ref::from(twin.as_str().unwrap());
+    world.call("VM.provision", [Value::from(&twin)]).await.unwrap();
+    world.call("VM.hard_shutdown", [Value::from(&vm)]).await.unwrap();
+    for machine in [&twin, &vm] {
+        let snapshot = world.snapshot(machine, "off").await.unwrap();
+        assert_eq!(world.get("VM", &snapshot).entry("snapshot_info", "consistency"), Some("crash"));
+    }
+    // Nothing is lost where nothing was.
+    let other = world.machine(1).await;
+    world.call("VM.power_state_reset", [Value::from(&other)]).await.unwrap();
+    let snapshot = world.snapshot(&other, "off").await.unwrap();
+    assert_eq!(world.get("VM", &snapshot).entry("snapshot_info", "consistency"), Some("shut down"));
+}
+
+#[tokio::test]
 async fn what_sleeps_comes_along_with_its_sr() {
     let world = World::new().await;
     let vm = sleeper(&world).await;

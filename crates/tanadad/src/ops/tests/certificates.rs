@@ -9,6 +9,7 @@ use tanada_xapi::{Ref, Value};
 use uuid::Uuid;
 
 use super::World;
+use crate::ops::machine::certify;
 use crate::ops::records::strings;
 use crate::vmm::records;
 
@@ -110,6 +111,30 @@ async fn a_machine_that_was_switched_off_is_not_called_shut_down_and_neither_are
     assert_eq!(cause(&world.snapshot(&instance, "copied").await.unwrap()), (Level::Crash, Some(Cause::SwitchedOff)));
     world.test.daemon.db.write(|tx| records::note_stop(tx, &instance, true)).unwrap();
     assert_eq!(cause(&world.snapshot(&instance, "clean").await.unwrap()), (Level::ShutDown, None));
+}
+
+#[tokio::test]
+async fn a_machine_that_went_back_is_worth_what_its_snapshot_is() {
+    let world = World::new().await;
+    let vm = world.machine(1).await;
+    let level = |snapshot: Ref| certificate(&world, &snapshot).level;
+    let clean = world.snapshot(&vm, "clean").await.unwrap();
+    pretend_to_run(&world, &vm);
+    let running = world.snapshot(&vm, "running").await.unwrap();
+    world.call("VM.revert", [Value::from(&running)]).await.unwrap();
+    assert_eq!(level(world.snapshot(&vm, "back").await.unwrap()), Level::Crash);
+    world.call("VM.revert", [Value::from(&clean)]).await.unwrap();
+    assert_eq!(level(world.snapshot(&vm, "far back").await.unwrap()), Level::ShutDown);
+    // As the snapshot of a guest that was frozen says; neither more nor less.
+    for frozen in [Level::FileSystem, Level::Application] {
+        world.test.daemon.db.write(|tx| certify::note_worth(tx, &running, frozen)).unwrap();
+        world.call("VM.revert", [Value::from(&running)]).await.unwrap();
+        let snapshot = world.snapshot(&vm, "at rest").await.unwrap();
+        let found = certificate(&world, &snapshot);
+        assert_eq!((found.level, found.downgrade, found.notes), (frozen, None, Vec::new()));
+        let disk = found.disks.values().next().unwrap();
+        assert_eq!(disk.level, frozen);
+    }
 }
 
 /// An SR beside the world's, over a driver of its own, with a disk of the machine.
