@@ -3,6 +3,7 @@
 //! It wakes when something is due, when a run has ended, when a schedule was changed, and once a minute in any case: the
 //! system's time may have been set. While a machine that is due is busy otherwise it looks every few seconds.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -26,12 +27,17 @@ use crate::db::{Tx, View};
 const AT_ONCE: usize = 4;
 /// More than this would make storms of freezes of what is to be spread.
 const AT_ONCE_MAX: usize = 64;
+/// Machines whose snapshots are removed at a time.
+const CHORES_AT_ONCE: usize = 4;
 const AT_ONCE_KEY: &str = "tanada-schedule-at-once";
 
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 const LOOK_WHILE_WAITING: Duration = Duration::from_secs(5);
 /// After something could not be written down: trying on at once would only fail again.
 const PAUSE: Duration = Duration::from_secs(60);
+
+/// A clock that stays behind what is noted for so long is right, and the notes are not.
+const CLOCK_BELIEVED: Duration = Duration::from_secs(3600);
 
 pub fn start(daemon: &Arc<Daemon>, orders: Option<mpsc::Receiver<Order>>) {
     tokio::spawn(drive(Engine::new(daemon), orders));
@@ -46,11 +52,13 @@ async fn drive(mut engine: Engine, mut orders: Option<mpsc::Receiver<Order>>) {
         let Some(wait) = engine.turn() else { return };
         tokio::select! {
             ended = engine.jobs.join_next(), if !engine.jobs.is_empty() => engine.count(ended),
+            ended = engine.chores.join_next(), if !engine.chores.is_empty() => engine.count(ended),
             () = changed.notified() => {}
             order = next(&mut orders) => engine.obey(order).await,
             () = tokio::time::sleep(wait) => {}
             () = ending(&mut stopping) => {
                 engine.jobs.detach_all();
+                engine.chores.detach_all();
                 return;
             }
         }
@@ -71,11 +79,17 @@ pub struct Engine {
     daemon: Weak<Daemon>,
     /// `None` of one whose end could not be written down.
     jobs: JoinSet<Option<Tally>>,
+    /// What goes on beside them and takes no run's place: however much there is to remove, snapshots are taken in time.
+    chores: JoinSet<Option<Tally>>,
+    /// Machines whose snapshots are to be gone through now.
+    pruning: BTreeSet<Ref>,
     tally: Tally,
     /// Nothing begins before.
     paused_until: Option<Instant>,
     prune_after: Instant,
     observed_hour: i64,
+    /// Since when notes are ahead of the clock.
+    ahead_since: Option<Instant>,
 }
 
 impl Engine {
@@ -86,10 +100,13 @@ impl Engine {
         Engine {
             daemon: Arc::downgrade(daemon),
             jobs: JoinSet::new(),
+            chores: JoinSet::new(),
+            pruning: BTreeSet::new(),
             tally: Tally::default(),
             paused_until: None,
             prune_after: Instant::now(),
             observed_hour: i64::MIN,
+            ahead_since: None,
         }
     }
 
@@ -118,6 +135,7 @@ impl Engine {
             daemon.db.read(|state| look(state, now, &running))
         };
         let mut found = see();
+        self.begin_anew(&mut found, daemon.schedules.clock.is_steered());
         if !found.unknown.is_empty() || !found.passed_over.is_empty() {
             let noted = daemon.db.write(|tx| take_note(tx, &found, now));
             match noted {
@@ -136,22 +154,41 @@ impl Engine {
         found
     }
 
+    /// Machines whose notes are of a time to come begin anew when the clock has said so for a while. A host that starts with its
+    /// clock in the past has it put right by then.
+    fn begin_anew(&mut self, found: &mut Look, at_once: bool) {
+        if found.ahead.is_empty() {
+            self.ahead_since = None;
+            return;
+        }
+        let since = *self.ahead_since.get_or_insert_with(Instant::now);
+        if at_once || since.elapsed() >= CLOCK_BELIEVED {
+            tracing::warn!(
+                machines = found.ahead.len(),
+                "schedules begin anew: what was handled is noted for a time to come"
+            );
+            found.unknown.append(&mut found.ahead);
+        }
+    }
+
     fn housekeeping(&mut self, daemon: &Arc<Daemon>) {
         if Instant::now() >= self.prune_after {
             self.prune_after = Instant::now() + LOOK_EVERY;
-            let waiting = std::mem::take(&mut *daemon.schedules.to_prune());
-            for vm in waiting {
-                match Schedules::claim(daemon, &vm) {
-                    Some(claim) => drop(self.jobs.spawn(prune_job(daemon.clone(), vm, claim))),
-                    None => daemon.schedules.prune_later([vm]),
-                }
+            self.pruning.append(&mut daemon.schedules.to_prune());
+        }
+        while self.chores.len() < CHORES_AT_ONCE
+            && let Some(vm) = self.pruning.pop_first()
+        {
+            match Schedules::claim(daemon, &vm) {
+                Some(claim) => drop(self.chores.spawn(prune_job(daemon.clone(), vm, claim))),
+                None => daemon.schedules.prune_later([vm]),
             }
         }
         let hour = daemon.schedules.clock.now().as_second().div_euclid(3600);
         if hour != self.observed_hour {
             self.observed_hour = hour;
             let daemon = daemon.clone();
-            self.jobs.spawn(async move {
+            self.chores.spawn(async move {
                 space::observe_all(&daemon).await;
                 Some(Tally::default())
             });
@@ -183,10 +220,13 @@ impl Engine {
             self.housekeeping(&daemon);
             let found = self.begin(&daemon);
             drop(daemon);
-            if self.jobs.is_empty() {
+            if self.jobs.is_empty() && self.chores.is_empty() {
                 return found;
             }
-            let ended = self.jobs.join_next().await;
+            let ended = tokio::select! {
+                ended = self.jobs.join_next(), if !self.jobs.is_empty() => ended,
+                ended = self.chores.join_next(), if !self.chores.is_empty() => ended,
+            };
             self.count(ended);
         }
     }

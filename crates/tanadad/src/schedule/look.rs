@@ -12,6 +12,9 @@ use super::notes::{self, MachineNote, time};
 use crate::db::{Record, View};
 use crate::ops::records::strings;
 
+/// A clock that is set back by less repeats nothing.
+const AHEAD_SECONDS_MAX: i64 = 24 * 3600;
+
 /// A run that may begin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Due {
@@ -35,6 +38,8 @@ pub struct Look {
     pub wake: Option<Timestamp>,
     /// Machines that came to their schedule without our doing: they begin now.
     pub unknown: Vec<Ref>,
+    /// Machines that are noted for a time that is yet to come.
+    pub ahead: Vec<Ref>,
     /// Machines that are left out, with the slot that has passed.
     pub passed_over: Vec<(Ref, Timestamp)>,
 }
@@ -63,7 +68,9 @@ pub fn look(view: &impl View, now: Timestamp, running: &HashSet<Ref>) -> Look {
         let Some(policy) = policy(schedule) else { continue };
         let machines = view.resolve("VM", &schedule.refs("VMs"));
         let window = window_seconds(policy.jitter_seconds, machines.len());
+        // One of a time that is yet to come says nothing.
         let since = notes::of_schedule(view, schedule.uuid()).since;
+        let since = if is_ahead(since, now) { i64::MIN } else { since };
         // A machine that is being run is looked at again when that has ended.
         let idle = machines.iter().filter(|vm| !vm.bool("is_a_template") && !running.contains(vm.id()));
         for vm in idle {
@@ -72,6 +79,10 @@ pub fn look(view: &impl View, now: Timestamp, running: &HashSet<Ref>) -> Look {
                 found.unknown.push(vm.id().clone());
                 continue;
             };
+            if is_ahead(note.handled, now) {
+                found.ahead.push(vm.id().clone());
+                continue;
+            }
             let member = Member {
                 calendar: &policy.calendar,
                 handled: time(note.handled.max(since)),
@@ -84,6 +95,12 @@ pub fn look(view: &impl View, now: Timestamp, running: &HashSet<Ref>) -> Look {
         }
     }
     found
+}
+
+/// Is that further ahead of the clock than setting it back a little explains? It was noted while the clock was wrong, or the
+/// clock is wrong now.
+pub fn is_ahead(noted: i64, now: Timestamp) -> bool {
+    noted > now.as_second() + AHEAD_SECONDS_MAX
 }
 
 fn attempt(note: &MachineNote) -> Option<Attempt> {

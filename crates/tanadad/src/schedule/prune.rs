@@ -1,7 +1,8 @@
 //! Snapshots that their machine's ladder no longer keeps.
 //!
 //! Only snapshots that a schedule made are looked at, and of those none that is marked to be kept
-//! (`other_config:tanada-keep=true`). One that is in use (exported, mounted by a backup server) stays until it is not.
+//! (`other_config:tanada-keep=true`). One that is in use (exported, mounted by a backup server) stays until it is not. One of a
+//! time that is yet to come, by the clock of now, counts for nothing: whichever of the two was wrong, no other goes for it.
 
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use jiff::Timestamp;
 use tanada_xapi::{DateTime, Ref};
 
 use super::exceptions;
-use super::look::policy;
+use super::look::{is_ahead, policy};
 use super::notes::time;
 use super::run::INFO_SLOT;
 use crate::context::Daemon;
@@ -31,14 +32,15 @@ pub fn slot_of(snapshot: &Record) -> Timestamp {
 }
 
 /// The snapshots of a machine that may go, oldest first.
-pub fn surplus(view: &impl View, vm: &Ref) -> Vec<Ref> {
+pub fn surplus(view: &impl View, vm: &Ref, now: Timestamp) -> Vec<Ref> {
     let Some(vm) = view.find("VM", vm) else { return Vec::new() };
     let schedule = view.find("VMSS", &vm.reference("snapshot_schedule"));
     let Some(policy) = schedule.and_then(|schedule| policy(&schedule)) else { return Vec::new() };
     let mut snapshots = view.resolve("VM", &vm.refs("snapshots"));
     snapshots.retain(|one| {
         let kept = one.entry("other_config", exceptions::KEEP_SNAPSHOT) == Some("true");
-        one.bool("is_a_snapshot") && one.bool("is_vmss_snapshot") && !kept
+        let ours = one.bool("is_a_snapshot") && one.bool("is_vmss_snapshot") && !kept;
+        ours && !is_ahead(slot_of(one).as_second(), now)
     });
     let slots: Vec<Timestamp> = snapshots.iter().map(|one| slot_of(one)).collect();
     let ladder = exceptions::own_ladder(&vm).unwrap_or(policy.ladder);
@@ -49,7 +51,8 @@ pub fn surplus(view: &impl View, vm: &Ref) -> Vec<Ref> {
 /// Removes what may go.
 pub async fn prune(daemon: &Arc<Daemon>, vm: &Ref) -> Pruned {
     let mut pruned = Pruned::default();
-    for snapshot in daemon.db.read(|state| surplus(state, vm)) {
+    let now = daemon.schedules.clock.now();
+    for snapshot in daemon.db.read(|state| surplus(state, vm, now)) {
         match discard::snapshot(daemon, &snapshot).await {
             Ok(()) => pruned.removed += 1,
             Err(error) => {

@@ -1,5 +1,6 @@
 //! Schedules over an SR in memory, by a clock that is moved by hand.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,9 @@ use super::{World, reference};
 use crate::db::Record;
 use crate::ops::throw_away::ATTACHED;
 use crate::schedule::engine::{self, Engine};
+use crate::schedule::look::look;
 use crate::schedule::notes::{self, Taking};
+use crate::schedule::prune::surplus;
 use crate::schedule::run::message_of;
 use crate::schedule::space;
 use crate::schedule::steer::Tally;
@@ -329,4 +332,41 @@ async fn the_type_is_what_the_machine_can_have() {
     world.call("VM.remove_from_other_config", [Value::from(&vm), Value::from("tanada-schedule-type")]).await.unwrap();
     exception(&world, &vm, "tanada-schedule-type", "hope").await;
     assert_eq!(now("Running"), "VM.checkpoint", "what is not understood has no effect");
+}
+
+#[tokio::test]
+async fn a_clock_that_was_years_ahead_stops_no_schedule_for_years() {
+    let world = World::new().await;
+    at(&world, "2026-06-01T12:00:00Z").await;
+    let nightly = schedule(&world, "daily", 1, "hour=2 timezone=UTC").await;
+    let vm = member(&world, &nightly).await;
+    assert_eq!(at(&world, "2036-06-02T03:00:00Z").await.taken, 1);
+    let later = schedule(&world, "daily", 7, "hour=2 timezone=UTC").await;
+    let other = member(&world, &later).await;
+    // Put right: what is noted for 2036 is not waited for.
+    assert_eq!(at(&world, "2026-06-02T12:00:00Z").await.taken, 0);
+    let tally = to(&world, "2026-06-04T12:00:00Z", true).await;
+    assert_eq!((tally.taken, slots(&world, &other).len()), (4, 2));
+    // Nor is the snapshot of 2036 the one that is kept for all that come.
+    assert_eq!(slots(&world, &vm), ["20360602T02:00:00Z", "20260604T02:00:00Z"]);
+    // A mistake of hours repeats nothing.
+    assert_eq!(at(&world, "2026-06-04T01:00:00Z").await.taken, 0);
+    assert_eq!(to(&world, "2026-06-04T12:00:00Z", true).await.taken, 0);
+}
+
+#[tokio::test]
+async fn a_host_that_starts_in_the_past_forgets_nothing() {
+    let world = World::new().await;
+    at(&world, "2026-06-01T12:00:00Z").await;
+    let nightly = schedule(&world, "daily", 1, "hour=2 timezone=UTC").await;
+    let vm = member(&world, &nightly).await;
+    assert_eq!(to(&world, "2026-06-03T12:00:00Z", true).await.taken, 2);
+    let now = |text: &str| text.parse().unwrap();
+    let found = world.test.daemon.db.read(|state| look(state, now("2000-01-01T00:00:00Z"), &HashSet::new()));
+    assert_eq!((found.ahead, found.due), (vec![vm.clone()], Vec::new()));
+    world.call("VMSS.set_retained_snapshots", [Value::from(&nightly), Value::from(7)]).await.unwrap();
+    assert_eq!(to(&world, "2026-06-05T12:00:00Z", true).await.taken, 2);
+    world.call("VMSS.set_retained_snapshots", [Value::from(&nightly), Value::from(1)]).await.unwrap();
+    let surplus = |time: &str| world.test.daemon.db.read(|state| surplus(state, &vm, now(time))).len();
+    assert_eq!((surplus("2000-01-01T00:00:00Z"), surplus("2026-06-05T12:00:00Z")), (0, 2));
 }
