@@ -15,13 +15,15 @@ The directory, for each disk by its position in the machine:
     DIR/0/night-0001/manifest.json   which snapshot, which night it builds on, which blocks, and checksums
                      blocks.data     the blocks of 64 KiB, one after another, without those that are all zeros
                      digests         SHA-256 of every block of the disk as it was that night
+    DIR/unfinished                   snapshots of a run that is under way, or was cut off: the next one removes them
 
-A night is complete when its manifest is there; it is written last. Restoring applies the nights from the full one up to the
+A night is complete when its manifest is there; it is written last, when everything else is on the medium. Restoring applies the nights from the full one up to the
 one that is wanted, and compares every block with that night's digest.
 """
 
 import argparse
 import base64
+import fcntl
 import hashlib
 import json
 import os
@@ -153,11 +155,32 @@ class Host:
 # --- the directory --------------------------------------------------------------------------------------------------
 
 
+def on_medium(path):
+    """Returns when a file or directory will be there after a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def put(path, text):
+    """Replaces a file as a whole: after a power cut it is the old one or the new one."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text)
+    on_medium(new)
+    os.replace(new, path)
+    on_medium(path.parent)
+
+
 def nights_of(disk):
     """The complete nights of a disk, oldest first."""
     found = []
     for manifest in sorted(disk.glob("night-*/manifest.json")):
-        found.append(dict(json.loads(manifest.read_text()), path=manifest.parent))
+        try:
+            found.append(dict(json.loads(manifest.read_text()), path=manifest.parent))
+        except ValueError as error:
+            print(f"{manifest} is damaged, and that night with it: {error}", file=sys.stderr)
     return found
 
 
@@ -226,6 +249,7 @@ class Night:
             out.flush()
             os.fsync(out.fileno())
         (self.path / "digests").write_bytes(digests)
+        on_medium(self.path / "digests")
         return data_blocks, zero_blocks, hashlib.sha256(digests).hexdigest()
 
     @staticmethod
@@ -252,9 +276,8 @@ class Night:
             "data_sha256": sha256_of(self.path / "blocks.data"),
             "image": image,
         }
-        unfinished = self.path / "manifest.new"
-        unfinished.write_text(json.dumps(manifest) + "\n")
-        os.replace(unfinished, self.path / "manifest.json")
+        put(self.path / "manifest.json", json.dumps(manifest) + "\n")
+        on_medium(self.path.parent)
         return manifest
 
 
@@ -273,27 +296,56 @@ def trust(ca):
 def backup(options):
     context = trust(options.ca)
     password = Path(options.password_file).read_text().split("\n")[0]
-    host = Host(options.host, options.user, password, context)
+    directory = Path(options.to)
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Failure(f"another backup to {directory} is under way") from None
+        host = Host(options.host, options.user, password, context)
+        try:
+            all_disks(host, options.vm, directory)
+        finally:
+            host.close()
+
+
+def all_disks(host, name, directory):
+    found = host.call("VM.get_by_name_label", name)
+    if len(found) != 1:
+        raise Failure(f"{len(found)} machines are called {name}; one is needed")
+    unfinished = directory / "unfinished"
+    remove_unfinished(host, unfinished)
+    for vdi in host.disks(found[0]).values():
+        host.call("VDI.enable_cbt", vdi)
+    # All disks at one instant, and the guest quiesced where it can be.
+    snapshot = host.call("VM.snapshot", found[0], f"backup of {name}")
+    cut = host.disks(snapshot)
+    left = {position: host.call("VDI.get_uuid", vdi) for position, vdi in cut.items()}
+    names = {"snapshot": host.call("VM.get_uuid", snapshot), "disks": list(left.values())}
+    put(unfinished, json.dumps(names) + "\n")
     try:
-        found = host.call("VM.get_by_name_label", options.vm)
-        if len(found) != 1:
-            raise Failure(f"{len(found)} machines are called {options.vm}; one is needed")
-        for vdi in host.disks(found[0]).values():
-            host.call("VDI.enable_cbt", vdi)
-        # All disks at one instant, and the guest quiesced where it can be.
-        snapshot = host.call("VM.snapshot", found[0], f"backup of {options.vm}")
-        cut = host.disks(snapshot)
         # The disks stay without the machine's snapshot around them.
         host.call("VM.destroy", snapshot)
         for position, vdi in sorted(cut.items()):
-            try:
-                one_disk(host, Path(options.to) / position, position, vdi)
-            except BaseException:
-                # A night that did not come to its end leaves nothing on the host; the next builds on the one before.
-                host.call("VDI.destroy", vdi)
-                raise
+            one_disk(host, directory / position, position, vdi)
     finally:
-        host.close()
+        # A night that did not come to its end leaves nothing on the host; the next builds on the one before.
+        remove_unfinished(host, unfinished)
+
+
+def remove_unfinished(host, unfinished):
+    """Destroys the snapshots of a run that did not come to its end, unless a complete night builds on them."""
+    if not unfinished.exists():
+        return
+    kept = {night["snapshot"] for disk in unfinished.parent.iterdir() if disk.is_dir() for night in nights_of(disk)}
+    names = json.loads(unfinished.read_text())
+    for uuid in names["disks"]:
+        for vdi in all_of(host, "VDI", uuid) if uuid not in kept else []:
+            host.call("VDI.destroy", vdi)
+    for snapshot in all_of(host, "VM", names["snapshot"]):
+        host.call("VM.destroy", snapshot)
+    unfinished.unlink()
 
 
 def one_disk(host, disk, position, vdi):
@@ -311,7 +363,7 @@ def one_disk(host, disk, position, vdi):
     # The copy is safe: the host keeps the place in time, not the data; and of earlier nights nothing.
     host.call("VDI.data_destroy", vdi)
     for old in nights:
-        for left in all_of(host, old["snapshot"]):
+        for left in all_of(host, "VDI", old["snapshot"]):
             host.call("VDI.destroy", left)
     stored = (night.path / "blocks.data").stat().st_size
     kind = "full" if base is None else f"since night {base['night']}"
@@ -321,8 +373,11 @@ def one_disk(host, disk, position, vdi):
 
 def base_of(host, nights, vdi):
     """The night to build on and what changed since; (None, None) where it has to be a full one."""
-    for night in reversed(nights[-1:]):
-        for base in all_of(host, night["snapshot"]):
+    for night in nights[-1:]:
+        if sha256_of(night["path"] / "digests") != night["image"]:
+            print(f"a full backup, because {night['path'] / 'digests'} is damaged")
+            break
+        for base in all_of(host, "VDI", night["snapshot"]):
             try:
                 return night, list(bits_of(host.call("VDI.list_changed_blocks", base, vdi)))
             except Failure as failure:
@@ -330,9 +385,10 @@ def base_of(host, nights, vdi):
     return None, None
 
 
-def all_of(host, uuid):
+def all_of(host, kind, uuid):
+    """The object of that uuid, if there is one."""
     try:
-        return [host.call("VDI.get_by_uuid", uuid)]
+        return [host.call(f"{kind}.get_by_uuid", uuid)]
     except Failure:
         return []
 

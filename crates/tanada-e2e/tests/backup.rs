@@ -166,6 +166,46 @@ fn any_night_comes_back_from_a_full_and_the_deltas_after_it() {
 }
 
 #[test]
+fn a_night_that_fails_leaves_nothing_on_the_host() {
+    let backup = Backup::start();
+    let names = || {
+        let only = [format!("sr-uuid={}", backup.sr), "is-a-snapshot=true".into()];
+        backup.scratch.xe_ok(["vdi-list", &only[0], &only[1], "--minimal"])
+    };
+    backup.night().unwrap();
+    let kept = names();
+    // The first of two disks cannot be written; the second has not come yet.
+    let (place, aside) = (backup.scratch.path("backups/0"), backup.scratch.path("backups/aside"));
+    fs::rename(&place, &aside).unwrap();
+    fs::write(&place, "in the way").unwrap();
+    backup.night().unwrap_err();
+    assert_eq!(names(), kept);
+    // As if the run before had lost its power when it had its snapshot.
+    fs::remove_file(&place).unwrap();
+    fs::rename(&aside, &place).unwrap();
+    let snapshot = backup.scratch.xe_ok(["vm-snapshot", "vm=db1", "new-name-label=cut off"]);
+    let of = format!("vm-uuid={snapshot}");
+    let disks = backup.scratch.xe_ok(["vbd-list", &of, "params=vdi-uuid", "--minimal"]);
+    let disks: Vec<String> = disks.split(',').map(|uuid| format!("{uuid:?}")).collect();
+    let unfinished = format!("{{\"snapshot\": {snapshot:?}, \"disks\": [{}]}}", disks.join(", "));
+    fs::write(backup.scratch.path("backups/unfinished"), unfinished).unwrap();
+    // A manifest that a power cut left empty is no night.
+    let torn = backup.scratch.path("backups/1/night-0002");
+    fs::create_dir(&torn).unwrap();
+    fs::write(torn.join("manifest.json"), "").unwrap();
+    let said = backup.night().unwrap();
+    assert!(said.contains("disk 0: night 2, since night 1: 0 bytes"), "{said}");
+    assert!(said.contains("disk 1: night 2, since night 1: 0 bytes"), "{said}");
+    assert_eq!(names().split(',').count(), 2);
+    assert_eq!(backup.scratch.xe_ok(["snapshot-list", "--minimal"]), "");
+    // Two at once would write the same night.
+    let lock = fs::File::open(backup.scratch.path("backups/lock")).unwrap();
+    lock.lock().unwrap();
+    let refusal = backup.night().unwrap_err();
+    assert!(refusal.contains("another backup to"), "{refusal}");
+}
+
+#[test]
 fn xe_asks_for_changed_blocks() {
     let backup = Backup::start();
     let (scratch, disk) = (&backup.scratch, backup.disk(0));
