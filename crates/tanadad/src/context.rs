@@ -35,6 +35,8 @@ use crate::config::Config;
 use crate::db::{Db, Tx};
 use crate::nbd::Nbd;
 use crate::ops::cbt;
+use crate::ops::intents::Left;
+use crate::ops::machine::turn::Turns;
 use crate::ops::throw_away::Sweeping;
 use crate::rpc::event::Registrations;
 use crate::rpc::login::Passwords;
@@ -72,6 +74,8 @@ pub struct Daemon {
     pub vmm: Vmm,
     /// How long each SR takes to cut.
     pub pace: Pace,
+    pub turns: Turns,
+    pub left: Left,
     pub schedules: Schedules,
     pub transfer_rates: Rates,
     pub sweeping: Sweeping,
@@ -101,6 +105,8 @@ impl Daemon {
             nbd: Nbd::default(),
             vmm,
             pace: Pace::default(),
+            turns: Turns::default(),
+            left: Left::default(),
             schedules,
             transfer_rates: Rates::default(),
             sweeping: Sweeping::default(),

@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::context::{Daemon, Handlers};
 use crate::db::Db;
 use crate::rpc::{messages, setup, task};
-use crate::{files, http, nbd, ops, schedule, transfer, vmm};
+use crate::{files, http, nbd, ops, schedule, storage, transfer, vmm};
 
 /// How often ended tasks and unused sessions are looked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
@@ -72,7 +72,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         unix = %daemon.config.unix_socket.display(), https = ?server.address, http = ?server.plain_address,
         nbd = ?daemon.nbd.address(), "ready"
     );
-    let housekeeping = tokio::spawn(keep_house(daemon.clone()));
+    let housekeeping = [tokio::spawn(keep_house(daemon.clone())), tokio::spawn(clear_up(daemon.clone()))];
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -80,7 +80,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tracing::info!("ending");
     server.stop().await;
     disks.stop().await;
-    housekeeping.abort();
+    housekeeping.iter().for_each(|task| task.abort());
     vmm::stop(&daemon).await;
     ops::stop(&daemon).await;
     Ok(())
@@ -115,6 +115,15 @@ async fn start(config: Config) -> anyhow::Result<Arc<Daemon>> {
     transfer::undo_leftovers(&daemon).await?;
     schedule::start(&daemon).await?;
     Ok(daemon)
+}
+
+/// What the storage could not do at its time. On its own: it may take long to say no again.
+async fn clear_up(daemon: Arc<Daemon>) {
+    loop {
+        tokio::time::sleep(HOUSEKEEPING).await;
+        ops::reconcile::end_left(&daemon).await;
+        storage::end_left(&daemon).await;
+    }
 }
 
 async fn keep_house(daemon: Arc<Daemon>) {

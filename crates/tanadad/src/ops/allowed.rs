@@ -97,6 +97,10 @@ static TOGETHER: &[&[&str]] = &[
     &["snapshot", "snapshot_with_quiesce"],
 ];
 
+/// Operations that take a machine's memory or bring it back: one that is reset goes on in the middle of them, and its disks are no
+/// longer those that its memory knows.
+static MEMORY: &[&str] = &["suspend", "checkpoint", "resume", "resume_on"];
+
 /// May `operation` begin on this machine now? The first reason against it, in the documented order.
 pub fn vm(view: &impl View, vm: &Ref, operation: &str) -> ApiResult<()> {
     check(view.get("VM", vm)?.as_ref(), operation)
@@ -160,7 +164,7 @@ fn others(vm: &Record, operation: &str) -> ApiResult<()> {
         vm.map("current_operations").iter().map(|(task, op)| (task, op.as_str().unwrap_or_default())).collect();
     let beside = |other: &str| match operation {
         "hard_shutdown" => other != "hard_shutdown",
-        "hard_reboot" => other != "hard_shutdown" && other != "hard_reboot",
+        "hard_reboot" => !["hard_shutdown", "hard_reboot"].contains(&other) && !MEMORY.contains(&other),
         "assert_operation_valid" | "update_allowed_operations" | "metadata_export" => true,
         _ => TOGETHER.iter().any(|set| set.contains(&operation) && set.contains(&other)),
     };

@@ -14,10 +14,13 @@
 //! | hold | before the machine is held | when it goes on | the machine goes on |
 //! | attachment | before the driver attaches | when the driver has detached | ended when nobody uses it |
 //!
+//! What cannot be ended (the storage is away) is tried again every minute, and at the next start.
+//!
 //! Volumes get their names before they are made, so that an undo knows what to look for; verbs of drivers may be
 //! repeated, so that finishing is doing again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use tanada_driver::{Driver, DriverErrorKind};
@@ -159,6 +162,25 @@ impl Plan {
     }
 }
 
+/// Intents of this life of the process whose end failed: nobody is under way with them any more, and they are ended a
+/// while later ([`super::reconcile::end_left`]), not only at the next start.
+#[derive(Default)]
+pub struct Left(Mutex<BTreeSet<String>>);
+
+impl Left {
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn add(&self, intent: &str) {
+        self.lock().insert(intent.to_owned());
+    }
+
+    pub fn take(&self) -> BTreeSet<String> {
+        std::mem::take(&mut *self.lock())
+    }
+}
+
 /// Strikes an intent off by itself.
 pub fn clear(daemon: &Daemon, intent: &str) -> ApiResult<()> {
     daemon.db.write(|tx| {
@@ -178,7 +200,8 @@ pub async fn undo_create(daemon: &Daemon, sr: &Ref, volumes: &[Uuid], intent: &s
 /// [`undo_create`] after a failure that the caller reports: what goes wrong here is logged.
 pub async fn give_up(daemon: &Daemon, sr: &Ref, volumes: &[Uuid], intent: &str) {
     if let Err(error) = undo_create(daemon, sr, volumes, intent).await {
-        tracing::warn!(%sr, ?volumes, %error, "what was begun could not be undone; it will be when the SR is attached again");
+        tracing::warn!(%sr, ?volumes, %error, "what was begun could not be undone; it is tried again");
+        daemon.left.add(intent);
     }
 }
 

@@ -16,7 +16,7 @@ use super::records::message;
 use super::{machine, secrets, sr, vdi, vdi_copy};
 use crate::context::Daemon;
 use crate::db::{Intent, View};
-use crate::storage::{driver_error, host_initiator, volume_id};
+use crate::storage::{driver_error, host_initiator, is_attached, volume_id};
 use crate::vmm::{memory, power};
 
 /// Operations under way ended with the process that ran them.
@@ -53,6 +53,33 @@ pub async fn end_intents(daemon: &Arc<Daemon>, only: Option<&Ref>) {
             Err(error) => {
                 tracing::warn!(kind = intent.kind, id = intent.id, %error, "what was under way could not be ended yet");
             }
+        }
+    }
+}
+
+/// Ends what this life of the process could not end when it was its turn.
+pub async fn end_left(daemon: &Arc<Daemon>) {
+    let left = daemon.left.take();
+    if left.is_empty() {
+        return;
+    }
+    let intents = match daemon.db.intents() {
+        Ok(intents) => intents,
+        Err(error) => {
+            tracing::error!(%error, "the intents could not be read");
+            return left.iter().for_each(|intent| daemon.left.add(intent));
+        }
+    };
+    for intent in intents.iter().filter(|intent| left.contains(&intent.id)) {
+        let Some(plan) = Plan::read(intent) else { continue };
+        let in_use = |vdi: &String| is_attached(daemon, &Ref::from(vdi.as_str()));
+        if matches!(&plan, Plan::Discard { vdis } if vdis.iter().any(in_use)) {
+            daemon.left.add(&intent.id);
+            continue;
+        }
+        if let Err(error) = end(daemon, intent, &plan).await {
+            tracing::warn!(kind = intent.kind, id = intent.id, %error, "what was begun cannot be ended yet");
+            daemon.left.add(&intent.id);
         }
     }
 }

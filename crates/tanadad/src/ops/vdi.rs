@@ -276,11 +276,11 @@ pub fn begin(
     live: bool,
 ) -> ApiResult<(Operation, Arc<Record>, Arc<dyn Driver>)> {
     let record = ctx.db().read(|state| state.get("VDI", vdi))?;
-    // Attachments of the daemon itself (a transfer) have no VBD.
+    let mark = ctx.begin("VDI", vdi, operation, |tx| check(tx, vdi, operation, live))?;
+    // Attachments of the daemon itself (a transfer) have no VBD. Whoever comes from here on sees the mark.
     if !live && operation != "copy" && is_attached(&ctx.daemon, vdi) {
         return Err(ApiError::vdi_in_use(vdi, operation));
     }
-    let mark = ctx.begin("VDI", vdi, operation, |tx| check(tx, vdi, operation, live))?;
     let driver = ctx.daemon.storage.driver(&record.reference("SR"))?;
     Ok((mark, record, driver))
 }

@@ -77,7 +77,7 @@ pub async fn copy_to_sr(ctx: &CallContext, source: &Record, sr: &Ref) -> ApiResu
     }
 }
 
-/// Destroys disks that served an operation which has failed, or a snapshot that goes; those that are left go at the next start.
+/// Destroys disks that served an operation which has failed, or a snapshot that goes; those that are left go a while later.
 pub async fn discard(daemon: &Arc<Daemon>, vdis: &[Ref], intent: &str) {
     let mut all_gone = true;
     for vdi in vdis {
@@ -93,7 +93,9 @@ pub async fn discard(daemon: &Arc<Daemon>, vdis: &[Ref], intent: &str) {
             all_gone = false;
         }
     }
-    if all_gone && let Err(error) = intents::clear(daemon, intent) {
+    if !all_gone {
+        daemon.left.add(intent);
+    } else if let Err(error) = intents::clear(daemon, intent) {
         tracing::error!(%error, "the end of an unfinished operation could not be recorded");
     }
 }

@@ -13,7 +13,7 @@
 //! A suspended machine has nothing attached and counts as a writer that only suffers readers: its memory knows what is on
 //! its disks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -49,11 +49,17 @@ struct Body {
 #[derive(Default)]
 pub struct Attachments {
     by_token: Mutex<BTreeMap<String, (String, Body)>>,
+    /// Tokens that nobody uses any more and that could not be ended.
+    left: Mutex<BTreeSet<String>>,
 }
 
 impl Attachments {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, (String, Body)>> {
         self.by_token.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn left(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -70,10 +76,7 @@ pub async fn attach_vdi(daemon: &Arc<Daemon>, vdi: &Ref, vbd: &Ref, writable: bo
     if record.str("type") == METADATA_TYPE {
         return Err(ApiError::vdi_incompatible_type(vdi, METADATA_TYPE));
     }
-    let beside = |operation: &Value| BESIDE.iter().any(|allowed| operation.as_str() == Some(allowed));
-    if let Some((task, operation)) = record.map("current_operations").iter().find(|(_, operation)| !beside(operation)) {
-        return Err(ApiError::other_operation_in_progress("VDI", vdi, operation.as_str().unwrap_or_default(), task));
-    }
+    check_operations(&record)?;
     let sr = record.reference("SR");
     let driver = daemon.storage.driver(&sr)?;
     let body = Body {
@@ -101,6 +104,18 @@ pub async fn attach_vdi(daemon: &Arc<Daemon>, vdi: &Ref, vbd: &Ref, writable: bo
     }
 }
 
+/// `OTHER_OPERATION_IN_PROGRESS` where something goes on with the disk that minds its being attached.
+fn check_operations(vdi: &Record) -> ApiResult<()> {
+    let beside = |operation: &Value| BESIDE.iter().any(|allowed| operation.as_str() == Some(allowed));
+    match vdi.map("current_operations").iter().find(|(_, operation)| !beside(operation)) {
+        Some((task, operation)) => {
+            let operation = operation.as_str().unwrap_or_default();
+            Err(ApiError::other_operation_in_progress("VDI", vdi.id(), operation, task))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Does a suspended machine go on with this disk, by another VBD than `vbd`?
 fn sleeper(view: &impl View, vdi: &Record, vbd: &Ref) -> bool {
     view.resolve("VBD", &vdi.refs("VBDs")).iter().any(|other| {
@@ -117,7 +132,8 @@ fn initiator_of(view: &impl View, vbd: &Ref) -> ApiResult<String> {
     Ok(vm_initiator(view.get("VM", &view.get("VBD", vbd)?.reference("VM"))?.uuid()))
 }
 
-/// Checks the sharing rules and writes the attachment down, as one step.
+/// Checks the sharing rules and writes the attachment down, as one step. Whoever marks an operation first is seen here; whoever
+/// marks it later sees the attachment ([`is_attached`] waits for the list).
 fn write_down(daemon: &Daemon, vdi: &Ref, body: &Body, sharable: bool) -> ApiResult<()> {
     let mut by_token = daemon.storage.attachments.lock();
     let others = || by_token.values().filter(|(_, other)| other.volume == body.volume && other.sr == body.sr);
@@ -125,7 +141,10 @@ fn write_down(daemon: &Daemon, vdi: &Ref, body: &Body, sharable: bool) -> ApiRes
         return Err(ApiError::new("VDI_IN_USE", vec![vdi.to_string()]));
     }
     let json = serde_json::to_value(body).map_err(ApiError::internal)?;
-    let intent = daemon.db.write(|tx| tx.put_intent(KIND, json))?;
+    let intent = daemon.db.write(|tx| {
+        check_operations(tx.get("VDI", vdi)?.as_ref())?;
+        tx.put_intent(KIND, json)
+    })?;
     by_token.insert(body.token.clone(), (intent, body.clone()));
     Ok(())
 }
@@ -141,6 +160,23 @@ pub async fn detach_vdi(daemon: &Arc<Daemon>, token: &str) -> ApiResult<()> {
     })?;
     forget_attachment(daemon, token);
     Ok(())
+}
+
+/// [`detach_vdi`] of what the daemon itself used. One that cannot be ended now is ended later ([`end_left`]): as long as it is there
+/// the disk counts as in use.
+pub async fn detach_used(daemon: &Arc<Daemon>, token: &str) {
+    if let Err(error) = detach_vdi(daemon, token).await {
+        tracing::warn!(%error, "a disk could not be detached after its use; it is tried again");
+        daemon.storage.attachments.left().insert(token.to_owned());
+    }
+}
+
+/// Ends the attachments that could not be ended before.
+pub async fn end_left(daemon: &Arc<Daemon>) {
+    let left = std::mem::take(&mut *daemon.storage.attachments.left());
+    for token in left {
+        detach_used(daemon, &token).await;
+    }
 }
 
 /// Strikes an attachment off the list in memory; for those whose storage is gone.

@@ -19,8 +19,8 @@ use tanada_xapi::{ApiError, ApiResult, Ref};
 use uuid::Uuid;
 
 pub use attach::{
-    attach_vdi, attached_vdis, detach_daemon, detach_vbd, detach_vdi, end_leftovers, is_attached, load_attachments,
-    tokens_of,
+    attach_vdi, attached_vdis, detach_daemon, detach_used, detach_vbd, detach_vdi, end_left, end_leftovers,
+    is_attached, load_attachments, tokens_of,
 };
 
 use crate::config::Config;

@@ -62,7 +62,7 @@ impl Attached {
             bridge.close().await;
         }
         if let Some(token) = self.token.take() {
-            end(&self.daemon, &token).await;
+            storage::detach_used(&self.daemon, &token).await;
         }
     }
 }
@@ -77,14 +77,8 @@ impl Drop for Attached {
                 if let Some(bridge) = bridge {
                     bridge.close().await;
                 }
-                end(&daemon, &token).await;
+                storage::detach_used(&daemon, &token).await;
             });
         }
-    }
-}
-
-async fn end(daemon: &Arc<Daemon>, token: &str) {
-    if let Err(error) = storage::detach_vdi(daemon, token).await {
-        tracing::warn!(%error, "a disk could not be detached after a transfer; it will be at the next start");
     }
 }

@@ -191,7 +191,7 @@ async fn wait_for(events: &mut Receiver<Event>, name: &str) -> ApiResult<()> {
     }
 }
 
-/// Presses the reset button; the machine runs afterwards.
+/// Presses the reset button; the machine runs afterwards, one that is held for a moment when it is let go.
 pub async fn hard_reboot(daemon: &Arc<Daemon>, vm: &Ref) -> ApiResult<()> {
     let machine = machine_of(daemon, vm)?;
     reset(&machine).await?;
@@ -201,7 +201,7 @@ pub async fn hard_reboot(daemon: &Arc<Daemon>, vm: &Ref) -> ApiResult<()> {
 pub(super) async fn reset(machine: &Running) -> ApiResult<()> {
     let qmp = machine.qmp();
     qmp.execute("system_reset", json!({}), QUICK).await.map_err(ApiError::internal)?;
-    if launch::run_state(&qmp).await.map_err(ApiError::internal)? != RunState::Running {
+    if launch::run_state(&qmp).await.map_err(ApiError::internal)? != RunState::Running && !machine.is_held() {
         qmp.execute("cont", json!({}), QUICK).await.map_err(ApiError::internal)?;
     }
     Ok(())

@@ -25,6 +25,7 @@ use tanada_xapi::{ApiError, ApiResult, Ref, Value};
 use super::certify;
 use super::cut::{self, CutDone, Instantness, Part};
 use super::snapshot::{self, Disk, disks_of, end_parts, parts, write_intents};
+use super::turn::turn;
 use crate::context::{Args, CallContext, Handlers};
 use crate::db::{Record, Tx, View};
 use crate::ops::allowed;
@@ -74,6 +75,7 @@ async fn checkpoint(ctx: CallContext, args: Args) -> ApiResult<Value> {
         allowed::vm(tx, &vm, "checkpoint")?;
         disks_of(tx, &vm, &[])?.iter().try_for_each(|disk| vdi::check(tx, disk.vdi.id(), "snapshot", true))
     })?;
+    let _turn = turn(&ctx, &vm, "checkpoint").await?;
     space::room_for_machine(&ctx.daemon, &vm).await?;
     let taking = Taking::plan(&ctx, &vm)?;
     let made = async {

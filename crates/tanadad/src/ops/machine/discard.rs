@@ -40,10 +40,19 @@ pub async fn snapshot(daemon: &Arc<Daemon>, id: &Ref) -> ApiResult<()> {
         let uuid = tx.get("VM", id)?.uuid().to_owned();
         vdis.iter().try_for_each(|vdi| vdi::check(tx, vdi, "destroy", false))?;
         remove_record(tx, id)?;
+        // Nobody attaches what goes, until it is gone or the daemon starts again.
+        for vdi in &vdis {
+            tx.put_entry("VDI", vdi, "current_operations", Ref::null().as_str(), "destroy")?;
+        }
         let intent = Plan::Discard { vdis: vdis.iter().map(Ref::to_string).collect() }.put(tx)?;
         Ok((uuid, intent))
     })?;
     daemon.vmm.host.forget_machine(&uuid);
+    if vdis.iter().any(|vdi| is_attached(daemon, vdi)) {
+        // Somebody who came in the last moment is not cut off.
+        daemon.left.add(&intent);
+        return Ok(());
+    }
     vdi_copy::discard(daemon, &vdis, &intent).await;
     Ok(())
 }

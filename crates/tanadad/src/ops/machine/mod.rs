@@ -15,6 +15,7 @@
 //! | [`provision`] | `VM.provision` |
 //! | [`quiesce`] | freezing and thawing guests |
 //! | [`trial`] | freezing and thawing tried out: a function of `VM.call_plugin` |
+//! | [`turn`] | one cut of a machine at a time |
 
 use crate::context::Handlers;
 
@@ -31,6 +32,7 @@ pub mod revert;
 pub mod snapshot;
 pub mod suspend;
 pub mod trial;
+pub mod turn;
 
 pub fn handlers() -> Handlers {
     let mut all = Handlers::new();

@@ -373,17 +373,16 @@ async fn give_up(daemon: &Daemon, plan: &RevertPlan, intent: &str) {
             left = true;
         }
     }
-    // What could not be destroyed now is a creation to be undone at the next start.
+    // What could not be destroyed now is a creation to be undone later.
+    let undo = |disk: &CloneDisk| Plan::Create { sr: disk.sr.clone(), volumes: vec![disk.volume] };
     let struck = daemon.db.write(|tx| {
-        if left {
-            for disk in plan.clones() {
-                Plan::Create { sr: disk.sr.clone(), volumes: vec![disk.volume] }.put(tx)?;
-            }
-        }
+        let clones = plan.clones().filter(|_| left);
+        let intents = clones.map(|disk| undo(disk).put(tx)).collect::<ApiResult<Vec<String>>>()?;
         tx.clear_intent(intent);
-        Ok(())
+        Ok(intents)
     });
-    if let Err(error) = struck {
-        tracing::error!(%error, "the end of a failed revert could not be recorded");
+    match struck {
+        Ok(intents) => intents.iter().for_each(|intent| daemon.left.add(intent)),
+        Err(error) => tracing::error!(%error, "the end of a failed revert could not be recorded"),
     }
 }

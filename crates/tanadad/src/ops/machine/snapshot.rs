@@ -20,6 +20,7 @@ use super::certify::{self, Taken};
 use super::copy::{self, Kind};
 use super::cut::{self, Part};
 use super::quiesce::{self, Wish, rest};
+use super::turn::turn;
 use crate::context::{Args, CallContext, Handlers};
 use crate::db::{Record, Tx, View};
 use crate::ops::intents::{self, Plan};
@@ -51,6 +52,7 @@ async fn take(ctx: &CallContext, vm: &Ref, name: &str, ignored: &[Ref], insist: 
         allowed::vm(tx, vm, operation)?;
         disks_of(tx, vm, ignored)?.iter().try_for_each(|disk| vdi::check(tx, disk.vdi.id(), "snapshot", true))
     })?;
+    let _turn = turn(ctx, vm, operation).await?;
     let (machine, disks) =
         ctx.db().read(|state| Ok::<_, ApiError>((state.get("VM", vm)?, disks_of(state, vm, ignored)?)))?;
     let wish = Wish::of(&machine, insist)?;

@@ -13,6 +13,7 @@ use tanada_xapi::{ApiError, ApiResult, Map, Ref, Value};
 
 use super::quiesce::{Debt, Wish, expected};
 use super::snapshot::{disks_of, parts};
+use super::turn::turn;
 use crate::context::CallContext;
 use crate::db::View;
 use crate::ops::allowed;
@@ -31,8 +32,9 @@ pub async fn call(ctx: &CallContext, vm: &Ref, function: &str, args: &Map) -> Ap
         return Err(ApiError::invalid_value("fn", format!("{function}: {FUNCTION} is accepted")));
     }
     let hold = hold(args)?;
-    // Nobody else may freeze the guest meanwhile.
     let _mark = ctx.begin("VM", vm, "snapshot", |tx| allowed::vm(tx, vm, "snapshot"))?;
+    // Nobody else may freeze the guest meanwhile.
+    let _turn = turn(ctx, vm, "snapshot").await?;
     let (machine, disks) =
         ctx.db().read(|state| Ok::<_, ApiError>((state.get("VM", vm)?, disks_of(state, vm, &[])?)))?;
     if machine.str("power_state") != "Running" {

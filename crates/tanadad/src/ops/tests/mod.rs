@@ -6,8 +6,10 @@ mod attached;
 mod certificates;
 mod changed;
 mod failures;
+mod left;
 mod lifecycle;
 mod schedules;
+mod turns;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
