@@ -6,7 +6,8 @@
 //!     control plane --JSON lines--> control (threads) --queue, eventfd--> shell
 //! ```
 //! - [`main_blockd`], [`main_keeper`], [`main_format`], [`main_scrub`], [`main_grow`]: the programs.
-//! - `ring`: all of io_uring. `shell`: the turn. `control`: the other socket. `keeper`: the supervisor.
+//! - `ring`: all of io_uring. `shell`: the turn. `send_thread`: batches of answers that leave by another thread.
+//!   `control`: the other socket. `keeper`: the supervisor.
 
 mod ask;
 mod blockd;
@@ -21,6 +22,7 @@ mod outgoing;
 mod report;
 mod ring;
 mod scrub;
+mod send_thread;
 mod shell;
 mod signals;
 mod slab;

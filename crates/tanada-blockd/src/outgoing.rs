@@ -16,6 +16,13 @@ pub(crate) struct Outgoing {
     pub(crate) charge: u64,
 }
 
+/// Bytes of heads and data together, and of the largest piece of data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Size {
+    pub(crate) total: usize,
+    pub(crate) largest: usize,
+}
+
 enum Part {
     /// So many of the heads that no part before this one covers.
     Heads(usize),
@@ -45,6 +52,21 @@ impl Outgoing {
             self.close_heads();
             self.parts.push(Part::Zeros(length));
         }
+    }
+
+    /// How much there is to send.
+    pub(crate) fn size(&self) -> Size {
+        let mut size = Size { total: self.heads.len(), largest: 0 };
+        for part in &self.parts {
+            let length = match part {
+                Part::Heads(_) => 0,
+                Part::Data(data) => data.len(),
+                Part::Zeros(length) => *length,
+            };
+            size.total += length;
+            size.largest = size.largest.max(length);
+        }
+        size
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -94,7 +116,7 @@ impl Outgoing {
 
 #[cfg(test)]
 mod tests {
-    use super::Outgoing;
+    use super::{Outgoing, Size};
     use tanada_disk::Buf;
 
     #[test]
@@ -106,6 +128,7 @@ mod tests {
         outgoing.heads().extend_from_slice(b"d");
         outgoing.push_zeros(100_000);
         outgoing.heads().extend_from_slice(b"e");
+        assert_eq!(outgoing.size(), Size { total: 100_009, largest: 100_000 });
         let (mut bytes, mut count) = (Vec::new(), 0);
         outgoing.pieces(|piece| {
             bytes.extend_from_slice(piece);

@@ -69,7 +69,10 @@ pub(crate) enum Completion {
         io: IoId,
         result: DiskResult,
     },
-    Woken,
+    /// The eventfd given to [`Ring::wake`] was written to.
+    Woken {
+        fd: RawFd,
+    },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -294,7 +297,7 @@ impl Ring {
         let outcome = if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(result) };
         Ok(Some(match flight.kind {
             Kind::Accept => Completion::Accepted { result: outcome },
-            Kind::Wake { .. } => Completion::Woken,
+            Kind::Wake { .. } => Completion::Woken { fd: flight.fd },
             Kind::Receive { conn, mut payload, buffer } => {
                 let result = outcome.map(|count| {
                     let mut buffered = count as usize;

@@ -40,6 +40,7 @@ use self::scrub::Scrubs;
 use crate::control::{Clients, Inbox, Message};
 use crate::kept::KeptFile;
 use crate::ring::{Completion, Ring};
+use crate::send_thread::{self, Done, SendThread};
 use crate::slab::Slab;
 use crate::store_file::StoreFile;
 use crate::translate;
@@ -90,6 +91,7 @@ pub(crate) struct Books {
 pub(crate) struct Shell {
     engine: Engine,
     ring: Ring,
+    send_thread: SendThread,
     pool: BufPool,
     store: StoreFile,
     /// Where journal blocks are kept, if there is such memory.
@@ -133,6 +135,7 @@ impl Shell {
         let mut shell = Shell {
             engine: Engine::open(config, 0),
             ring: Ring::new(spin).context("create an io_uring")?,
+            send_thread: SendThread::start().context("start a thread")?,
             pool: BufPool::new(CHUNK_BYTES, CHUNKS_MAX),
             store,
             kept,
@@ -181,6 +184,7 @@ impl Shell {
     pub(crate) fn run(&mut self) -> anyhow::Result<()> {
         self.ring.accept(self.listener.as_raw_fd()).context("accept")?;
         self.ring.wake(self.inbox.wake_fd()).context("wait for commands")?;
+        self.ring.wake(self.send_thread.wake_fd()).context("wait for the sending thread")?;
         while self.stage != Stage::Ended {
             self.cycle()?;
         }
@@ -197,7 +201,8 @@ impl Shell {
     }
 
     fn cycle(&mut self) -> anyhow::Result<()> {
-        self.ring.wait(self.timeout()).context("wait for the ring")?;
+        let timeout = if self.send_thread.may_wait() { self.timeout() } else { Some(Duration::ZERO) };
+        self.ring.wait(timeout).context("wait for the ring")?;
         self.now = self.micros();
         let mut completions = Vec::new();
         self.ring.reap(&mut completions).context("take completions")?;
@@ -208,6 +213,9 @@ impl Shell {
                 buf.prefetch();
             }
             self.completed(completion)?;
+        }
+        for Done { conn, result, outgoing } in self.send_thread.take_done() {
+            self.sent(conn, result, outgoing);
         }
         self.pass_deadlines()?;
         self.take_turn()
@@ -276,7 +284,11 @@ impl Shell {
             Completion::Received { conn, result, payload, buffer } => self.received(conn, result, payload, buffer),
             Completion::Sent { conn, result, outgoing } => self.sent(conn, result, outgoing),
             Completion::Accepted { result } => self.accepted(result)?,
-            Completion::Woken => {
+            // What it has done is taken in each turn.
+            Completion::Woken { fd } if fd == self.send_thread.wake_fd() => {
+                self.ring.wake(fd).context("wait for the sending thread")?;
+            }
+            Completion::Woken { .. } => {
                 self.ring.wake(self.inbox.wake_fd()).context("wait for commands")?;
                 while let Some(message) = self.inbox.take() {
                     match message {
@@ -450,7 +462,11 @@ impl Shell {
         if !conn.is_sending && !conn.out.is_empty() {
             let outgoing = std::mem::replace(&mut conn.out, std::mem::take(&mut conn.spare));
             conn.is_sending = true;
-            self.ring.send(number, conn.raw_fd(), outgoing).context("send")?;
+            if send_thread::is_worth_it(&outgoing) {
+                self.send_thread.send(number, conn.raw_fd(), outgoing);
+            } else {
+                self.ring.send(number, conn.raw_fd(), outgoing).context("send")?;
+            }
         }
         Ok(())
     }

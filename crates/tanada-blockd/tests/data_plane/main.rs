@@ -6,6 +6,7 @@ mod death;
 mod failing;
 mod limits;
 mod medium;
+mod queue;
 mod scrub;
 mod space;
 mod support;

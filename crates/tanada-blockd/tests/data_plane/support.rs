@@ -275,6 +275,11 @@ impl Nbd {
     pub fn read(&mut self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
         self.send(CMD_READ, 2, offset, length as u32, &[])?;
         succeeded(self.reply()?)?;
+        self.data(length)
+    }
+
+    /// What follows the reply to a read.
+    pub fn data(&mut self, length: usize) -> io::Result<Vec<u8>> {
         let mut data = vec![0; length];
         self.stream.read_exact(&mut data)?;
         Ok(data)
