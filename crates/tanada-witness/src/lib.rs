@@ -10,10 +10,14 @@
 //! ## Acknowledged transactions
 //! Clients of a database tell the outcome of each transaction to the outside; [`ledger`] judges a copy by that.
 //!
+//! ## A steady load
+//! [`pace`] measures what a guest feels.
+//!
 //! The programs run inside guests, so they are built statically and depend on next to nothing.
 
 pub mod ledger;
 mod order;
+pub mod pace;
 mod pattern;
 
 pub use order::{OrderReport, RECORD_BYTES, decode_record, encode_record, judge_order};

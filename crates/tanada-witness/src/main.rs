@@ -5,19 +5,23 @@
 //! tanada-witness check PATH OFFSET LENGTH SEED
 //! tanada-witness write-ordered  A B OFFSET SLOTS STATUS  until killed; STATUS is a file with progress
 //! tanada-witness verify-ordered A B OFFSET SLOTS
+//! tanada-witness pace read|write PATH LENGTH A_SECOND SECONDS   how long requests take; SIGTERM ends it early
 //! ```
 
 use std::alloc::{Layout, alloc_zeroed};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use tanada_witness::pace::{self, Pace, Way};
 use tanada_witness::{RECORD_BYTES, check_block, decode_record, encode_record, fill_block, judge_order};
 
 const USAGE: &str = "usage: tanada-witness fill|check PATH OFFSET LENGTH SEED | \
-                     write-ordered A B OFFSET SLOTS STATUS | verify-ordered A B OFFSET SLOTS";
+                     write-ordered A B OFFSET SLOTS STATUS | verify-ordered A B OFFSET SLOTS | \
+                     pace read|write PATH LENGTH A_SECOND SECONDS";
 const BLOCK_BYTES: u64 = 4096;
 
 fn main() -> ExitCode {
@@ -37,6 +41,10 @@ fn run(args: &[&str]) -> Result<()> {
         ["check", path, offset, length, seed] => check(path, number(offset)?, number(length)?, number(seed)?),
         ["write-ordered", a, b, offset, slots, status] => write_ordered(a, b, number(offset)?, number(slots)?, status),
         ["verify-ordered", a, b, offset, slots] => verify_ordered(a, b, number(offset)?, number(slots)?),
+        ["pace", way, path, length, a_second, seconds] => {
+            let (way, length) = (Way::parse(way)?, number(length)?);
+            measure(path, &Pace { way, length, a_second: number(a_second)?, seconds: number(seconds)? })
+        }
         _ => bail!(USAGE),
     }
 }
@@ -85,6 +93,18 @@ fn check(path: &str, offset: u64, length: u64, seed: u64) -> Result<()> {
         }
     }
     println!("ok {} blocks", length / BLOCK_BYTES);
+    Ok(())
+}
+
+fn measure(path: &str, pace: &Pace) -> Result<()> {
+    static STOP: AtomicBool = AtomicBool::new(false);
+    extern "C" fn stop(_: i32) {
+        STOP.store(true, Ordering::Relaxed);
+    }
+    // SAFETY: the handler only stores to an atomic.
+    unsafe { libc::signal(libc::SIGTERM, stop as *const () as libc::sighandler_t) };
+    let disk = open(path, true, true)?;
+    println!("{}", pace::load(&disk, pace, aligned_block(), &STOP)?);
     Ok(())
 }
 
