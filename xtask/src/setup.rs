@@ -38,6 +38,9 @@ const NEEDED: &[(&str, &str)] = &[
     ("/usr/bin/sqlite3", "sqlite3"),
     ("/usr/lib/python3.11/ensurepip/__init__.py", "python3-venv"),
     ("/usr/bin/python3", "python3"),
+    ("/usr/lib/python3/dist-packages/pyvhdi.cpython-311-x86_64-linux-gnu.so", "python3-libvhdi"),
+    ("/usr/lib/python3/dist-packages/pyqcow.cpython-311-x86_64-linux-gnu.so", "python3-libqcow"),
+    ("/usr/bin/xva-img", "xva-img"),
 ];
 
 /// Debian builds these from one source: they have to be of one version.

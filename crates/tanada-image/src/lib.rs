@@ -25,6 +25,7 @@
 mod error;
 mod forward;
 pub mod framed;
+mod guess;
 pub mod limits;
 pub mod map;
 pub mod plan;

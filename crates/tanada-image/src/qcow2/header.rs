@@ -4,6 +4,7 @@ use super::PLACE;
 use crate::ImageId;
 use crate::error::{ImageError, ImageResult};
 use crate::forward::{u32_at, u64_at};
+use crate::guess;
 use crate::limits::{QCOW2_HEADER_BYTES, QCOW2_L1_ENTRIES};
 
 const MAGIC: &[u8; 4] = b"QFI\xfb";
@@ -80,7 +81,8 @@ impl Header {
     pub fn read(mut start: impl FnMut(u64) -> ImageResult<Vec<u8>>) -> ImageResult<Header> {
         let bytes = start(BYTES_V2)?;
         if !bytes.starts_with(MAGIC) {
-            return Err(ImageError::invalid("it does not begin as a qcow2 image does"));
+            let what = guess::named(&bytes).map(|what| format!("; it is {what}")).unwrap_or_default();
+            return Err(ImageError::invalid(format!("it does not begin as a qcow2 image does{what}")));
         }
         let version = u32_at(&bytes, 4);
         if !matches!(version, 2 | 3) {

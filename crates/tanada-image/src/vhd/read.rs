@@ -11,6 +11,7 @@ use super::header::Header;
 use super::{ABSENT, SECTOR};
 use crate::error::{ImageError, ImageResult};
 use crate::forward::{Forward, u32_at};
+use crate::guess;
 use crate::limits::{RUN_BYTES, VHD_GAP_BYTES};
 use crate::reader::{Event, Gaps};
 
@@ -30,6 +31,10 @@ impl<R: Read> Opened<R> {
         let mut first = [0; SECTOR_BYTES];
         stream.exact(&mut first, "the first sector")?;
         if !Footer::is_one(&first) {
+            // Before its end tells, all of it would be on the disk.
+            if let Some(what) = guess::container(&first) {
+                return Err(ImageError::invalid(format!("it does not begin as a VHD does; it is {what}")));
+            }
             let size = length.map(|length| length.saturating_sub(SECTOR));
             return Ok(Opened::Fixed(Box::new(FixedReader {
                 stream,

@@ -94,6 +94,11 @@ pub fn image(format: Format, disk: &[u8], base: Option<&[u8]>) -> Vec<u8> {
     render(plan(format, disk, base).unwrap(), disk)
 }
 
+/// A whole VHD, known as what the deltas of [`image`] are deltas of.
+pub fn base_vhd(disk: &[u8]) -> Vec<u8> {
+    render(vhd::plan(mapped(disk, unit(Format::Vhd, disk.len())), BASE_ID, None).unwrap(), disk)
+}
+
 pub fn source(format: Format, size: usize) -> Source {
     match format {
         Format::Vhd => Source::Vhd,
@@ -116,7 +121,7 @@ pub fn apply_opened<R: std::io::Read>(mut reader: Reader<R>, disk: &mut [u8]) ->
         let range = event.offset() as usize..(event.offset() + event.length()) as usize;
         match event {
             Event::Data { bytes, .. } => {
-                assert!(bytes.len() <= MIB);
+                assert!(bytes.len() <= 2 * MIB);
                 disk[range].copy_from_slice(&bytes);
             }
             Event::Zeros { .. } => disk[range].fill(0),

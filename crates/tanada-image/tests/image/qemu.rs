@@ -74,7 +74,7 @@ fn we_read_what_qemu_writes() {
     let dir = tempfile::tempdir().unwrap();
     let original = sample();
     fs::write(dir.path().join("disk.raw"), &original).unwrap();
-    let forms: [(&str, &str, &[&str]); 8] = [
+    let forms: [(&str, &str, &[&str]); 14] = [
         ("vpc", "subformat=dynamic,force_size=on", &[]),
         ("vpc", "subformat=fixed,force_size=on", &[]),
         ("qcow2", "cluster_size=64k", &[]),
@@ -83,6 +83,12 @@ fn we_read_what_qemu_writes() {
         ("qcow2", "compat=0.10", &[]),
         ("qcow2", "compression_type=zlib", &["-c"]),
         ("qcow2", "compression_type=zstd", &["-c"]),
+        ("qcow2", "cluster_size=512", &["-c"]),
+        ("qcow2", "cluster_size=2M,compression_type=zstd", &["-c"]),
+        ("qcow2", "cluster_size=4k,refcount_bits=1", &[]),
+        ("qcow2", "refcount_bits=64,compat=1.1", &[]),
+        ("qcow2", "preallocation=metadata", &[]),
+        ("qcow2", "compat=0.10,cluster_size=1k", &["-c"]),
     ];
     for (format, options, extra) in forms {
         let mut args = vec!["convert", "-f", "raw", "-O", format, "-o", options];
@@ -94,6 +100,35 @@ fn we_read_what_qemu_writes() {
         let mut copy = vec![0; original.len()];
         apply(source, &theirs, &mut copy).unwrap_or_else(|error| panic!("{format} {options}: {error}"));
         assert!(copy == original, "{format} {options}");
+    }
+}
+
+/// What we do not read is refused before anything of it reaches a disk, and says what it is.
+#[test]
+fn what_cannot_be_read_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("disk.raw"), disk(3 * MIB, &[(0, MIB)])).unwrap();
+    let luks = "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10";
+    let forms: [(Source, &str, &str, &str); 11] = [
+        (Source::Qcow2, "qcow2", "extended_l2=on", "extended L2 entries"),
+        (Source::Qcow2, "qcow2", "data_file=data.raw", "another file"),
+        (Source::Qcow2, "qcow2", luks, "encrypted"),
+        (Source::Qcow2, "qcow", "", "version 1"),
+        (Source::Qcow2, "vpc", "", "a VHD image"),
+        (Source::Qcow2, "vhdx", "", "a VHDX image"),
+        (Source::Qcow2, "vmdk", "", "a VMDK image"),
+        (Source::Qcow2, "vdi", "", "a VDI image"),
+        (Source::Vhd, "vhdx", "", "a VHDX image"),
+        (Source::Vhd, "vmdk", "subformat=streamOptimized", "a VMDK image"),
+        (Source::Vhd, "vdi", "", "a VDI image"),
+    ];
+    for (source, format, options, words) in forms {
+        let mut args = vec!["convert", "--object", "secret,id=key,data=secret", "-f", "raw", "-O", format];
+        args.extend(["-o", options].iter().filter(|_| !options.is_empty()));
+        qemu_img(&[&args[..], &["disk.raw", "theirs"]].concat(), dir.path());
+        let theirs = fs::read(dir.path().join("theirs")).unwrap();
+        let refusal = Reader::open(source, &theirs[..], None).err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(refusal.contains(words), "{format} {options}: {refusal}");
     }
 }
 

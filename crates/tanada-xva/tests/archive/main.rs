@@ -2,4 +2,5 @@
 
 mod common;
 mod foreign;
+mod others;
 mod round_trip;
