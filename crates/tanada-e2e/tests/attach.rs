@@ -116,3 +116,26 @@ fn a_snapshot_that_is_gone_can_still_be_detached() {
     assert_eq!(world.detach(), "2 disks detached");
     assert_eq!(world.objects()[0].len(), before[0].len() - 2, "the machine's own disks are left");
 }
+
+/// By hand, with the mark that makes a disk a machine's own, which a client may set wherever it likes.
+#[test]
+fn a_generation_that_was_attached_by_hand_outlives_the_backup_server() {
+    let world = world();
+    let before = world.objects();
+    let generation = world.scratch.xe_ok([
+        "vbd-list",
+        &format!("vm-uuid={}", world.snapshot),
+        "userdevice=0",
+        "params=vdi-uuid",
+        "--minimal",
+    ]);
+    let [vm, vdi] = [format!("vm-uuid={}", world.server), format!("vdi-uuid={generation}")];
+    let writable = world.scratch.xe_fails(["vbd-create", &vm, &vdi, "device=autodetect", "mode=RW"]);
+    assert!(writable.contains(&generation), "{writable}");
+    let vbd = world.scratch.xe_ok(["vbd-create", &vm, &vdi, "device=autodetect", "mode=RO"]);
+    world.scratch.xe_ok(["vbd-param-set", &format!("uuid={vbd}"), "other-config:owner=true"]);
+    world.scratch.xe_ok(["vm-uninstall", "vm=backup", "force=true"]);
+    assert_eq!(world.objects(), before);
+    // And it is whole: an instance of the snapshot can be made.
+    world.scratch.xe_ok(["vm-install", "template=nightly", "new-name-label=again"]);
+}

@@ -161,7 +161,9 @@ fn moves_slots(key: &str) -> bool {
 
 async fn set_schedule(ctx: CallContext, args: Args) -> ApiResult<Value> {
     let (id, value) = (args.reference("self")?, strings(args.map("value")?));
-    edit(&ctx, &id, true, |schedule| {
+    let old = ctx.db().read(|state| state.get("VMSS", &id).map(|schedule| strings(schedule.map("schedule"))))?;
+    let anew = old.keys().chain(value.keys()).any(|key| moves_slots(key) && old.get(key) != value.get(key));
+    edit(&ctx, &id, anew, |schedule| {
         let frequency = check(schedule.str("frequency"), schedule.int("retained_snapshots"), &value)?;
         Ok(vec![("schedule", Value::map(completed(frequency, &value)))])
     })

@@ -136,42 +136,105 @@ fn writable(field: &'static Field) -> Result<&'static str, Failure> {
         .ok_or_else(|| Failure::cli(format!("Field '{}' is read-only.", field.name)))
 }
 
+/// What a setting becomes.
+enum Step {
+    Call(String, Vec<Value>),
+    /// Entries of a map that the server checks as a whole: one call, so that a refusal changes nothing.
+    Entries { api_field: &'static str, entries: Vec<(String, String)> },
+}
+
 fn param_set(ctx: &mut Ctx<'_>, class: &'static Class) -> Outcome {
     let object = target(ctx, class)?;
-    let settings: Vec<(String, String)> = ctx
-        .params
-        .0
-        .iter()
-        .filter(|(key, _)| key != "uuid" && !crate::params::COMMON.contains(&key.as_str()))
-        .cloned()
-        .collect();
-    for (key, text) in &settings {
-        let address = address(class, key).ok_or_else(|| unknown_field(class, key))?;
-        let field = address.field;
-        let api_field = writable(field)?;
-        let this = Value::from(&object.reference);
-        match address.entry {
-            Some(entry) if field.is_map() => {
-                ctx.call(&format!("{}.remove_from_{api_field}", class.api), vec![this.clone(), Value::from(entry)])?;
-                let add = format!("{}.add_to_{api_field}", class.api);
-                ctx.call(&add, vec![this, Value::from(entry), Value::from(text)])?;
-            }
-            Some(_) => return Err(Failure::cli(format!("'{}' is a set: use {}-param-add", field.name, class.prefix))),
-            None if field.is_map() => {
-                let name = field.name;
-                return Err(Failure::cli(format!("'{name}' is a map: give a key, as in {name}:<key>=<value>")));
-            }
-            None if field.is_set() => {
-                let command = format!("{}-param-add", class.prefix);
-                return Err(Failure::cli(format!("'{}' is a set: use {command}", field.name)));
-            }
-            None => {
-                let value = typed(ctx, field, text)?;
-                ctx.call(&format!("{}.set_{api_field}", class.api), vec![this, value])?;
+    // All of them are understood before the first one is made.
+    let mut steps = Vec::new();
+    for (key, text) in &ctx.params.0 {
+        if key != "uuid" && !crate::params::COMMON.contains(&key.as_str()) {
+            add_setting(ctx, class, &object, (key, text), &mut steps)?;
+        }
+    }
+    for step in steps {
+        match step {
+            Step::Call(method, params) => drop(ctx.call(&method, params)?),
+            Step::Entries { api_field, entries } => {
+                put_entries(ctx, class, api_field, &object.reference, entries, Existing::Replaced)?;
             }
         }
     }
     Ok(())
+}
+
+fn add_setting(
+    ctx: &Ctx<'_>,
+    class: &'static Class,
+    object: &Object,
+    (key, text): (&str, &str),
+    steps: &mut Vec<Step>,
+) -> Outcome {
+    let address = address(class, key).ok_or_else(|| unknown_field(class, key))?;
+    let field = address.field;
+    let name = field.name;
+    let api_field = writable(field)?;
+    let this = Value::from(&object.reference);
+    match address.entry {
+        Some(entry) if field.checked => {
+            let entry = (entry.to_owned(), text.to_owned());
+            let known = steps.iter_mut().find_map(|step| match step {
+                Step::Entries { api_field: other, entries } if *other == api_field => Some(entries),
+                _ => None,
+            });
+            match known {
+                Some(entries) => entries.push(entry),
+                None => steps.push(Step::Entries { api_field, entries: vec![entry] }),
+            }
+        }
+        Some(entry) if field.is_map() => {
+            let remove = format!("{}.remove_from_{api_field}", class.api);
+            let add = format!("{}.add_to_{api_field}", class.api);
+            steps.push(Step::Call(remove, vec![this.clone(), Value::from(entry)]));
+            steps.push(Step::Call(add, vec![this, Value::from(entry), Value::from(text)]));
+        }
+        Some(_) => return Err(Failure::cli(format!("'{name}' is a set: use {}-param-add", class.prefix))),
+        None if field.is_map() => {
+            return Err(Failure::cli(format!("'{name}' is a map: give a key, as in {name}:<key>=<value>")));
+        }
+        None if field.is_set() => {
+            return Err(Failure::cli(format!("'{name}' is a set: use {}-param-add", class.prefix)));
+        }
+        None => {
+            let value = typed(ctx, field, text)?;
+            steps.push(Step::Call(format!("{}.set_{api_field}", class.api), vec![this, value]));
+        }
+    }
+    Ok(())
+}
+
+/// What becomes of an entry whose key is there already.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Existing {
+    Replaced,
+    /// The server is asked to add it, and says why it does not.
+    Refused,
+}
+
+/// Puts entries into a map with one call that sets all of it.
+fn put_entries(
+    ctx: &Ctx<'_>,
+    class: &Class,
+    api_field: &str,
+    this: &Ref,
+    entries: Vec<(String, String)>,
+    existing: Existing,
+) -> Outcome {
+    let read = ctx.call(&format!("{}.get_{api_field}", class.api), vec![Value::from(this)])?;
+    let mut map = read.as_map().cloned().unwrap_or_default();
+    for (key, value) in entries {
+        if existing == Existing::Refused && map.contains_key(&key) {
+            let params = vec![Value::from(this), Value::from(&key), Value::from(&value)];
+            ctx.call(&format!("{}.add_to_{api_field}", class.api), params)?;
+        }
+        map.insert(key, Value::from(value));
+    }
+    ctx.call(&format!("{}.set_{api_field}", class.api), vec![Value::from(this), Value::Map(map)]).map(drop)
 }
 
 /// A value of the field's type from text.
@@ -198,7 +261,8 @@ fn typed(ctx: &Ctx<'_>, field: &Field, text: &str) -> Result<Value, Failure> {
 fn param_add(ctx: &mut Ctx<'_>, class: &'static Class) -> Outcome {
     let field = named_field(ctx, class)?;
     let api_field = writable(field)?;
-    let this = Value::from(target(ctx, class)?.reference);
+    let object = target(ctx, class)?;
+    let this = Value::from(&object.reference);
     if field.is_set() {
         let item = ctx.params.need("param-key")?;
         return ctx.call(&format!("{}.add_{api_field}", class.api), vec![this, Value::from(item)]).map(drop);
@@ -210,11 +274,14 @@ fn param_add(ctx: &mut Ctx<'_>, class: &'static Class) -> Outcome {
     let is_entry = |key: &str| !own.contains(&key) && !crate::params::COMMON.contains(&key);
     let entries: Vec<_> = ctx.params.0.iter().filter(|(key, _)| is_entry(key)).cloned().collect();
     // `param-key=a=b` is accepted for `a=b`.
+    let entries = entries.into_iter().map(|(key, value)| match value.split_once('=') {
+        Some((inner, rest)) if key == "param-key" => (inner.to_owned(), rest.to_owned()),
+        _ => (key, value),
+    });
+    if field.checked {
+        return put_entries(ctx, class, api_field, &object.reference, entries.collect(), Existing::Refused);
+    }
     for (key, value) in entries {
-        let (key, value) = match value.split_once('=') {
-            Some((inner, rest)) if key == "param-key" => (inner.to_owned(), rest.to_owned()),
-            _ => (key, value),
-        };
         let params = vec![this.clone(), Value::from(key), Value::from(value)];
         ctx.call(&format!("{}.add_to_{api_field}", class.api), params)?;
     }

@@ -8,7 +8,7 @@ use crate::context::Ctx;
 use crate::failure::Failure;
 use crate::record::Object;
 use crate::record::field::scalar;
-use tanada_xapi::{Ref, Value};
+use tanada_xapi::{Map, Ref, Value};
 
 pub const COMMANDS: &[Command] = &[
     Command::new("vm-uninstall", &[], &["force"], "Destroys VMs, their snapshots and their disks.", vm).selects_vms(),
@@ -54,7 +54,7 @@ fn label(object: &Object) -> String {
     format!("{} ({})", text("uuid"), text("name_label"))
 }
 
-/// Disks that go with the VM: those whose device says `owner`.
+/// Disks that go with the VM: those whose device says `owner`, unless the VM merely reads them.
 fn owned_disks(ctx: &Ctx<'_>, vm: &Object) -> Result<Vec<Object>, Failure> {
     let mut disks = Vec::new();
     let mut add = |reference: Ref| -> Outcome {
@@ -67,12 +67,27 @@ fn owned_disks(ctx: &Ctx<'_>, vm: &Object) -> Result<Vec<Object>, Failure> {
     };
     for vbd in vm.record.get("VBDs").and_then(Value::as_set).unwrap_or_default() {
         let Some(vbd) = ctx.api()?.record("VBD", &Ref::from(scalar(vbd)))? else { continue };
-        if vbd.get("other_config").is_some_and(|map| map.get("owner").is_some()) {
-            add(Ref::from(vbd.get("VDI").map(scalar).unwrap_or_default()))?;
+        let vdi = Ref::from(vbd.get("VDI").map(scalar).unwrap_or_default());
+        if is_owner(ctx, vm, &vbd, &vdi)? {
+            add(vdi)?;
         }
     }
     add(Ref::from(vm.record.get("suspend_VDI").map(scalar).unwrap_or_default()))?;
     Ok(disks)
+}
+
+/// What a VM reads, such as a generation at a backup server, is somebody else's: whoever connected it may have marked the
+/// device as any other. A generation goes with its own snapshot alone.
+fn is_owner(ctx: &Ctx<'_>, vm: &Object, vbd: &Map, vdi: &Ref) -> Result<bool, Failure> {
+    let says = |record: &Map, field: &str| record.get(field).and_then(Value::as_bool) == Some(true);
+    if vbd.get("other_config").is_none_or(|map| map.get("owner").is_none()) {
+        return Ok(false);
+    }
+    if says(&vm.record, "is_a_template") {
+        return Ok(true);
+    }
+    let is_read_only = vbd.get("mode").and_then(Value::as_str) == Some("RO");
+    Ok(!is_read_only && !ctx.api()?.record("VDI", vdi)?.is_some_and(|vdi| says(&vdi, "is_a_snapshot")))
 }
 
 fn uninstall(ctx: &mut Ctx<'_>, doomed: &[Object]) -> Outcome {

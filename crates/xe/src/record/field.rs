@@ -23,6 +23,8 @@ pub struct Field {
     pub expensive: bool,
     /// Never listed, but can be filtered by and asked for.
     pub hidden: bool,
+    /// A map that the server checks as a whole.
+    pub checked: bool,
 }
 
 /// Where a field's text comes from. The first string is the XenAPI field.
@@ -54,11 +56,11 @@ pub enum Shown {
 }
 
 pub const fn ro(name: &'static str, shown: Shown) -> Field {
-    Field { name, access: Access::ReadOnly, shown, deprecated: false, expensive: false, hidden: false }
+    Field { name, access: Access::ReadOnly, shown, deprecated: false, expensive: false, hidden: false, checked: false }
 }
 
 pub const fn rw(name: &'static str, shown: Shown) -> Field {
-    Field { name, access: Access::ReadWrite, shown, deprecated: false, expensive: false, hidden: false }
+    Field { name, access: Access::ReadWrite, shown, deprecated: false, expensive: false, hidden: false, checked: false }
 }
 
 impl Field {
@@ -74,6 +76,11 @@ impl Field {
 
     pub const fn hidden(mut self) -> Field {
         self.hidden = true;
+        self
+    }
+
+    pub const fn checked(mut self) -> Field {
+        self.checked = true;
         self
     }
 

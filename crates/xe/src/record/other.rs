@@ -60,7 +60,7 @@ pub const VMSS: Class = Class {
         rw("type", Text("type")),
         rw("retained-snapshots", Int("retained_snapshots")),
         rw("frequency", Text("frequency")),
-        rw("schedule", Map("schedule")),
+        rw("schedule", Map("schedule")).checked(),
         ro("last-run-time", Time("last_run_time")),
         ro("VMs", Uuids("VMs", "VM")),
     ],

@@ -185,6 +185,33 @@ fn parameters_are_set_by_their_type() {
     check_fails(&server, "vm-param-remove uuid=v1 param-name=tags param-key=x", "Error: Key x is not in the set\n");
 }
 
+/// One call with all of it, and none before everything is understood.
+#[test]
+fn a_map_that_is_checked_as_a_whole_is_set_as_a_whole() {
+    let server = world(|method, params| match method {
+        "VMSS.get_schedule" => Some(Ok(Value::map([("hour", "2"), ("min", "0")]))),
+        "VMSS.set_schedule" if params[1].get("min").and_then(Value::as_str) == Some("77") => {
+            Some(Err(ApiError::invalid_value("schedule:min", "77")))
+        }
+        "VMSS.add_to_schedule" => Some(Err(ApiError::invalid_value("schedule:min", "77"))),
+        _ => None,
+    });
+    server.add("VMSS", "n1", [("name_label", Value::from("nightly"))]);
+    let refused = "The value given is invalid\nfield: schedule:min\nvalue: 77\n";
+    check_fails(&server, "vmss-param-set uuid=n1 schedule:hour=3 schedule:min=77", refused);
+    check_fails(&server, "vmss-param-add uuid=n1 param-name=schedule keep-daily=9 min=77", refused);
+    check_fails(&server, "vmss-param-set uuid=n1 name-label=x colour=red", "Error: Unknown field 'colour'\n");
+    check(&server, "vmss-param-set uuid=n1 schedule:hour=3 schedule:keep-daily=9", "");
+    check(&server, "vmss-param-add uuid=n1 param-name=schedule keep-daily=9", "");
+    let expected = [
+        "VMSS.set_schedule(@n1, {hour=3 min=77})",
+        "VMSS.add_to_schedule(@n1, min, 77)",
+        "VMSS.set_schedule(@n1, {hour=3 keep-daily=9 min=0})",
+        "VMSS.set_schedule(@n1, {hour=2 keep-daily=9 min=0})",
+    ];
+    assert_eq!(server.log(), expected);
+}
+
 #[test]
 fn selectors_choose_vms() {
     let server = world(|method, params| match method {
@@ -299,6 +326,42 @@ Type 'yes' to continue
     let ran = xe(&server, "YES\n", &["vm-uninstall", "uuid=v1"]);
     assert_eq!(ran.out, format!("{items}All objects destroyed\n"));
     assert_eq!(server.log(), ["VM.destroy(@v1)", "VDI.destroy(@d1)", "VM.destroy(@s1)"]);
+}
+
+/// However its device is marked.
+#[test]
+fn a_disk_that_a_vm_merely_reads_outlives_it() {
+    for (mode, is_generation, expected) in [
+        ("RW", false, ["VM.destroy(@v1)", "VDI.destroy(@d1)"].as_slice()),
+        ("RO", false, &["VM.destroy(@v1)"]),
+        ("RO", true, &["VM.destroy(@v1)"]),
+        ("RW", true, &["VM.destroy(@v1)"]),
+    ] {
+        let server = plain();
+        {
+            let mut state = server.state.lock().unwrap();
+            let mut set = |class: &str, id: &str, field: &str, value: Value| {
+                state.objects.get_mut(class).unwrap().get_mut(id).unwrap().insert(field.to_owned(), value);
+            };
+            set("VM", "OpaqueRef:v1", "snapshots", Value::empty_set());
+            set("VBD", "OpaqueRef:b1", "mode", Value::from(mode));
+            set("VDI", "OpaqueRef:d1", "is_a_snapshot", Value::Bool(is_generation));
+        }
+        let ran = xe(&server, "", &["vm-uninstall", "uuid=v1", "force=true"]);
+        assert_eq!(ran.status, 0, "{}", ran.err);
+        assert_eq!(server.log(), expected, "{mode} {is_generation}");
+    }
+    // A snapshot's own generations go with it.
+    let server = plain();
+    {
+        let mut state = server.state.lock().unwrap();
+        let snapshot = state.objects.get_mut("VM").unwrap().get_mut("OpaqueRef:s1").unwrap();
+        snapshot.insert("VBDs".to_owned(), Value::set([reference("b1")]));
+        let disk = state.objects.get_mut("VDI").unwrap().get_mut("OpaqueRef:d1").unwrap();
+        disk.insert("is_a_snapshot".to_owned(), Value::Bool(true));
+    }
+    xe(&server, "", &["snapshot-uninstall", "uuid=s1", "force=true"]);
+    assert_eq!(server.log(), ["VM.destroy(@s1)", "VDI.destroy(@d1)"]);
 }
 
 #[test]
