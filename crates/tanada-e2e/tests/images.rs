@@ -330,11 +330,12 @@ fn streams_of_unknown_length_end_where_they_say() {
         assert!(world.content(&target) == first(), "{format}");
     }
     // A pipe, through `xe`: it says nothing of its length.
-    for (format, file) in [("raw", world.export(&vdi, "raw", &[])), ("qcow2", world.export(&vdi, "qcow2", &[]))] {
+    for (format, from) in [("raw", "filename=-"), ("raw", "filename=/dev/stdin"), ("qcow2", "filename=/dev/stdin")] {
+        let file = world.export(&vdi, format, &[]);
         let target = world.disk(&noise(SIZE, 3));
         let mut cat = Command::new("cat").arg(&file).stdout(Stdio::piped()).spawn().unwrap();
         let status = Command::new(tanada())
-            .args(["xe", "vdi-import", &format!("uuid={target}"), "filename=-", &format!("format={format}")])
+            .args(["xe", "vdi-import", &format!("uuid={target}"), from, &format!("format={format}")])
             .env("TANADA_SOCKET", world.scratch.socket())
             .stdin(cat.stdout.take().unwrap())
             .status()

@@ -3,10 +3,10 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use tanada_e2e::{Scratch, noise};
+use tanada_e2e::{Scratch, noise, tanada};
 
 const MIB: usize = 1 << 20;
 
@@ -233,9 +233,46 @@ fn archives_of_every_form_come_back_and_others_can_read_them() {
         assert!(world.disks(&vm) == world.images, "{program}");
         let arguments = if compression.is_empty() { "-t" } else { "-tq" };
         let input = fs::File::open(world.scratch.path(&format!("{program}.xva"))).unwrap();
-        let status = Command::new(program).arg(arguments).stdin(input).stdout(std::process::Stdio::null()).status();
+        let status = Command::new(program).arg(arguments).stdin(input).stdout(Stdio::null()).status();
         assert!(status.unwrap().success(), "{program}");
     }
+}
+
+/// A pipe says neither how much there is nor, before its end, that it is over.
+#[test]
+fn archives_come_through_pipes() {
+    let world = world();
+    let import = |archive: &[u8], more: &[&str]| {
+        let file = world.scratch.path("piped");
+        fs::write(&file, archive).unwrap();
+        let mut cat = Command::new("cat").arg(&file).stdout(Stdio::piped()).spawn().unwrap();
+        let output = Command::new(tanada())
+            .args(["xe", "vm-import", "filename=/dev/stdin", &format!("sr-uuid={}", world.sr)])
+            .args(more)
+            .env("TANADA_SOCKET", world.scratch.socket())
+            .stdin(cat.stdout.take().unwrap())
+            .output()
+            .unwrap();
+        assert!(cat.wait().unwrap().success());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    for compression in ["", "gzip", "zstd"] {
+        let archive = world.export("vm-export", &world.vm, &format!("{compression}.xva"), compression);
+        assert!(world.disks(&import(&archive, &[])) == world.images, "{compression}");
+    }
+    let file = world.scratch.path("records");
+    let by_uuid = format!("uuid={}", world.vm);
+    let exported = Command::new(tanada())
+        .args(["xe", "vm-export", &by_uuid, "metadata=true", "filename=/dev/stdout"])
+        .env("TANADA_SOCKET", world.scratch.socket())
+        .stdout(fs::File::create(&file).unwrap())
+        .status();
+    assert!(exported.unwrap().success());
+    let disks = world.disks_of(&world.vm);
+    world.scratch.xe_ok(["vm-destroy", &by_uuid]);
+    assert_eq!(import(&fs::read(&file).unwrap(), &["metadata=true", "restore=true"]), world.vm);
+    assert_eq!(world.disks_of(&world.vm), disks);
 }
 
 #[test]

@@ -25,8 +25,10 @@ use tokio::sync::mpsc;
 
 /// Read and sent at a time.
 const CHUNK_BYTES: usize = 256 << 10;
-/// The name of what comes in or goes out instead of a file.
-const STREAM: &str = "-";
+/// Names of what comes in instead of a file. It is taken as it is: what is no file cannot always be opened again.
+const INPUT: [&str; 2] = ["-", "/dev/stdin"];
+/// Names of what goes out instead of a new file.
+const OUTPUT: [&str; 3] = ["", "-", "/dev/stdout"];
 /// Announced where the length is not known: more than there can be, as servers of XenAPI take it.
 const UNKNOWN_LENGTH: u64 = 1 << 50;
 const FRAME_HEAD_BYTES: usize = 12;
@@ -67,9 +69,14 @@ fn percent(text: &str) -> String {
         .collect()
 }
 
-/// Fetches into the new file `name`, or to `stdout` where the name is empty or `-`.
+/// Does this name stand for what the program prints?
+pub fn is_output(name: &str) -> bool {
+    OUTPUT.contains(&name)
+}
+
+/// Fetches into the new file `name`, or to `stdout` for one of [`OUTPUT`].
 pub fn download(api: &Api, target: &Target<'_>, name: &str, stdout: &mut dyn Write) -> Result<(), Failure> {
-    if name.is_empty() || name == STREAM {
+    if is_output(name) {
         return with_task(api, target, |task, bar| api.runtime.block_on(receive(api, target, task, stdout, bar)))
             .map(drop);
     }
@@ -123,7 +130,7 @@ impl<'a> Upload<'a> {
     fn open(&self) -> Result<(File, Option<u64>), Failure> {
         let cannot = |error: io::Error| Failure::cli(format!("Cannot read {}: {error}", self.name));
         let mut file = match self.name {
-            STREAM => File::from(io::stdin().as_fd().try_clone_to_owned().map_err(cannot)?),
+            name if INPUT.contains(&name) => File::from(io::stdin().as_fd().try_clone_to_owned().map_err(cannot)?),
             name => File::open(name).map_err(cannot)?,
         };
         let metadata = file.metadata().map_err(cannot)?;

@@ -7,7 +7,7 @@ use crate::context::Ctx;
 use crate::failure::Failure;
 use crate::record::Object;
 use crate::record::field::scalar;
-use crate::stream::{Target, Upload, resume, upload};
+use crate::stream::{Target, Upload, is_output, resume, upload};
 use tanada_xapi::{Ref, Value};
 
 pub const COMMANDS: &[Command] = &[
@@ -118,7 +118,7 @@ fn export_metadata(ctx: &mut Ctx<'_>, which: (&'static str, String), label: Stri
 
 fn fetch(ctx: &mut Ctx<'_>, target: &Target<'_>, filename: &str) -> Outcome {
     ctx.download(target, filename)?;
-    if filename.is_empty() { Ok(()) } else { ctx.line("Export succeeded") }
+    if is_output(filename) { Ok(()) } else { ctx.line("Export succeeded") }
 }
 
 fn vm_export(ctx: &mut Ctx<'_>) -> Outcome {
