@@ -140,7 +140,10 @@ fn writable(field: &'static Field) -> Result<&'static str, Failure> {
 enum Step {
     Call(String, Vec<Value>),
     /// Entries of a map that the server checks as a whole: one call, so that a refusal changes nothing.
-    Entries { api_field: &'static str, entries: Vec<(String, String)> },
+    Entries {
+        api_field: &'static str,
+        entries: Vec<(String, String)>,
+    },
 }
 
 fn param_set(ctx: &mut Ctx<'_>, class: &'static Class) -> Outcome {
