@@ -58,9 +58,7 @@ fn whole_disks_of_other_writers_are_read() {
     for name in vhds {
         assert!(read(Source::Vhd, &fixture(name), &vec![0; SIZE], Gaps::Zeros) == first(), "{name}");
     }
-    for name in ["xo.qcow2"] {
-        assert!(read(Source::Qcow2, &fixture(name), &vec![0; SIZE], Gaps::Unsaid) == first(), "{name}");
-    }
+    assert!(read(Source::Qcow2, &fixture("xo.qcow2"), &vec![0; SIZE], Gaps::Unsaid) == first());
 }
 
 #[test]
