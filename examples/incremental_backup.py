@@ -340,12 +340,32 @@ def remove_unfinished(host, unfinished):
         return
     kept = {night["snapshot"] for disk in unfinished.parent.iterdir() if disk.is_dir() for night in nights_of(disk)}
     names = json.loads(unfinished.read_text())
-    for uuid in names["disks"]:
-        for vdi in all_of(host, "VDI", uuid) if uuid not in kept else []:
-            host.call("VDI.destroy", vdi)
+    left = []
+    for uuid in set(names["disks"]) - kept:
+        try:
+            for vdi in all_of(host, "VDI", uuid):
+                destroy(host, vdi)
+        except Failure as failure:
+            print(f"snapshot {uuid} stays on the host until the next run: {failure}", file=sys.stderr)
+            left.append(uuid)
     for snapshot in all_of(host, "VM", names["snapshot"]):
         host.call("VM.destroy", snapshot)
-    unfinished.unlink()
+    if left:
+        put(unfinished, json.dumps(dict(names, disks=left)) + "\n")
+    else:
+        unfinished.unlink()
+
+
+def destroy(host, vdi):
+    """A disk that was read until now is in use for a moment longer."""
+    until = time.monotonic() + 10
+    while True:
+        try:
+            return host.call("VDI.destroy", vdi)
+        except Failure as failure:
+            if "VDI_IN_USE" not in str(failure) or time.monotonic() > until:
+                raise
+        time.sleep(0.1)
 
 
 def one_disk(host, disk, position, vdi):
