@@ -14,9 +14,10 @@ use super::cbt::METADATA_TYPE;
 use super::intents::{self, Plan};
 use super::records::message;
 use super::{machine, secrets, sr, vdi, vdi_copy};
-use crate::context::Daemon;
+use crate::context::{CallContext, Daemon};
 use crate::db::{Intent, View};
 use crate::storage::{driver_error, host_initiator, is_attached, volume_id};
+use crate::transfer;
 use crate::vmm::{memory, power};
 
 /// Operations under way ended with the process that ran them.
@@ -71,17 +72,47 @@ pub async fn end_left(daemon: &Arc<Daemon>) {
         }
     };
     for intent in intents.iter().filter(|intent| left.contains(&intent.id)) {
-        let Some(plan) = Plan::read(intent) else { continue };
-        let in_use = |vdi: &String| is_attached(daemon, &Ref::from(vdi.as_str()));
-        if matches!(&plan, Plan::Discard { vdis } if vdis.iter().any(in_use)) {
-            daemon.left.add(&intent.id);
-            continue;
-        }
-        if let Err(error) = end(daemon, intent, &plan).await {
+        if let Err(error) = end_again(daemon, intent).await {
             tracing::warn!(kind = intent.kind, id = intent.id, %error, "what was begun cannot be ended yet");
             daemon.left.add(&intent.id);
         }
     }
+}
+
+/// What still cannot be ended is an error, or is left again by itself.
+async fn end_again(daemon: &Arc<Daemon>, intent: &Intent) -> ApiResult<()> {
+    if transfer::undo_again(daemon, intent).await {
+        return Ok(());
+    }
+    let Some(plan) = Plan::read(intent) else { return Ok(()) };
+    match &plan {
+        Plan::Discard { vdis } => {
+            let vdis: Vec<Ref> = vdis.iter().map(|vdi| Ref::from(vdi.as_str())).collect();
+            if let Some(used) = vdis.iter().find(|vdi| is_attached(daemon, vdi)) {
+                return Err(ApiError::vdi_in_use(used, "destroy"));
+            }
+        }
+        Plan::Hold { vm } | Plan::Memory { vm } => return let_go_again(daemon, &Ref::from(vm.as_str()), intent).await,
+        _ => {}
+    }
+    end(daemon, intent, &plan).await.map(drop)
+}
+
+/// A machine that did not go on when it was let go. Not while something else holds it.
+async fn let_go_again(daemon: &Arc<Daemon>, vm: &Ref, intent: &Intent) -> ApiResult<()> {
+    let Some(record) = daemon.db.read(|state| state.find("VM", vm)) else { return intents::clear(daemon, &intent.id) };
+    let _mark = CallContext::internal(daemon).begin("VM", vm, "unpause", |tx| {
+        match tx.get("VM", vm)?.map("current_operations").iter().next() {
+            Some((task, other)) => {
+                let other = other.as_str().unwrap_or_default();
+                Err(ApiError::other_operation_in_progress("VM", vm, other, task))
+            }
+            None => Ok(()),
+        }
+    })?;
+    tracing::info!(vm = record.uuid(), "letting a machine go on that did not");
+    let_machine_go(daemon, vm, intent).await;
+    Ok(())
 }
 
 fn concerns(daemon: &Daemon, plan: &Plan, sr: &Ref) -> bool {
@@ -169,24 +200,27 @@ async fn end_revert(daemon: &Arc<Daemon>, plan: &intents::RevertPlan, intent: &s
 /// Machines that an earlier life held or was saving go on, guests that it froze are thawed; called when it is known which machines run.
 pub async fn let_guests_go(daemon: &Arc<Daemon>) {
     let Ok(intents) = daemon.db.intents() else { return };
-    let plans: Vec<_> = intents.iter().filter_map(|intent| Some((&intent.id, Plan::read(intent)?))).collect();
     // A guest that stands still cannot thaw.
-    for (id, plan) in &plans {
-        match plan {
-            Plan::Hold { vm } => machine::cut::release_leftover(daemon, &Ref::from(vm.as_str()), id).await,
-            Plan::Memory { vm } => memory::give_up_leftover(daemon, &Ref::from(vm.as_str()), id).await,
-            _ => continue,
-        }
-        if let Plan::Hold { vm } | Plan::Memory { vm } = plan {
-            // Nobody is to see it held; its own event comes later.
-            power::note_running(daemon, &Ref::from(vm.as_str())).await;
+    for intent in &intents {
+        if let Some(Plan::Hold { vm } | Plan::Memory { vm }) = Plan::read(intent) {
+            let_machine_go(daemon, &Ref::from(vm.as_str()), intent).await;
         }
     }
-    for (id, plan) in &plans {
-        if let Plan::Freeze { vm } = plan {
-            machine::quiesce::thaw_leftover(daemon, &Ref::from(vm.as_str()), id).await;
+    for intent in &intents {
+        if let Some(Plan::Freeze { vm }) = Plan::read(intent) {
+            machine::quiesce::thaw_leftover(daemon, &Ref::from(vm.as_str()), &intent.id).await;
         }
     }
+}
+
+/// A machine that was held, or whose memory was being saved, goes on. One that does not is left for later.
+async fn let_machine_go(daemon: &Arc<Daemon>, vm: &Ref, intent: &Intent) {
+    match Plan::read(intent) {
+        Some(Plan::Memory { .. }) => memory::give_up_leftover(daemon, vm, &intent.id).await,
+        _ => machine::cut::release_leftover(daemon, vm, &intent.id).await,
+    }
+    // Nobody is to see it held; its own event comes later.
+    power::note_running(daemon, vm).await;
 }
 
 /// What database and storage disagree about on one SR.

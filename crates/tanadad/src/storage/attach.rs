@@ -96,9 +96,7 @@ pub async fn attach_vdi(daemon: &Arc<Daemon>, vdi: &Ref, vbd: &Ref, writable: bo
     match driver.attach(&request).await {
         Ok(endpoint) => Ok((body.token, endpoint)),
         Err(error) => {
-            if let Err(left) = detach_vdi(daemon, &body.token).await {
-                tracing::warn!(vdi = %vdi, error = %left, "a failed attachment could not be ended; it will be at the next start");
-            }
+            detach_used(daemon, &body.token).await;
             Err(driver_error(error))
         }
     }
@@ -162,8 +160,8 @@ pub async fn detach_vdi(daemon: &Arc<Daemon>, token: &str) -> ApiResult<()> {
     Ok(())
 }
 
-/// [`detach_vdi`] of what the daemon itself used. One that cannot be ended now is ended later ([`end_left`]): as long as it is there
-/// the disk counts as in use.
+/// [`detach_vdi`] of what nobody uses any more. What cannot be ended now is ended later ([`end_left`]): as long as it is there the
+/// disk counts as in use.
 pub async fn detach_used(daemon: &Arc<Daemon>, token: &str) {
     if let Err(error) = detach_vdi(daemon, token).await {
         tracing::warn!(%error, "a disk could not be detached after its use; it is tried again");

@@ -11,7 +11,7 @@ use serde_json::json;
 use tanada_xapi::{ApiResult, Ref, Value};
 
 use crate::context::Daemon;
-use crate::db::{Record, Tx, View};
+use crate::db::{Intent, Record, Tx, View};
 use crate::ops::{intents, vdi};
 
 /// Kind of the intents that stand for imports under way.
@@ -39,7 +39,7 @@ pub fn complete<'a>(tx: &mut Tx<'_>, disks: impl IntoIterator<Item = &'a Ref>, i
     Ok(())
 }
 
-/// Destroys what the import has made. What cannot be destroyed now will be at the next start.
+/// Destroys what the import has made. What cannot be destroyed now is later.
 pub async fn undo(daemon: &Arc<Daemon>, intent: &str) {
     let ours = |vdi: &Arc<Record>| vdi.entry("other_config", MARK) == Some(intent);
     let disks: Vec<Arc<Record>> = daemon.db.read(|state| state.all("VDI").into_iter().filter(ours).collect());
@@ -47,13 +47,23 @@ pub async fn undo(daemon: &Arc<Daemon>, intent: &str) {
     for disk in disks {
         if let Err(error) = vdi::destroy_disk(daemon, disk.id()).await {
             let uuid = disk.uuid();
-            tracing::warn!(vdi = uuid, %error, "a disk of a failed import could not be destroyed; it will be at the next start");
+            tracing::warn!(vdi = uuid, %error, "a disk of a failed import could not be destroyed yet");
             whole = false;
         }
     }
-    if whole && let Err(error) = intents::clear(daemon, intent) {
+    if !whole {
+        daemon.left.add(intent);
+    } else if let Err(error) = intents::clear(daemon, intent) {
         tracing::warn!(%error, "the intent of a failed import could not be struck off");
     }
+}
+
+/// [`undo`] again, where the intent is an import's; false where it is not.
+pub async fn undo_again(daemon: &Arc<Daemon>, intent: &Intent) -> bool {
+    if intent.kind == KIND {
+        undo(daemon, &intent.id).await;
+    }
+    intent.kind == KIND
 }
 
 /// Destroys what imports of an earlier life of the process have left. Storage is attached, attachments of that life

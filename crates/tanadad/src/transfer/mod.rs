@@ -18,7 +18,7 @@ mod image;
 mod import;
 mod known;
 pub(crate) mod mac;
-mod marked;
+pub(crate) mod marked;
 mod metadata;
 mod pack;
 pub(crate) mod rate;
@@ -31,7 +31,7 @@ mod unpack;
 
 use crate::context::Handlers;
 
-pub use marked::undo_leftovers;
+pub use marked::{undo_again, undo_leftovers};
 pub use routes::routes;
 
 /// Messages about transfers. What the table declares and nobody gives a body (`VM.import` by URL) answers that it is

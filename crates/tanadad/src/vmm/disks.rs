@@ -29,20 +29,17 @@ pub(super) async fn attach(daemon: &Arc<Daemon>, disk: &DiskRecord, boot_index: 
     match reachable {
         Ok(()) => Ok(disk.spec(endpoint, boot_index)),
         Err(error) => {
-            if let Err(left) = storage::detach_vdi(daemon, &token).await {
-                tracing::warn!(vbd = %disk.vbd, error = %left, "an attachment could not be ended");
-            }
+            storage::detach_used(daemon, &token).await;
             Err(error)
         }
     }
 }
 
-/// Ends whatever attachments a VBD holds. What cannot be ended now is ended at the next start of the daemon.
+/// Ends whatever attachments a VBD holds, which QEMU has let go. What cannot be ended now is ended later; until then the machine
+/// could not start again.
 pub(super) async fn detach(daemon: &Arc<Daemon>, vbd: &Ref) {
     for token in storage::tokens_of(daemon, vbd) {
-        if let Err(error) = storage::detach_vdi(daemon, &token).await {
-            tracing::warn!(%vbd, %error, "an attachment could not be ended; it will be at the next start");
-        }
+        storage::detach_used(daemon, &token).await;
     }
 }
 

@@ -37,8 +37,10 @@ use crate::ops::intents::{self, Plan};
 use crate::rpc::task::TaskHandle;
 use crate::transfer::attached::{Access, Attached};
 
-/// An agent that has not come by then is not told the time.
+/// An agent that has not come by then is not asked to thaw and not told the time.
 const AGENT_LIMIT: Duration = Duration::from_secs(60);
+/// Thawing runs the guest's hooks.
+const THAW_LIMIT: Duration = Duration::from_secs(30);
 
 /// Writes the memory of a running machine to a disk and ends the process. On an error it goes on.
 pub async fn suspend(daemon: &Arc<Daemon>, vm: &Ref, task: &TaskHandle) -> ApiResult<()> {
@@ -67,7 +69,10 @@ pub async fn suspend(daemon: &Arc<Daemon>, vm: &Ref, task: &TaskHandle) -> ApiRe
     if let Err(error) = suspended {
         match give_up(&machine).await {
             Ok(()) => intents::clear(daemon, &intent)?,
-            Err(error) => tracing::error!(%vm, %error, "a machine that was to be suspended does not go on"),
+            Err(error) => {
+                tracing::error!(%vm, %error, "a machine that was to be suspended does not go on");
+                daemon.left.add(&intent);
+            }
         }
         image.discard(daemon).await;
         return Err(error);
@@ -134,7 +139,7 @@ pub async fn resume(daemon: &Arc<Daemon>, vm: &Ref, mode: StartMode, task: &Task
     };
     if mode == StartMode::Run {
         let_run(daemon, &machine, &left).await?;
-        tell_the_time(&machine);
+        wake_up(&machine);
     }
     machine.set_held(false);
     left.image.discard(daemon).await;
@@ -252,16 +257,24 @@ async fn let_run(daemon: &Arc<Daemon>, machine: &Running, left: &Left) -> ApiRes
     Err(ApiError::internal(error))
 }
 
-/// A guest that slept believes that no time has passed. Whether it listens is its own affair.
-fn tell_the_time(machine: &Arc<Running>) {
+/// A guest that slept believes that no time has passed, and one whose memory was taken while it was frozen would stand still for
+/// ever: whoever owed the thaw took its end for the guest's. Whether it listens is its own affair.
+fn wake_up(machine: &Arc<Running>) {
     let machine = machine.clone();
     tokio::spawn(async move {
         if timeout(AGENT_LIMIT, machine.agent_comes()).await.is_err() {
             return;
         }
+        let agent = machine.agent();
+        if agent.is_frozen(QUICK).await.unwrap_or(false) {
+            tracing::warn!(vm = %machine.uuid, "a resumed guest is frozen; it is thawed");
+            if let Err(error) = agent.thaw(THAW_LIMIT).await {
+                tracing::warn!(vm = %machine.uuid, %error, "a resumed guest does not answer to thaw");
+            }
+        }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let time = json!({ "time": u64::try_from(now.as_nanos()).unwrap_or(0) });
-        if let Err(error) = machine.agent().command("guest-set-time", time, QUICK).await {
+        if let Err(error) = agent.command("guest-set-time", time, QUICK).await {
             tracing::info!(vm = %machine.uuid, %error, "a resumed guest was not told the time");
         }
     });

@@ -145,7 +145,8 @@ impl Taking {
                     match give_up(machine).await {
                         Ok(()) => intents::clear(&ctx.daemon, &intent)?,
                         Err(stuck) => {
-                            tracing::error!(vm = %machine.uuid, error = %stuck, "a machine does not go on after its checkpoint")
+                            tracing::error!(vm = %machine.uuid, error = %stuck, "a machine does not go on after its checkpoint");
+                            ctx.daemon.left.add(&intent);
                         }
                     }
                     Err(error)

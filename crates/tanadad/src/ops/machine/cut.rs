@@ -134,11 +134,12 @@ fn add(total: &mut CutReport, report: CutReport) {
     total.writes_observed += report.writes_observed;
 }
 
-/// A machine that does not go on now does at the next start: the intent stays.
+/// A machine that does not go on now does a little later: the intent stays.
 async fn let_go(daemon: &Daemon, machine: &Running, intent: &str) {
     let gone_on = vmm::power::release(machine).await;
     if let Err(error) = gone_on.and_then(|()| intents::clear(daemon, intent)) {
         tracing::error!(vm = %machine.uuid, %error, "a machine that was held for a snapshot does not go on");
+        daemon.left.add(intent);
     }
 }
 

@@ -10,6 +10,7 @@ use crate::ops::intents::{self, Plan};
 use crate::ops::machine::discard;
 use crate::ops::reconcile::end_left;
 use crate::storage;
+use crate::transfer::marked;
 
 #[tokio::test]
 async fn a_snapshot_whose_disks_cannot_go_leaves_them_for_a_minute_only() {
@@ -81,4 +82,35 @@ async fn whoever_reads_a_disk_that_goes_is_not_cut_off_and_nobody_comes_after_hi
     storage::detach_vdi(daemon, &token).await.unwrap();
     end_left(daemon).await;
     world.assert_consistent("when he is gone").await;
+}
+
+#[tokio::test]
+async fn a_machine_that_did_not_go_on_is_let_go_when_nothing_else_holds_it() {
+    let world = World::new().await;
+    let (daemon, vm) = (&world.test.daemon, world.machine(0).await);
+    let plans = [Plan::Hold { vm: vm.to_string() }, Plan::Memory { vm: vm.to_string() }];
+    for plan in plans {
+        let intent = plan.write(daemon).unwrap();
+        daemon.left.add(&intent);
+        let other = Value::map([("OpaqueRef:other", "checkpoint")]);
+        daemon.db.write(|tx| tx.set("VM", &vm, "current_operations", other)).unwrap();
+        end_left(daemon).await;
+        assert_eq!(daemon.db.intents().unwrap().len(), 1, "in the middle of a checkpoint");
+        daemon.db.write(|tx| tx.set("VM", &vm, "current_operations", Value::empty_map())).unwrap();
+        end_left(daemon).await;
+        world.assert_consistent("it has no process to be let go").await;
+    }
+}
+
+#[tokio::test]
+async fn an_import_that_cannot_be_undone_is_undone_later() {
+    let world = World::new().await;
+    let (daemon, disk) = (&world.test.daemon, world.disk("half an image").await);
+    let intent = marked::begin(daemon).unwrap();
+    daemon.db.write(|tx| tx.set("VDI", &disk, "other_config", marked::mark(&intent))).unwrap();
+    world.driver.fail(1, Fault::Before, DriverErrorKind::Unreachable);
+    marked::undo(daemon, &intent).await;
+    assert_eq!(world.driver.ids().len(), 1);
+    end_left(daemon).await;
+    world.assert_consistent("after an import").await;
 }

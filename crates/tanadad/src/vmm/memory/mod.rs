@@ -71,5 +71,6 @@ pub async fn give_up_leftover(daemon: &Arc<Daemon>, vm: &Ref, intent: &str) {
     };
     if let Err(error) = gone_on.and_then(|()| intents::clear(daemon, intent)) {
         tracing::error!(%vm, %error, "a machine whose memory was being saved does not go on");
+        daemon.left.add(intent);
     }
 }
