@@ -30,6 +30,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::error::{QemuError, Result};
 use crate::qmp::refused;
+use crate::text::printable;
 
 /// Limit for connecting and syncing: an agent that needs longer counts as absent.
 pub const SYNC_LIMIT: Duration = Duration::from_secs(5);
@@ -37,6 +38,11 @@ pub const SYNC_LIMIT: Duration = Duration::from_secs(5);
 pub const QUICK: Duration = Duration::from_secs(10);
 /// Longest line accepted. The agent returns at most 48 MiB of a file in one reply; we ask for far less.
 const LINE_BYTES_MAX: usize = 32 << 20;
+/// Most values in one reply: a text takes what it takes, but each value beside it takes thirty times the byte that a guest
+/// sends for it. The longest reply known, the list of commands, has some thousand.
+const VALUES_MAX: usize = 100_000;
+/// Most that is read in search of one reply; a port holds far less of what is left over from others.
+const JUNK_BYTES_MAX: usize = 2 * LINE_BYTES_MAX;
 /// Bytes asked for or sent at once by the file helpers.
 const FILE_CHUNK_BYTES: usize = 512 << 10;
 /// Steps between questions for the end of a program: short ones are noticed at once, long ones do not load the agent.
@@ -337,10 +343,11 @@ impl Connection {
     async fn sync(&mut self, number: u64) -> Result<()> {
         self.write(&[DELIMITER]).await?;
         self.send(&json!({ "execute": "guest-sync-delimited", "arguments": { "id": number }, "id": number })).await?;
+        let mut read = 0;
         loop {
-            let line = self.line().await?;
+            let line = self.line(&mut read).await?;
             let Some(start) = line.iter().rposition(|byte| *byte == DELIMITER) else { continue };
-            let reply: Option<Value> = serde_json::from_slice(&line[start + 1..]).ok();
+            let reply = parsed(&line[start + 1..]);
             if reply.is_some_and(|reply| reply.get("return").and_then(Value::as_u64) == Some(number)) {
                 return Ok(());
             }
@@ -349,21 +356,30 @@ impl Connection {
 
     /// Drops everything that is not the answer to `id`: late answers to others, junk.
     async fn reply_to(&mut self, id: u64) -> Result<Value> {
+        let mut read = 0;
         loop {
-            let line = self.line().await?;
+            let line = self.line(&mut read).await?;
             let start = line.iter().rposition(|byte| *byte == DELIMITER).map_or(0, |at| at + 1);
-            match serde_json::from_slice::<Value>(&line[start..]) {
-                Ok(reply) if reply.get("id").and_then(Value::as_u64) == Some(id) => return Ok(reply),
+            match parsed(&line[start..]) {
+                Some(reply) if reply.get("id").and_then(Value::as_u64) == Some(id) => return Ok(reply),
                 _ => tracing::debug!(bytes = line.len(), "the guest sent a line that answers nothing"),
             }
         }
     }
 
-    async fn line(&mut self) -> Result<Vec<u8>> {
+    /// The next line. `read` counts the bytes of all lines before it, in search of one reply.
+    async fn line(&mut self, read: &mut usize) -> Result<Vec<u8>> {
         let mut searched = 0;
+        if *read > JUNK_BYTES_MAX {
+            return Err(QemuError::Protocol {
+                what: "guest agent".into(),
+                detail: format!("over {JUNK_BYTES_MAX} bytes that answer nothing"),
+            });
+        }
         loop {
             if let Some(end) = self.received[searched..].iter().position(|byte| *byte == b'\n') {
                 let rest = self.received.split_off(searched + end + 1);
+                *read += self.received.len();
                 return Ok(std::mem::replace(&mut self.received, rest));
             }
             searched = self.received.len();
@@ -381,8 +397,33 @@ impl Connection {
     }
 }
 
+/// The value on a line; `None` where it is none, or one that would take far more memory than bytes were sent for it.
+fn parsed(line: &[u8]) -> Option<Value> {
+    if values(line) > VALUES_MAX {
+        tracing::warn!(bytes = line.len(), "a guest sent more than {VALUES_MAX} values in one line");
+        return None;
+    }
+    serde_json::from_slice(line).ok()
+}
+
+/// At least as many as there are values: each but the first comes behind a comma, a colon or an opening bracket. Those in
+/// texts do not count.
+fn values(line: &[u8]) -> usize {
+    let (mut found, mut in_text, mut is_escaped) = (1, false, false);
+    for byte in line {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if in_text => is_escaped = true,
+            b'"' => in_text = !in_text,
+            b',' | b':' | b'[' | b'{' if !in_text => found += 1,
+            _ => {}
+        }
+    }
+    found
+}
+
 fn unexpected(command: &str, reply: &Value) -> QemuError {
-    let shown: String = reply.to_string().chars().take(200).collect();
+    let shown = printable(&reply.to_string(), 200);
     QemuError::Protocol { what: format!("guest agent {command}"), detail: format!("unexpected reply {shown}") }
 }
 
@@ -403,4 +444,32 @@ fn exec_outcome(status: &Value) -> Result<ExecOutcome> {
         stderr: decoded(status, "err-data", "guest-exec-status")?,
         truncated: flag("out-truncated") || flag("err-truncated"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::{VALUES_MAX, parsed, values};
+
+    fn count(value: &Value) -> usize {
+        1 + match value {
+            Value::Array(items) => items.iter().map(count).sum(),
+            Value::Object(members) => members.values().map(count).sum(),
+            _ => 0,
+        }
+    }
+
+    #[test]
+    fn values_are_counted_without_being_made() {
+        for text in ["1", "[]", "[[],[],{}]", r#"{"a":[1,2,{"b\\":"x,y[\"{"}],"c":null}"#, r#""\\\\""#] {
+            let value: Value = serde_json::from_str(text).unwrap();
+            let counted = values(text.as_bytes());
+            assert!((count(&value)..=2 * count(&value) + 2).contains(&counted), "{text}: {counted}");
+        }
+        let text = format!("\"{}\"", ",[{:".repeat(VALUES_MAX));
+        assert_eq!((values(text.as_bytes()), parsed(text.as_bytes()).is_some()), (1, true));
+        let many = format!("[{}0]", "0,".repeat(VALUES_MAX));
+        assert!(parsed(many.as_bytes()).is_none());
+    }
 }

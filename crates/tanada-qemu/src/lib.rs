@@ -11,6 +11,7 @@
 //! | [`hotplug`] | disks added and taken away |
 //! | [`memory`] | a machine's memory written out, and read into a new machine |
 //! | [`resume`] | when a machine stopped by a disk fault goes on |
+//! | [`text`] | words of a guest, bounded and printable |
 //! | [`accel`] | whether KVM works here, proven by a kernel that boots |
 
 pub mod accel;
@@ -24,5 +25,6 @@ pub mod process;
 pub mod qmp;
 pub mod resume;
 pub mod source;
+pub mod text;
 
 pub use error::{QemuError, Result};

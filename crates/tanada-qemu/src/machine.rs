@@ -24,6 +24,8 @@ pub const ROOT_PORTS: u32 = 16;
 pub const AGENT_PORT_ID: &str = "agent0";
 /// Machine types known to work, by QEMU version; both programs run the older one.
 pub const MACHINE_TYPE_DEFAULT: &str = "pc-q35-7.2";
+/// Longest name of a machine type that is accepted; QEMU's own have some twenty.
+const MACHINE_TYPE_BYTES_MAX: usize = 64;
 /// virtio-blk gives the guest this many bytes of serial number.
 pub const SERIAL_BYTES_MAX: usize = 20;
 
@@ -98,6 +100,7 @@ impl MachineSpec {
         if self.disks.len() > ROOT_PORTS as usize {
             return refuse(format!("{} disks: at most {ROOT_PORTS} are accepted", self.disks.len()));
         }
+        check_machine_type(&self.machine_type)?;
         for nic in &self.nics {
             check_mac(&nic.mac)?;
         }
@@ -299,6 +302,17 @@ pub(crate) fn check_socket_path(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// A type comes from records and memory images, which may be anybody's: behind a comma it would be options of QEMU's own,
+/// with which a machine names files of the host.
+fn check_machine_type(name: &str) -> Result<()> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    if (1..=MACHINE_TYPE_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_plain) {
+        return Ok(());
+    }
+    let shown: String = name.chars().take(MACHINE_TYPE_BYTES_MAX).collect();
+    Err(QemuError::Spec(format!("machine type {shown:?}: a name such as {MACHINE_TYPE_DEFAULT} is accepted")))
+}
+
 fn check_mac(mac: &str) -> Result<()> {
     let octets: Vec<&str> = mac.split(':').collect();
     let is_octet = |octet: &&str| octet.len() == 2 && octet.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -350,7 +364,9 @@ mod tests {
     #[test]
     fn what_qemu_would_refuse_is_refused_first() {
         assert!(spec().check().is_ok());
-        let broken: [fn(&mut MachineSpec); 6] = [
+        let broken: [fn(&mut MachineSpec); 8] = [
+            |spec| spec.machine_type = "pc-q35-7.2,kernel=/etc/shadow".into(),
+            |spec| spec.machine_type.clear(),
             |spec| spec.memory_bytes = (64 << 20) + 1,
             |spec| spec.vcpus = 0,
             |spec| spec.nics[0].mac = "01:00:5e:00:00:01".into(),

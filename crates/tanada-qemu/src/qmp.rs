@@ -30,6 +30,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::error::{QemuError, Result};
+use crate::text::printable;
 
 /// Deadline for commands that answer from memory.
 pub const QUICK: Duration = Duration::from_secs(10);
@@ -37,6 +38,8 @@ pub const QUICK: Duration = Duration::from_secs(10);
 const EVENTS_KEPT: usize = 1024;
 /// Replies of QEMU are far smaller; a peer that sends more in one line is not QEMU.
 const LINE_BYTES_MAX: usize = 16 << 20;
+/// Characters kept of a refusal; QEMU and its agent need some hundred.
+const REFUSAL_CHARS_MAX: usize = 500;
 
 /// One event line. `data` is an empty object where QEMU sends none.
 #[derive(Debug, Clone, PartialEq)]
@@ -246,8 +249,9 @@ fn send_with(socket: &UnixStream, bytes: &[u8], descriptor: &OwnedFd) -> std::io
     Ok(sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?)
 }
 
+/// The words of a refusal may be a guest's: they are bounded.
 pub(crate) fn refused(command: &str, error: &Value) -> QemuError {
-    let member = |name: &str| error.get(name).and_then(Value::as_str).unwrap_or("?").to_string();
+    let member = |name: &str| printable(error.get(name).and_then(Value::as_str).unwrap_or("?"), REFUSAL_CHARS_MAX);
     QemuError::Refused { command: command.into(), class: member("class"), message: member("desc") }
 }
 

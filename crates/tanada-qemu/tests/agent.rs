@@ -139,3 +139,54 @@ async fn an_agent_that_dies_before_its_answer_is_an_error_and_then_found_again()
     assert!(agent.is_frozen(AMPLE).await.unwrap());
     guest.await.unwrap();
 }
+
+#[tokio::test]
+async fn words_of_a_refusal_are_bounded_and_harmless() {
+    let (_dir, listener, agent) = listening();
+    let guest = tokio::spawn(async move {
+        let mut guest = Guest::accept(&listener).await;
+        guest.sync().await;
+        let command = guest.command().await.unwrap();
+        let words = format!("no\u{1b}[2J\nforged line{}", "x".repeat(8 << 20));
+        let error = json!({ "error": { "class": words, "desc": words }, "id": command["id"] });
+        guest.raw(format!("{error}\n").as_bytes()).await;
+    });
+    let error = agent.freeze(AMPLE).await.unwrap_err().to_string();
+    assert!(error.len() < 3000 && error.contains("forged line"), "{} bytes", error.len());
+    assert!(!error.contains(char::is_control), "{error}");
+    guest.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_reply_of_too_many_values_is_no_reply() {
+    let (_dir, listener, agent) = listening();
+    let guest = tokio::spawn(async move {
+        let mut guest = Guest::accept(&listener).await;
+        guest.sync().await;
+        let command = guest.command().await.unwrap();
+        let many = format!("{{\"return\": [{}0], \"id\": {}}}\n", "0,".repeat(200_000), command["id"]);
+        guest.raw(many.as_bytes()).await;
+        guest.answer(&command, json!("the answer")).await;
+    });
+    assert_eq!(agent.osinfo().await.unwrap(), json!("the answer"));
+    guest.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_guest_that_never_comes_to_the_point_is_given_up() {
+    let (_dir, listener, agent) = listening();
+    let guest = tokio::spawn(async move {
+        let mut guest = Guest::accept(&listener).await;
+        guest.sync().await;
+        guest.command().await.unwrap();
+        let line = format!("{{\"return\": \"{}\", \"id\": 1}}\n", "x".repeat(1 << 20));
+        let mut lines = 0u32;
+        while lines < 1000 && guest.writer.write_all(line.as_bytes()).await.is_ok() {
+            lines += 1;
+        }
+        lines
+    });
+    let error = agent.ping(Duration::from_secs(600)).await.unwrap_err();
+    assert!(matches!(error, QemuError::Protocol { .. }), "{error}");
+    assert!(guest.await.unwrap() < 1000);
+}

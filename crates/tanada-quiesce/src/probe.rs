@@ -3,6 +3,7 @@
 use serde_json::Value;
 use tanada_qemu::QemuError;
 use tanada_qemu::agent::{GuestAgent, QUICK};
+use tanada_qemu::text::printable;
 
 use crate::GuestFacts;
 use crate::verdict::Os;
@@ -76,7 +77,7 @@ pub async fn probe(agent: &GuestAgent) -> Result<Probe, (GuestFacts, Downgrade)>
 }
 
 fn text(value: &Value, member: &str) -> String {
-    value.get(member).and_then(Value::as_str).unwrap_or_default().chars().take(TEXT_CHARS_MAX).collect()
+    printable(value.get(member).and_then(Value::as_str).unwrap_or_default(), TEXT_CHARS_MAX)
 }
 
 /// Linux agents always tell the kernel, and the distribution where the guest knows it.

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tanada_qemu::QemuError;
 use tanada_qemu::agent::{ExecRequest, GuestAgent};
+use tanada_qemu::text::printable;
 
 use crate::verdict::Verdict;
 use crate::{Cause, Downgrade, Level, Participant};
@@ -20,6 +21,9 @@ const STATE_FAILED_MIN: u32 = 6;
 /// A guest cannot fill a certificate.
 const WRITERS_MAX: usize = 200;
 const TEXT_CHARS_MAX: usize = 200;
+/// What is looked at of an output, in bytes: 200 writers take 60 KiB. And of a line.
+const OUTPUT_BYTES_MAX: usize = 1 << 20;
+const LINE_BYTES_MAX: usize = 1000;
 /// Where the agent reads which kind of backup to ask for.
 const KEY: &str = r"HKLM\SYSTEM\CurrentControlSet\Services\QEMU Guest Agent VSS Provider";
 const VALUE: &str = "VssOption";
@@ -141,13 +145,14 @@ pub fn judge_writers(verdict: &mut Verdict, writers: &[Writer]) -> Vec<Participa
 
 /// Understands what `vssadmin list writers` prints, whatever the language. Never fails: what is not understood is left out.
 pub fn parse_writers(output: &[u8]) -> Vec<Writer> {
-    let text = String::from_utf8_lossy(output);
+    let text = String::from_utf8_lossy(&output[..output.len().min(OUTPUT_BYTES_MAX)]);
     let mut writers: Vec<Writer> = Vec::new();
     // The line at the margin above, until its writer has begun.
     let mut heading: Option<&str> = None;
     // The line after the state is the last error.
     let mut error_is_next = false;
     for line in text.lines().filter(|line| !line.trim().is_empty()) {
+        let line = start_of(line);
         let is_indented = line.starts_with([' ', '\t']);
         if !is_indented {
             heading = Some(line);
@@ -179,7 +184,7 @@ pub fn parse_writers(output: &[u8]) -> Vec<Writer> {
 
 /// What `reg query` prints of a number.
 fn parse_option(output: &[u8]) -> Option<u32> {
-    let text = String::from_utf8_lossy(output);
+    let text = String::from_utf8_lossy(&output[..output.len().min(OUTPUT_BYTES_MAX)]);
     let mut words = text.split_whitespace().skip_while(|word| *word != "REG_DWORD").skip(1);
     u32::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok()
 }
@@ -197,7 +202,13 @@ fn name(line: &str) -> String {
 }
 
 fn cut(text: &str) -> String {
-    text.chars().take(TEXT_CHARS_MAX).collect()
+    printable(text, TEXT_CHARS_MAX)
+}
+
+/// The line, as far as it is looked at: a guest's line may be as long as its output, and each bracket in it is followed to
+/// the next one.
+fn start_of(line: &str) -> &str {
+    &line[..line.floor_char_boundary(LINE_BYTES_MAX)]
 }
 
 /// `{8-4-4-4-12}` hexadecimal digits, in lower case.
@@ -285,6 +296,17 @@ mod tests {
         let half = &ENGLISH.as_bytes()[..ENGLISH.find("   State: [8]").unwrap()];
         let writers = parse_writers(half);
         assert!(writers[1].has_failed(), "{writers:?}");
+    }
+
+    #[test]
+    fn a_line_of_brackets_takes_no_time() {
+        for bracket in ["{", "["] {
+            let output =
+                format!("Name: 'x'\r\n  {{a65faa63-5ea8-4ebc-9dbd-a0c4db26912a}}\r\n   {}]", bracket.repeat(8 << 20));
+            assert_eq!(parse_writers(output.as_bytes()).len(), 1);
+            // Without a writer's id before it.
+            assert!(parse_writers(format!("x\r\n {}}}", bracket.repeat(8 << 20)).as_bytes()).is_empty());
+        }
     }
 
     #[test]

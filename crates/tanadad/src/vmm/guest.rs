@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value as Json;
+use tanada_qemu::text::printable;
 use tanada_xapi::{ApiError, ApiResult, DateTime, Ref, Value};
 
 use super::Running;
@@ -14,7 +15,7 @@ use crate::db::{Record, Tx, View};
 /// An agent that needs longer is asked again later.
 const PING_LIMIT: Duration = Duration::from_secs(5);
 /// A guest cannot fill the database: longer texts are cut.
-const TEXT_BYTES_MAX: usize = 256;
+const TEXT_CHARS_MAX: usize = 256;
 const ADDRESSES_MAX: usize = 64;
 
 type Texts = BTreeMap<String, String>;
@@ -101,13 +102,7 @@ fn texts(map: &Texts) -> Value {
 }
 
 fn text(value: &Json, member: &str) -> Option<String> {
-    let mut text = value.get(member)?.as_str()?.to_owned();
-    let mut end = text.len().min(TEXT_BYTES_MAX);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text.truncate(end);
-    Some(text)
+    Some(printable(value.get(member)?.as_str()?, TEXT_CHARS_MAX))
 }
 
 fn os_facts(info: &Json) -> Texts {
