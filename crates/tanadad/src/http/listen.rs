@@ -12,7 +12,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
@@ -20,14 +20,22 @@ use super::{Route, service, tls};
 use crate::context::Daemon;
 use crate::rpc::dispatch::Peer;
 
-/// Connections at a time, over all listeners; more wait in the kernel's queue.
-const CONNECTIONS_MAX: usize = 1024;
+/// Connections at a time; more wait in the kernel's queue. Root of this machine shares no places with those who only know the
+/// address.
+const CONNECTIONS_MAX: Connections = Connections { local: 256, remote: 1024 };
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// What calls under way get to end in when the daemon stops.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 /// After a failed accept (no file descriptors left), so that the processor is not kept busy failing.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How many there may be over all listeners of a kind.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Connections {
+    pub local: usize,
+    pub remote: usize,
+}
 
 /// The open doors.
 pub struct Server {
@@ -55,17 +63,27 @@ impl Server {
 struct Shared {
     daemon: Arc<Daemon>,
     routes: Arc<[Route]>,
-    connections: Arc<Semaphore>,
+    local: Arc<Semaphore>,
+    remote: Arc<Semaphore>,
     stop: watch::Receiver<bool>,
 }
 
 /// Opens what the configuration names.
 pub async fn serve(daemon: &Arc<Daemon>, routes: Vec<Route>) -> anyhow::Result<Server> {
+    serve_so_many(daemon, routes, CONNECTIONS_MAX).await
+}
+
+pub(super) async fn serve_so_many(
+    daemon: &Arc<Daemon>,
+    routes: Vec<Route>,
+    connections: Connections,
+) -> anyhow::Result<Server> {
     let (stop, stopped) = watch::channel(false);
     let shared = Shared {
         daemon: daemon.clone(),
         routes: routes.into(),
-        connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+        local: Arc::new(Semaphore::new(connections.local)),
+        remote: Arc::new(Semaphore::new(connections.remote)),
         stop: stopped,
     };
     let config = &daemon.config;
@@ -104,10 +122,10 @@ fn listen_unix(path: &Path) -> anyhow::Result<UnixListener> {
 async fn accept_unix(listener: UnixListener, shared: Shared) {
     let mut connections = JoinSet::new();
     let mut stop = shared.stop.clone();
-    while let Some(accepted) = next(&mut stop, &mut connections, listener.accept()).await {
-        let Some((stream, _)) = accepted else { continue };
+    while let Some(accepted) = next(&mut stop, &mut connections, &shared.local, || listener.accept()).await {
+        let Some(((stream, _), place)) = accepted else { continue };
         let peer = Peer { local: true, address: None };
-        connections.spawn(connection(stream, peer, shared.clone()));
+        connections.spawn(connection(stream, peer, place, shared.clone()));
     }
     while connections.join_next().await.is_some() {}
 }
@@ -115,8 +133,8 @@ async fn accept_unix(listener: UnixListener, shared: Shared) {
 async fn accept_tcp(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Shared) {
     let mut connections = JoinSet::new();
     let mut stop = shared.stop.clone();
-    while let Some(accepted) = next(&mut stop, &mut connections, listener.accept()).await {
-        let Some((stream, address)) = accepted else { continue };
+    while let Some(accepted) = next(&mut stop, &mut connections, &shared.remote, || listener.accept()).await {
+        let Some(((stream, address), place)) = accepted else { continue };
         let peer = Peer { local: false, address: Some(address.ip()) };
         // Small replies must not wait for the client's acknowledgement; dead clients must be noticed one day.
         let _ = stream.set_nodelay(true);
@@ -124,9 +142,9 @@ async fn accept_tcp(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Sha
         let (tls, shared) = (tls.clone(), shared.clone());
         connections.spawn(async move {
             match tls {
-                None => connection(stream, peer, shared).await,
+                None => connection(stream, peer, place, shared).await,
                 Some(tls) => match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
-                    Ok(Ok(stream)) => connection(stream, peer, shared).await,
+                    Ok(Ok(stream)) => connection(stream, peer, place, shared).await,
                     Ok(Err(error)) => tracing::debug!(%error, %address, "TLS handshake failed"),
                     Err(_) => tracing::debug!(%address, "TLS handshake took too long"),
                 },
@@ -136,17 +154,23 @@ async fn accept_tcp(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Sha
     while connections.join_next().await.is_some() {}
 }
 
-/// The next connection; `Some(None)` when there was none this time, `None` when we stop.
-async fn next<T>(
+/// The next connection and its place; `Some(None)` when there was none this time, `None` when we stop. Without a place none
+/// is accepted: not even a handshake is begun, and no descriptor taken.
+async fn next<T, F: Future<Output = std::io::Result<T>>>(
     stop: &mut watch::Receiver<bool>,
     connections: &mut JoinSet<()>,
-    accept: impl Future<Output = std::io::Result<T>>,
-) -> Option<Option<T>> {
+    places: &Arc<Semaphore>,
+    accept: impl FnOnce() -> F,
+) -> Option<Option<(T, OwnedSemaphorePermit)>> {
+    let placed = async {
+        let place = places.clone().acquire_owned().await.map_err(std::io::Error::other)?;
+        Ok::<_, std::io::Error>((accept().await?, place))
+    };
     tokio::select! {
         () = asked(stop) => None,
         // Reaps those that ended.
         Some(_) = connections.join_next() => Some(None),
-        accepted = accept => match accepted {
+        accepted = placed => match accepted {
             Ok(accepted) => Some(Some(accepted)),
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -163,9 +187,13 @@ async fn asked(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: Peer, shared: Shared) {
-    let Shared { daemon, routes, connections, mut stop } = shared;
-    let Ok(_permit) = connections.acquire().await else { return };
+async fn connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: Peer,
+    _place: OwnedSemaphorePermit,
+    shared: Shared,
+) {
+    let Shared { daemon, routes, mut stop, .. } = shared;
     let service = service_fn(move |request| {
         let answer = service::answer(daemon.clone(), routes.clone(), peer, request);
         async move { Ok::<_, std::convert::Infallible>(answer.await) }

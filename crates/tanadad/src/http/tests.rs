@@ -11,6 +11,7 @@ use tanada_xapi::{ApiError, Ref, Value, jsonrpc, xmlrpc};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
+use super::listen::{Connections, serve_so_many};
 use super::{HttpError, Response, Route, Server, Transfer, full, serve};
 use crate::context::Daemon;
 use crate::db::{Db, View};
@@ -170,6 +171,42 @@ async fn plain_http_is_for_loopback_alone() {
     let daemon = Daemon::new(config, Db::in_memory().unwrap(), Vec::new()).unwrap();
     let Err(error) = serve(&daemon, Vec::new()).await else { panic!("served to everybody") };
     assert!(error.to_string().contains("loopback"), "{error}");
+}
+
+#[tokio::test]
+async fn whoever_holds_all_remote_places_does_not_keep_root_out() {
+    let test = TestDaemon::new(Vec::new());
+    let mut config = test.daemon.config.clone();
+    config.listen_plain = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
+    let daemon = Daemon::new(config, Db::in_memory().unwrap(), Vec::new()).unwrap();
+    let server = serve_so_many(&daemon, Vec::new(), Connections { local: 1, remote: 2 }).await.unwrap();
+    let address = server.plain_address.unwrap();
+    let request = post("/", &xmlrpc::encode_call("system.listMethods", &[]));
+    let holding = |mut stream: TcpStream| async move {
+        // Answered, so it has its place, and the next request is begun and not ended.
+        let whole = b"OPTIONS / HTTP/1.1\r\nhost: x\r\n\r\nPOST / HTTP/1.1\r\n";
+        stream.write_all(whole).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            answer.push(stream.read_u8().await.unwrap());
+        }
+        stream
+    };
+    let first = holding(TcpStream::connect(address).await.unwrap()).await;
+    let _second = holding(TcpStream::connect(address).await.unwrap()).await;
+    let third = tokio::spawn(exchange_owned(TcpStream::connect(address).await.unwrap(), request.clone()));
+    let unix = UnixStream::connect(&daemon.config.unix_socket).await.unwrap();
+    assert_eq!(status(&exchange(unix, &request).await), "200");
+    assert!(!third.is_finished(), "three remote connections of two");
+    let nothing = first.try_read(&mut [0; 1]).unwrap_err();
+    assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock, "root waited until a place was given up");
+    drop(first);
+    assert_eq!(status(&third.await.unwrap()), "200");
+    server.stop().await;
+}
+
+async fn exchange_owned(stream: TcpStream, request: Vec<u8>) -> String {
+    exchange(stream, &request).await
 }
 
 #[tokio::test]

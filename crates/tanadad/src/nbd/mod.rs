@@ -13,11 +13,14 @@
 //! A disk is attached for reading when its first client comes and detached when the last one goes; a client goes when it
 //! says so, when its session ends, and when the daemon does.
 //!
+//! Connections are bounded before ([`strangers`]) and after they have shown a session.
+//!
 //! What this does not do: write, list exports, speak without TLS.
 
 mod disks;
 mod info;
 mod options;
+mod strangers;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -27,7 +30,6 @@ use anyhow::Context;
 use rustix::net::sockopt::{set_socket_keepalive, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl};
 use tokio::io::{AsyncWriteExt, copy_bidirectional_with_sizes};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
-use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -39,14 +41,15 @@ use tanada_xapi::Ref;
 
 pub use disks::Disks;
 pub use info::handlers;
+use strangers::{Door, PROOF_LIMIT, Stranger};
 
 /// Port that clients expect.
 pub const PORT: u16 = 10809;
-/// Clients at a time; more are turned away. Backup programs open up to eight for each disk.
+/// Clients inside exports at a time; more are turned away. Backup programs open up to eight for each disk.
 const CLIENTS_MAX: usize = 64;
 /// From the connection to the end of the TLS handshake.
 const TLS_LIMIT: Duration = Duration::from_secs(10);
-/// From there to the entry into an export, the attaching of the disk included.
+/// From there to the entry into an export, the attaching of the disk included. Strangers have less.
 const ENTRY_LIMIT: Duration = Duration::from_secs(120);
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 const GOODBYE_LIMIT: Duration = Duration::from_secs(2);
@@ -97,7 +100,7 @@ pub async fn serve(daemon: &Arc<Daemon>) -> anyhow::Result<Server> {
 
 async fn accept(listener: TcpListener, tls: TlsAcceptor, daemon: Arc<Daemon>) {
     let mut clients = JoinSet::new();
-    let places = Arc::new(Semaphore::new(CLIENTS_MAX));
+    let door = Door::new(CLIENTS_MAX, PROOF_LIMIT);
     let mut stopping = daemon.stopping.subscribe();
     loop {
         let accepted = tokio::select! {
@@ -114,29 +117,26 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, daemon: Arc<Daemon>) {
                 continue;
             }
         };
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            tracing::warn!(%peer, "more than {CLIENTS_MAX} NBD clients: one was turned away");
-            continue;
-        };
+        let stranger = door.come();
         let (tls, daemon) = (tls.clone(), daemon.clone());
         clients.spawn(async move {
-            if let Err(error) = client(stream, &tls, &daemon).await {
+            if let Err(error) = client(stream, &stranger, &tls, &daemon).await {
                 tracing::debug!(%peer, %error, "an NBD connection broke");
             }
-            drop(place);
         });
     }
     while clients.join_next().await.is_some() {}
 }
 
 /// One client from the greeting to the end.
-async fn client(stream: TcpStream, tls: &TlsAcceptor, daemon: &Arc<Daemon>) -> anyhow::Result<()> {
+async fn client(stream: TcpStream, stranger: &Stranger, tls: &TlsAcceptor, daemon: &Arc<Daemon>) -> anyhow::Result<()> {
     stream.set_nodelay(true)?;
     notice_death(&stream)?;
     let mut stopping = daemon.stopping.subscribe();
     let entered = tokio::select! {
         _ = stopping.wait_for(|stopping| *stopping) => return Ok(()),
-        entered = enter(stream, tls, daemon) => entered?,
+        why = stranger.sent_away() => anyhow::bail!(why),
+        entered = enter(stream, stranger, tls, daemon) => entered?,
     };
     let Some((mut client, mut entry)) = entered else { return Ok(()) };
     tracing::debug!(vdi = entry.vdi, "an NBD client has come in");
@@ -165,6 +165,7 @@ fn notice_death(stream: &TcpStream) -> std::io::Result<()> {
 /// The client inside its export; `None` where it left before.
 async fn enter(
     mut stream: TcpStream,
+    stranger: &Stranger,
     tls: &TlsAcceptor,
     daemon: &Arc<Daemon>,
 ) -> anyhow::Result<Option<(TlsStream<TcpStream>, options::Entry)>> {
@@ -175,7 +176,7 @@ async fn enter(
     };
     let secured = timeout(TLS_LIMIT, secured).await.context("it does not come to TLS")??;
     let Some((mut client, flags)) = secured else { return Ok(None) };
-    let entry = timeout(ENTRY_LIMIT, options::until_entry(&mut client, flags, daemon)).await;
+    let entry = timeout(ENTRY_LIMIT, options::until_entry(&mut client, flags, stranger, daemon)).await;
     Ok(entry.context("it does not come to an entry")??.map(|entry| (client, entry)))
 }
 
@@ -189,5 +190,43 @@ async fn session_ended(daemon: &Daemon, session: &Ref) {
         if changed.changed().await.is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpStream;
+
+    use super::serve;
+    use super::strangers::STRANGERS_MAX;
+    use crate::context::Daemon;
+    use crate::db::Db;
+    use crate::testing::TestDaemon;
+
+    async fn greeted(address: SocketAddr) -> std::io::Result<TcpStream> {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.read_exact(&mut [0; 18]).await?;
+        Ok(stream)
+    }
+
+    #[tokio::test]
+    async fn strangers_who_say_nothing_keep_nobody_out() {
+        let test = TestDaemon::new(Vec::new());
+        let mut config = test.daemon.config.clone();
+        config.nbd_listen = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
+        let daemon = Daemon::new(config, Db::in_memory().unwrap(), Vec::new()).unwrap();
+        let server = serve(&daemon).await.unwrap();
+        let address = daemon.nbd.address().unwrap();
+        let mut silent = Vec::new();
+        for _ in 0..STRANGERS_MAX {
+            silent.push(greeted(address).await.unwrap());
+        }
+        let _late = greeted(address).await.expect("there is room for one more");
+        assert_eq!(silent[0].read(&mut [0; 1]).await.unwrap_or(0), 0, "the first one has made room");
+        daemon.stopping.send_replace(true);
+        server.stop().await;
     }
 }

@@ -17,7 +17,9 @@ use tanada_xapi::{ApiError, ApiResult, Ref};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 
+use super::CLIENTS_MAX;
 use super::disks::Disk;
+use super::strangers::Stranger;
 use crate::context::Daemon;
 use crate::db::View;
 use crate::ops::cbt::METADATA_TYPE;
@@ -82,9 +84,10 @@ pub async fn until_tls<S: AsyncRead + AsyncWrite + Unpin>(client: &mut S) -> io:
 pub async fn until_entry<S: AsyncRead + AsyncWrite + Unpin>(
     client: &mut S,
     flags: ClientFlags,
+    stranger: &Stranger,
     daemon: &Arc<Daemon>,
 ) -> io::Result<Option<Entry>> {
-    let mut way = Way { flags, is_structured: false, current: None };
+    let mut way = Way { flags, stranger, is_structured: false, current: None };
     for _ in 0..OPTIONS_MAX {
         let (option, data) = read_option(client).await?;
         match option {
@@ -119,18 +122,19 @@ pub async fn until_entry<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 /// What was agreed with the client, and the data plane's end where it has named an export.
-struct Way {
+struct Way<'a> {
     flags: ClientFlags,
+    stranger: &'a Stranger,
     is_structured: bool,
     current: Option<(String, Entry)>,
 }
 
-impl Way {
+impl Way<'_> {
     /// The data plane's end for the export of this name.
     async fn to(&mut self, daemon: &Arc<Daemon>, name: &str) -> Result<&mut Entry, Refusal> {
         if self.current.as_ref().is_none_or(|(known, _)| known != name) {
             self.current = None;
-            let mut entry = open(daemon, name).await?;
+            let mut entry = open(daemon, self.stranger, name).await?;
             self.greet(&mut entry.backend).await.map_err(Refusal::backend)?;
             self.current = Some((name.to_owned(), entry));
         }
@@ -257,10 +261,14 @@ fn parse_name(name: &str) -> Option<(&str, Ref)> {
     Some((path.strip_prefix('/').unwrap_or(path), Ref::from(session)))
 }
 
-async fn open(daemon: &Arc<Daemon>, name: &str) -> Result<Entry, Refusal> {
+async fn open(daemon: &Arc<Daemon>, stranger: &Stranger, name: &str) -> Result<Entry, Refusal> {
     let unknown = || Refusal { kind: REP_ERR_UNKNOWN, words: "no such export".to_owned() };
     let (uuid, session) = parse_name(name).ok_or_else(unknown)?;
     let vdi = permitted(daemon, uuid, &session)?;
+    if !stranger.is_known() {
+        tracing::warn!("more than {CLIENTS_MAX} NBD clients: one was turned away");
+        return Err(Refusal { kind: REP_ERR_POLICY, words: format!("{CLIENTS_MAX} clients are connected already") });
+    }
     let disk = daemon.nbd.disks.open(daemon, &vdi).await?;
     let (socket, _) = disk.way().ok_or_else(|| Refusal::backend("it is not attached"))?;
     let backend = UnixStream::connect(socket).await.map_err(Refusal::backend)?;
