@@ -88,9 +88,12 @@ impl TaskHandle {
         Ok(TaskHandle::attach(daemon, &id))
     }
 
-    /// Takes over a task that a client made.
+    /// Takes over a task that a client made. One that work is attached to already is not another's to end.
     pub fn adopt(daemon: &Arc<Daemon>, id: &Ref) -> ApiResult<TaskHandle> {
         let task = daemon.db.read(|s| s.get("task", id))?;
+        if daemon.tasks.is_running(id) {
+            return Err(ApiError::operation_not_allowed(format!("task {id} belongs to other work")));
+        }
         if is_ended(&task) {
             return Err(ApiError::operation_not_allowed(format!("task {id} has ended already")));
         }

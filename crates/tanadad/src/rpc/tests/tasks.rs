@@ -174,3 +174,19 @@ async fn a_caller_that_goes_away_leaves_neither_half_done_work_nor_a_task() {
     all_gone(&t).await;
     assert_eq!(t.daemon.db.read(|s| s.by_name("network", "done").len()), 1);
 }
+
+#[tokio::test]
+async fn a_task_with_work_is_not_taken_over() {
+    let t = TestDaemon::new(handlers());
+    let task = start(&t, "Async.VM.suspend").await;
+    let Err(error) = TaskHandle::adopt(&t.daemon, &task) else { panic!("another's task was taken over") };
+    assert!(error.is("OPERATION_NOT_ALLOWED"), "{error}");
+    assert_eq!(look(&t, &task).unwrap().str("status"), "pending");
+    t.call("task.cancel", [Value::from(&task)]).await.unwrap();
+    assert_eq!(end(&t, &task).await.str("status"), "cancelled");
+    let own = Ref::from(t.call("task.create", [Value::from("t"), Value::from("")]).await.unwrap().as_str().unwrap());
+    let handle = TaskHandle::adopt(&t.daemon, &own).unwrap();
+    assert!(TaskHandle::adopt(&t.daemon, &own).is_err());
+    handle.complete(&Ok(Value::Void));
+    assert_eq!(look(&t, &own).unwrap().str("status"), "success");
+}
