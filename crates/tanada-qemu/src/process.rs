@@ -8,7 +8,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown};
 use std::os::unix::net::UnixListener;
@@ -28,6 +28,9 @@ use crate::machine::check_socket_path;
 
 /// The descriptor number under which QEMU inherits its listening control socket.
 pub(crate) const CONTROL_FD: i32 = 3;
+/// A log of a guest's or of QEMU's own that has grown beyond this is cut, and what is kept of it.
+const LOG_BYTES_MAX: u64 = 16 << 20;
+const LOG_KEPT_BYTES: u64 = 1 << 20;
 /// How much of QEMU's error output is quoted in an error.
 const LOG_TAIL_BYTES: u64 = 2000;
 
@@ -58,7 +61,7 @@ impl StateDir {
     pub fn serial_socket(&self) -> PathBuf {
         self.root.join("serial.sock")
     }
-    /// Everything that the guest ever wrote to its serial port.
+    /// What the guest wrote to its serial port, the end of it where it is much ([`StateDir::bound_logs`]).
     pub fn serial_log(&self) -> PathBuf {
         self.root.join("serial.log")
     }
@@ -87,10 +90,23 @@ impl StateDir {
         Ok(())
     }
 
+    /// Cuts logs that have become too long, for a guest may write as much as it likes and they lie where the host's own
+    /// programs have their sockets. QEMU appends, so it goes on at the new end.
+    pub fn bound_logs(&self) {
+        for log in [self.serial_log(), self.stderr_log()] {
+            match bound_log(&log) {
+                Ok(Some(length)) => tracing::info!(log = %log.display(), length, "a machine's log was cut"),
+                Ok(None) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => tracing::warn!(log = %log.display(), %error, "a machine's log cannot be cut"),
+            }
+        }
+    }
+
     /// The last lines of QEMU's error output, for an error message.
     pub fn stderr_tail(&self) -> String {
         let read = || -> std::io::Result<String> {
-            let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(self.stderr_log())?;
+            let mut file = OpenOptions::new().read(true).custom_flags(NOT_FOLLOWED).open(self.stderr_log())?;
             let length = file.metadata()?.len();
             file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL_BYTES)))?;
             let mut bytes = Vec::new();
@@ -99,6 +115,25 @@ impl StateDir {
         };
         read().unwrap_or_default()
     }
+}
+
+/// For files in a directory that somebody else may fill: no link, and nothing that makes an opener wait.
+const NOT_FOLLOWED: i32 = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+
+/// Leaves the end of a log that is too long; its length before that, where it was.
+fn bound_log(path: &Path) -> std::io::Result<Option<u64>> {
+    let file = OpenOptions::new().read(true).append(true).custom_flags(NOT_FOLLOWED).open(path)?;
+    let facts = file.metadata()?;
+    // Another name of a file that is elsewhere would have two.
+    if !facts.is_file() || facts.nlink() != 1 || facts.len() <= LOG_BYTES_MAX {
+        return Ok(None);
+    }
+    let mut end = Vec::new();
+    (&file).seek(SeekFrom::Start(facts.len() - LOG_KEPT_BYTES))?;
+    (&file).take(LOG_KEPT_BYTES).read_to_end(&mut end)?;
+    file.set_len(0)?;
+    (&file).write_all(&end)?;
+    Ok(Some(facts.len()))
 }
 
 /// A user of the host, by numbers.
@@ -343,4 +378,47 @@ fn join_cgroup(name: &str, pid: i32) -> std::io::Result<()> {
     let group = root.join("tanada").join(name);
     fs::create_dir_all(&group)?;
     fs::write(group.join("cgroup.procs"), pid.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::io::Write;
+    use std::os::unix::fs::symlink;
+
+    use super::{LOG_BYTES_MAX, LOG_KEPT_BYTES, StateDir};
+
+    #[test]
+    fn a_log_keeps_its_end_and_its_writer_goes_on() {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = StateDir::new(scratch.path());
+        let mut guest = File::options().create(true).append(true).open(dir.serial_log()).unwrap();
+        guest.write_all(&vec![b'x'; LOG_BYTES_MAX as usize]).unwrap();
+        dir.bound_logs();
+        assert_eq!(fs::metadata(dir.serial_log()).unwrap().len(), LOG_BYTES_MAX, "long enough to stay");
+        guest.write_all(b"the end").unwrap();
+        dir.bound_logs();
+        guest.write_all(b", and on").unwrap();
+        let left = fs::read(dir.serial_log()).unwrap();
+        assert_eq!(left.len() as u64, LOG_KEPT_BYTES + 8);
+        assert!(left.ends_with(b"xxthe end, and on"));
+    }
+
+    #[test]
+    fn what_lies_in_the_place_of_a_log_is_left_alone() {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = StateDir::new(scratch.path());
+        let other = scratch.path().join("other");
+        File::create(&other).unwrap().set_len(LOG_BYTES_MAX * 2).unwrap();
+        symlink(&other, dir.serial_log()).unwrap();
+        fs::hard_link(&other, dir.stderr_log()).unwrap();
+        dir.bound_logs();
+        assert_eq!(fs::metadata(&other).unwrap().len(), LOG_BYTES_MAX * 2);
+        fs::remove_file(dir.stderr_log()).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, dir.stderr_log(), rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)
+            .unwrap();
+        // A pipe without a writer would keep whoever opens it waiting.
+        dir.bound_logs();
+        assert_eq!(dir.stderr_tail(), "");
+    }
 }

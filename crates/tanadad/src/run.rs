@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use rustix::fs::FlockOperation;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{self, Command, USAGE};
@@ -23,6 +24,10 @@ use crate::{files, http, nbd, ops, schedule, storage, transfer, vmm};
 
 /// How often ended tasks and unused sessions are looked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
+/// How often machines' logs are looked at: a serial port writes some 10 MiB in a second at most.
+const LOGS: Duration = Duration::from_secs(10);
+/// Descriptors for as many connections, machines and disks as the other bounds let in.
+const DESCRIPTORS: u64 = 65_536;
 
 /// The program: reads options, logs to standard error, runs until it is told to end.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -65,6 +70,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let _instance = prepare(&config)?;
+    raise_descriptors();
     let daemon = start(config).await?;
     let disks = nbd::serve(&daemon).await?;
     let server = http::serve(&daemon, transfer::routes()).await?;
@@ -72,7 +78,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         unix = %daemon.config.unix_socket.display(), https = ?server.address, http = ?server.plain_address,
         nbd = ?daemon.nbd.address(), "ready"
     );
-    let housekeeping = [tokio::spawn(keep_house(daemon.clone())), tokio::spawn(clear_up(daemon.clone()))];
+    let housekeeping = [
+        tokio::spawn(keep_house(daemon.clone())),
+        tokio::spawn(clear_up(daemon.clone())),
+        tokio::spawn(keep_logs_short(daemon.clone())),
+    ];
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -123,6 +133,27 @@ async fn clear_up(daemon: Arc<Daemon>) {
         tokio::time::sleep(HOUSEKEEPING).await;
         ops::reconcile::end_left(&daemon).await;
         storage::end_left(&daemon).await;
+    }
+}
+
+async fn keep_logs_short(daemon: Arc<Daemon>) {
+    let mut clock = tokio::time::interval(LOGS);
+    clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        clock.tick().await;
+        vmm::bound_logs(&daemon).await;
+    }
+}
+
+/// Without descriptors neither machines nor disks can be reached, and the usual bound is below what the doors let in.
+fn raise_descriptors() {
+    let bounds = getrlimit(Resource::Nofile);
+    let wanted = bounds.maximum.unwrap_or(DESCRIPTORS).min(DESCRIPTORS);
+    if bounds.current.is_none_or(|current| current >= wanted) {
+        return;
+    }
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), ..bounds }) {
+        tracing::warn!(%error, "the bound on open files stays as it is");
     }
 }
 

@@ -46,6 +46,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tanada_qemu::launch::{self, RunState};
+use tanada_qemu::process::StateDir;
 use tanada_xapi::Ref;
 use uuid::Uuid;
 
@@ -126,6 +127,15 @@ async fn reattach(daemon: &Arc<Daemon>, uuid: Uuid) -> anyhow::Result<()> {
     tracing::info!(vm = %uuid, pid = machine.process.pid(), ?state, "attached again");
     supervise::adopt(daemon, vm.id(), machine, power).await?;
     Ok(())
+}
+
+/// Cuts the logs of machines that write too much.
+pub async fn bound_logs(daemon: &Arc<Daemon>) {
+    let dirs: Vec<_> = daemon.vmm.lock().values().map(|machine| machine.dir.clone()).collect();
+    let bounding = tokio::task::spawn_blocking(move || dirs.iter().for_each(StateDir::bound_logs));
+    if let Err(error) = bounding.await {
+        tracing::error!(%error, "the logs of machines were not looked at");
+    }
 }
 
 /// Before the end of the process: lets go of the machines, which run on.

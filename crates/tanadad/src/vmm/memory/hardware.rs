@@ -4,6 +4,7 @@
 //! of the machine and of its processor, memory and number of processors have to be equal; disks and network cards have
 //! to sit where they sat. What is behind a disk may be another (a clone of it, after a revert).
 
+use std::collections::HashSet;
 use std::fs;
 
 use serde::{Deserialize, Serialize};
@@ -113,14 +114,27 @@ impl Hardware {
         Ok(())
     }
 
-    /// The disks of the VM at the seats of the image. A seat without a disk is refused.
+    /// The disks of the VM at the seats of the image. A seat without a disk is refused, and two for one disk, which would
+    /// then have two writers.
     pub fn seats<'a>(&'a self, records: &'a VmRecords, here: &Ref) -> ApiResult<Vec<(&'a Seat, &'a DiskRecord)>> {
+        if let Some(twice) = self.twice() {
+            let words = format!("the memory image knows disk {twice} twice");
+            return Err(incompatible(records.vm.id(), here, words));
+        }
         let find = |seat: &'a Seat| {
             let disk = records.disks.iter().find(|disk| disk.userdevice == seat.userdevice);
             let words = || format!("the VM has no disk {} any more, which its memory knows", seat.userdevice);
             disk.map(|disk| (seat, disk)).ok_or_else(|| incompatible(records.vm.id(), here, words()))
         };
         self.disks.iter().map(find).collect()
+    }
+}
+
+impl Hardware {
+    /// A disk that has two seats.
+    fn twice(&self) -> Option<&str> {
+        let mut seen = HashSet::new();
+        self.disks.iter().map(|seat| seat.userdevice.as_str()).find(|device| !seen.insert(*device))
     }
 }
 
@@ -161,5 +175,13 @@ pub mod tests {
             disks: (0..16).map(seat).collect(),
             macs: vec!["52:54:00:12:34:56".into(); 8],
         }
+    }
+
+    #[test]
+    fn a_disk_has_one_seat() {
+        let mut hardware = hardware();
+        assert_eq!(hardware.twice(), None);
+        hardware.disks[7].userdevice = "3".into();
+        assert_eq!(hardware.twice(), Some("3"));
     }
 }
