@@ -4,11 +4,14 @@
 Needs Python 3.8 or later and nothing else. It speaks XenAPI over HTTPS and reads disks over NBD and TLS, so the daemon
 has to be started with --listen and --nbd-listen.
 
-    incremental_backup.py backup  --host https://HOST --password-file FILE --vm NAME --to DIR [--ca cert.pem]
+    incremental_backup.py backup  --host https://HOST --password-file FILE --vm NAME --to DIR --ca cert.pem
     incremental_backup.py list    --to DIR
     incremental_backup.py restore --to DIR --disk POSITION --night N --output disk.raw
 
 What a night leaves on the host is a snapshot of each disk without its data: enough to tell the next night what changed.
+
+Whom it talks to is checked against the certificate in --ca, else against the authorities that this system trusts: the password
+goes to nobody else. What it writes is for its own user alone, for it is what the disks hold.
 
 The directory, for each disk by its position in the machine:
 
@@ -284,17 +287,8 @@ class Night:
 # --- the commands ---------------------------------------------------------------------------------------------------
 
 
-def trust(ca):
-    context = ssl.create_default_context(cafile=ca)
-    if ca is None:
-        # Whoever does not name the certificate that he expects takes any.
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
-
-
 def backup(options):
-    context = trust(options.ca)
+    context = ssl.create_default_context(cafile=options.ca)
     password = Path(options.password_file).read_text().split("\n")[0]
     directory = Path(options.to)
     directory.mkdir(parents=True, exist_ok=True)
@@ -472,7 +466,7 @@ def main():
     one.add_argument("--host", required=True, help="https://ADDRESS[:PORT]")
     one.add_argument("--user", default="root")
     one.add_argument("--password-file", required=True, help="its first line is the password")
-    one.add_argument("--ca", help="the host's certificate, to be sure whom one talks to")
+    one.add_argument("--ca", help="the host's certificate; else the system's authorities have to know it")
     one.add_argument("--vm", required=True, help="the machine's name")
     one.add_argument("--to", required=True, help="the directory of this machine's backups")
     one.set_defaults(run=backup)
@@ -486,6 +480,7 @@ def main():
     three.add_argument("--output", required=True)
     three.set_defaults(run=restore)
     options = parser.parse_args()
+    os.umask(0o077)
     try:
         options.run(options)
     except (Failure, OSError, xmlrpc.client.Error) as error:

@@ -60,7 +60,12 @@ fn night(scratch: &Scratch, what: &str) -> Result<()> {
     let start = Instant::now();
     let mut program = Command::new("python3");
     program.arg(script).args(["backup", "--vm", "db1", "--host", &scratch.https_url(), "--password-file"]);
-    program.arg(scratch.path("password")).arg("--to").arg(scratch.path("backups"));
+    program
+        .arg(scratch.path("password"))
+        .arg("--ca")
+        .arg(scratch.path("state/tls/cert.pem"))
+        .arg("--to")
+        .arg(scratch.path("backups"));
     let output = program.stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
     ensure!(output.status.success(), "the backup failed");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -1,6 +1,7 @@
 //! Changed blocks, disks over NBD and TLS, and the example of an incremental backup, as others' programs see them.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -103,6 +104,13 @@ impl Backup {
         self.script(&[&["backup", "--host", &url], &words[..]].concat())
     }
 
+    /// A night of somebody who does not say which certificate he expects.
+    fn night_of_the_careless(&self) -> Result<String, String> {
+        let (url, to, password) = (self.scratch.https_url(), self.to(), self.scratch.path("password"));
+        let password = password.display().to_string();
+        self.script(&["backup", "--host", &url, "--password-file", &password, "--vm", "db1", "--to", &to])
+    }
+
     fn restored(&self, device: usize, night: usize) -> Result<Vec<u8>, String> {
         let (to, device, night) = (self.to(), device.to_string(), night.to_string());
         let file = self.scratch.path("restored.raw");
@@ -127,6 +135,10 @@ fn any_night_comes_back_from_a_full_and_the_deltas_after_it() {
     nights.push(backup.contents());
     let said = backup.night().unwrap();
     assert!(said.contains("disk 0: night 1, full: 4194304 bytes"), "{said}");
+    let data = backup.scratch.path("backups/0/night-0001/blocks.data");
+    assert_eq!(fs::metadata(data).unwrap().permissions().mode() & 0o777, 0o600, "others may read the disk");
+    let refusal = backup.night_of_the_careless().unwrap_err();
+    assert!(refusal.contains("CERTIFICATE_VERIFY_FAILED"), "{refusal}");
 
     // Over a border of blocks, a hole where data was, and the last block, which is not whole.
     backup.write(0, &["write -P 0x21 1020k 8k", "write -z 2m 64k"]);
