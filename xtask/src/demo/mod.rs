@@ -5,6 +5,7 @@
 
 mod archive;
 mod copies;
+mod doctor;
 mod freezes;
 mod generations;
 mod instances;
@@ -119,6 +120,8 @@ fn main_job(world: &mut World, guest: &guest::Guest, options: Options) -> Result
     let first = step(world, "vm-snapshot", |world| snapshot::take_and_judge(world, &origin))?;
     step(world, "snapshot-is-template", |world| snapshot::is_a_template(world, &origin, &first))?;
     step(world, "vm-snapshot-with-quiesce", |world| snapshot::quiesced(world, &origin))?;
+    step(world, "doctor-quiesce", |world| doctor::of_the_guest(world, &origin))?;
+    step(world, "doctor-windows-stand-in", |world| doctor::of_a_stand_in(world, &origin))?;
     let kept = step(world, "generations", |world| generations::take_many(world, &origin, options.generations))?;
     if kind == Kind::Tanada {
         // Arrays do not tell how long a write had to wait.

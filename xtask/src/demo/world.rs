@@ -188,6 +188,22 @@ impl World {
         Ok((output.status.success(), text(&output.stdout), text(&output.stderr)))
     }
 
+    /// What a command prints, whether it succeeds or not.
+    pub fn xe_said<S: AsRef<str>>(&self, args: &[S]) -> Result<String> {
+        let (_, out, err) = self.xe_raw(args)?;
+        Ok(format!("{}{}", out.trim_end(), err.trim_end()))
+    }
+
+    /// Another program of the binary, with its output; it has to succeed.
+    pub fn tanada(&self, args: &[&str]) -> Result<String> {
+        let output = Command::new(&self.binary).args(args).env("TANADA_SOCKET", self.socket()).output()?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if !output.status.success() {
+            bail!("tanada {} failed: {}{}", args.join(" "), text(&output.stdout), text(&output.stderr));
+        }
+        Ok(text(&output.stdout))
+    }
+
     /// An `xe` that is still to be started.
     pub fn xe_command<S: AsRef<str>>(&self, args: &[S]) -> Command {
         let mut command = Command::new(&self.xe);
