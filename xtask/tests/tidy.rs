@@ -61,7 +61,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "tanada-units",
         ],
     ),
-    ("tanada-e2e", &["tanada-xapi", "tanada-blockd-api", "tanada-nbd", "tanada-qemu", "tanada-witness"]),
+    ("tanada-e2e", &["tanada-xapi", "tanada-blockd-api", "tanada-nbd", "tanada-qemu", "tanada-witness", "sim-agent"]),
     ("tanada-witness", &[]),
     // Simulators imitate arrays, so they know nothing of the drivers (nor drivers of them outside tests).
     ("sim-target", &["tanada-witness", "tanada-nbd"]),

@@ -10,8 +10,11 @@
 //! none fails: it never skips itself. Nothing here waits for a time to pass; it asks until an answer comes or the deadline
 //! of [`DEADLINE`] has passed.
 //!
+//! [`guest`] starts machines of the small test guest in such a world.
+//!
 //! [`store`] is smaller: one store with its keeper, without a control plane.
 
+pub mod guest;
 mod processes;
 mod scratch;
 pub mod store;

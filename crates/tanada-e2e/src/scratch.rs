@@ -116,7 +116,19 @@ impl Scratch {
     }
 
     /// Asks until `ask` succeeds. Fails at once when the daemon is gone.
+    #[track_caller]
     pub fn eventually<T>(&mut self, what: &str, ask: impl Fn(&Scratch) -> Result<T, String>) -> T {
+        self.eventually_within(DEADLINE, what, ask)
+    }
+
+    /// The same with a deadline of one's own.
+    #[track_caller]
+    pub fn eventually_within<T>(
+        &mut self,
+        deadline: Duration,
+        what: &str,
+        ask: impl Fn(&Scratch) -> Result<T, String>,
+    ) -> T {
         let start = Instant::now();
         loop {
             let said = match ask(self) {
@@ -125,7 +137,7 @@ impl Scratch {
             };
             let ended = self.daemon.as_mut().and_then(|daemon| daemon.try_wait().ok().flatten());
             assert!(ended.is_none(), "{what}: the daemon ended with {ended:?}; {said}");
-            assert!(start.elapsed() < DEADLINE, "{what}: not within {DEADLINE:?}; {said}");
+            assert!(start.elapsed() < deadline, "{what}: not within {deadline:?}; {said}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }

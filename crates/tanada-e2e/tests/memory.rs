@@ -6,12 +6,11 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use tanada_e2e::{Scratch, tanada};
+use tanada_e2e::{Scratch, guest, tanada};
 
 const MIB: usize = 1 << 20;
 
@@ -22,6 +21,7 @@ const KILLS: u32 = 3;
 
 struct World {
     scratch: Scratch,
+    sr: String,
     vm: String,
 }
 
@@ -33,54 +33,14 @@ struct Counts {
     disk: u64,
 }
 
-/// The test guest's disk and what is known about the accelerator.
-fn guest_dir() -> PathBuf {
-    let dir = std::env::var_os("TANADA_GUEST_DIR").map(PathBuf::from);
-    let dir = dir.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest"));
-    let words = "is missing: make the guest with `cargo xtask guest`, or name its directory in TANADA_GUEST_DIR";
-    assert!(dir.join("disk.raw").is_file(), "{} {words}", dir.display());
-    dir
-}
-
-/// A file system to mount.
-fn data_image(path: &Path) -> PathBuf {
-    fs::File::create(path).and_then(|file| file.set_len(DATA_BYTES)).expect("a file");
-    let made = Command::new("mke2fs").args(["-q", "-F", "-t", "ext4"]).arg(path).status().expect("mke2fs");
-    assert!(made.success(), "mke2fs: {made}");
-    path.to_path_buf()
-}
-
 impl World {
     /// A running machine in which the program counts.
     fn new() -> World {
-        let scratch = Scratch::start_prepared(|state| {
-            // Where KVM hangs, finding that out takes twenty seconds.
-            let known = guest_dir().join("accelerator.json");
-            if known.is_file() {
-                fs::copy(known, state.join("accelerator.json")).expect("the accelerator's verdict");
-            }
-        });
-        let location = format!("device-config:location={}", scratch.path("fast.store").display());
-        let sr = scratch.xe_ok(["sr-create", "type=tanada", "name-label=fast", &location, "physical-size=4GiB"]);
-        let vm = scratch.xe_ok(["vm-create", "name-label=db1"]);
-        let image = guest_dir().join("disk.raw");
-        let root_bytes = fs::metadata(&image).expect("the guest's disk").len();
-        let data = data_image(&scratch.path("data.raw"));
-        for (device, bytes, image) in [("0", root_bytes, &image), ("1", DATA_BYTES, &data)] {
-            let (sr, name) = (format!("sr-uuid={sr}"), format!("name-label=disk{device}"));
-            let vdi = scratch.xe_ok(["vdi-create", &sr, &name, &format!("virtual-size={bytes}"), "type=user"]);
-            let file = format!("filename={}", image.display());
-            scratch.xe_ok(["vdi-import", &format!("uuid={vdi}"), &file, "format=raw"]);
-            let place = [format!("vm-uuid={vm}"), format!("vdi-uuid={vdi}"), format!("device={device}")];
-            let bootable = format!("bootable={}", device == "0");
-            scratch.xe_ok(["vbd-create", &place[0], &place[1], &place[2], &bootable, "type=Disk", "mode=RW"]);
-        }
-        let network = scratch.xe_ok(["network-list", "--minimal"]);
-        let network = network.split(',').next().expect("a network").to_owned();
-        let vif = [format!("vm-uuid={vm}"), format!("network-uuid={network}")];
-        scratch.xe_ok(["vif-create", &vif[0], &vif[1], "device=0", "mac=random"]);
-        let mut world = World { scratch, vm };
-        world.on("vm-start");
+        let scratch = guest::host();
+        let sr = guest::store(&scratch, "fast");
+        let data = guest::ext4_image(&scratch.path("data.raw"), DATA_BYTES);
+        let vm = guest::start(&scratch, "db1", &[(&sr, &guest::root_image()), (&sr, &data)]);
+        let mut world = World { scratch, sr, vm };
         world.guest("mkdir -p /run/d && mount -t ext4 /dev/vdb /run/d");
         world.guest(
             "(n=0; while :; do n=$((n+1)); echo $n >/run/count.new; mv /run/count.new /run/count; \
@@ -104,20 +64,7 @@ impl World {
 
     /// Runs a command in the guest, as soon as its agent answers.
     fn guest(&mut self, command: &str) -> String {
-        let args = [
-            "vm-call-plugin".to_owned(),
-            format!("vm-uuid={}", self.vm),
-            "plugin=guest-agent".into(),
-            "fn=exec".into(),
-            format!("args:command={command}"),
-        ];
-        let answer = self.scratch.eventually("the guest's agent answers", |scratch| {
-            let ran = scratch.xe(&args);
-            if ran.status == 0 { Ok(ran.out) } else { Err(ran.err) }
-        });
-        let answer: serde_json::Value = serde_json::from_str(&answer).expect("the agent's answer");
-        assert_eq!(answer["exitcode"], 0, "{command}: {answer}");
-        answer["stdout"].as_str().unwrap_or_default().trim().to_owned()
+        guest::run(&mut self.scratch, &self.vm, command)
     }
 
     fn counts(&mut self) -> Counts {
@@ -139,6 +86,13 @@ impl World {
         self.guest(&format!("until [ $(cat /run/count) -gt {} ]; do sleep 0.05; done", now.memory));
         assert_eq!(self.guest("dmesg | grep -ciE 'i/o error|ext4-fs error' || true"), "0", "{what}");
         now
+    }
+
+    fn sleeps_and_goes_on(&mut self, what: &str) {
+        let before = self.counts();
+        self.on("vm-suspend");
+        self.on("vm-resume");
+        self.assert_goes_on(what, &before);
     }
 
     /// QEMU processes of the machine.
@@ -295,6 +249,44 @@ fn goes_back(world: &mut World) -> String {
     checkpoint
 }
 
+/// Disks that came and went while the machine ran: its memory knows those that were there, at their places.
+fn knows_disks_that_come_and_go(world: &mut World) {
+    let image = guest::ext4_image(&world.scratch.path("late.raw"), DATA_BYTES);
+    let (_, vbd) = guest::disk(&world.scratch, &world.vm, "2", &world.sr, &image);
+    world.scratch.xe_ok(["vbd-plug", &format!("uuid={vbd}")]);
+    world.guest("until [ -b /dev/vdc ]; do sleep 0.1; done; mkdir -p /run/late && mount -t ext4 /dev/vdc /run/late");
+    world.guest("echo before >/run/late/words && sync");
+
+    world.sleeps_and_goes_on("with a disk that was plugged in");
+    world.guest("echo after >>/run/late/words && sync");
+    let checkpoint = world.scratch.xe_ok(["vm-checkpoint", &format!("uuid={}", world.vm), "new-name-label=with"]);
+    world.guest("echo lost >>/run/late/words && umount /run/late");
+    world.scratch.xe_ok(["vbd-unplug", &format!("uuid={vbd}")]);
+    world.guest("until ! [ -b /dev/vdc ]; do sleep 0.1; done");
+
+    world.sleeps_and_goes_on("after a disk was unplugged");
+    assert_eq!(world.guest("ls /dev/vdc 2>/dev/null | wc -l"), "0");
+    let plugged = world.scratch.xe_ok(["vbd-param-get", &format!("uuid={vbd}"), "param-name=currently-attached"]);
+    assert_eq!(plugged, "false");
+    // Its place is free, in the machine that was built anew as well.
+    world.scratch.xe_ok(["vbd-plug", &format!("uuid={vbd}")]);
+    let said = "until mount -t ext4 /dev/vdc /run/late 2>/dev/null; do sleep 0.1; done; cat /run/late/words";
+    assert_eq!(world.guest(said), "before\nafter\nlost");
+
+    // Its memory knows the disk as it was then, mounted.
+    world.scratch.xe_ok(["snapshot-revert", &format!("snapshot-uuid={checkpoint}")]);
+    world.on("vm-resume");
+    assert_eq!(world.guest("grep -c /run/late /proc/mounts; cat /run/late/words"), "1\nbefore\nafter");
+    world.guest("echo again >>/run/late/words && umount /run/late");
+    let vbd = world.scratch.xe_ok(["vbd-list", &format!("vm-uuid={}", world.vm), "userdevice=2", "--minimal"]);
+    world.scratch.xe_ok(["vbd-unplug", &format!("uuid={vbd}")]);
+    world.sleeps_and_goes_on("after a disk of the memory was unplugged");
+    let vdi = world.scratch.xe_ok(["vbd-param-get", &format!("uuid={vbd}"), "param-name=vdi-uuid"]);
+    world.scratch.xe_ok(["vbd-destroy", &format!("uuid={vbd}")]);
+    world.scratch.xe_ok(["vdi-destroy", &format!("uuid={vdi}")]);
+    world.scratch.xe_ok(["snapshot-uninstall", &format!("snapshot-uuid={checkpoint}"), "force=true"]);
+}
+
 /// A checkpoint that is cancelled leaves nothing, and the guest goes on.
 fn is_cancelled(world: &mut World) {
     let before = world.counts();
@@ -386,6 +378,7 @@ fn memory_is_kept_and_comes_back() {
     let mut world = World::new();
     sleeps_and_wakes(&mut world);
     let checkpoint = goes_back(&mut world);
+    knows_disks_that_come_and_go(&mut world);
     is_cancelled(&mut world);
     survives_kills(&mut world, &checkpoint);
     world.scratch.xe_ok(["vm-uninstall", &format!("uuid={}", world.vm), "force=true"]);
