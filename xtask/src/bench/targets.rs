@@ -83,6 +83,7 @@ pub const TARGETS: &[Target] = &[
     more("kept-randread", "random read, 1,000 generations kept", "IOPS", NONE_KEPT, 0.93, 0.98),
     more("kept-seqwrite", "sequential write, 1,000 generations kept", "MB/s", NONE_KEPT, 0.93, 0.98),
     more("kept-seqread", "sequential read, 1,000 generations kept", "MB/s", NONE_KEPT, 0.93, 0.98),
+    shown("kept-seqread-still", "sequential read, 1,000 generations kept, nothing laid out anew", "MB/s", NONE_KEPT),
     more("kept-flush", "write + flush, 1,000 generations kept", "writes/s", NONE_KEPT, 0.93, 0.98),
     less("kept-randwrite-p99", "p99 of random write, 1,000 generations kept", "us", NONE_KEPT, 1.15, 1.05),
     less("kept-randread-p99", "p99 of random read, 1,000 generations kept", "us", NONE_KEPT, 1.15, 1.05),

@@ -4,8 +4,8 @@
 use anyhow::Result;
 
 use crate::bench::blockd::{Blockd, Space};
-use crate::bench::compare::{self, P99, figure_of};
-use crate::bench::fio::{self, ALL};
+use crate::bench::compare::{self, MB_PER_S, P99, figure_of};
+use crate::bench::fio::{self, ALL, SEQREAD};
 use crate::bench::nbd::Writer;
 use crate::bench::peers::Peer;
 use crate::bench::{Bench, GIB};
@@ -20,6 +20,7 @@ pub const SCENARIO: Scenario = Scenario {
         "kept-randread",
         "kept-seqwrite",
         "kept-seqread",
+        "kept-seqread-still",
         "kept-flush",
         "kept-randwrite-p99",
         "kept-randread-p99",
@@ -27,7 +28,7 @@ pub const SCENARIO: Scenario = Scenario {
     play,
     full_gib: 20,
     quick_gib: 14,
-    quick_seconds: 55,
+    quick_seconds: 62,
     is_quick: true,
 };
 
@@ -43,9 +44,8 @@ fn play(bench: &mut Bench) -> Result<()> {
     let mut none = Blockd::create(dir.join("none"), bytes * 5 / 2, Space::Written)?;
     let volume = kept.volume("kept", bytes)?;
     none.volume("none", bytes)?;
-    let mut peers = vec![Peer::tanada(KEPT, &kept, "kept"), Peer::tanada(NONE, &none, "none")];
-    for peer in &peers {
-        fio::fill(&peer.place(), bytes)?;
+    for place in [kept.place("kept"), none.place("none")] {
+        fio::fill(&place, bytes)?;
     }
     let mut control = kept.control()?;
     let mut writer = Writer::connect(&kept.nbd_socket(), "kept", 32, 1)?;
@@ -53,8 +53,12 @@ fn play(bench: &mut Bench) -> Result<()> {
         writer.overwrite(overwrites)?;
         kept.snapshot(&mut control, &volume)?;
     }
-    drop(writer);
+    drop((writer, control));
     Writer::connect(&none.nbd_socket(), "none", 32, 1)?.overwrite(GENERATIONS * overwrites)?;
+    if bench.wants("kept-seqread-still") {
+        still(bench, &mut kept, &mut none, bytes)?;
+    }
+    let mut peers = peers(&kept, &none);
     for workload in ALL {
         let row = format!("kept-{}", workload.id);
         let row_p99 = format!("{row}-p99");
@@ -69,6 +73,26 @@ fn play(bench: &mut Bench) -> Result<()> {
             bench.report.compared(id, runs.values(KEPT, figure), runs.ratios(KEPT, NONE, figure));
             bench.report.detail(id, "overwrites_between", overwrites.into());
         }
+    }
+    Ok(())
+}
+
+fn peers(kept: &Blockd, none: &Blockd) -> Vec<Peer> {
+    vec![Peer::tanada(KEPT, kept, "kept"), Peer::tanada(NONE, none, "none")]
+}
+
+/// Sequential reading of both as they are. Otherwise the reading itself lays the one without generations out anew, and
+/// not the other: re-layout moves only what is younger than the last generation.
+fn still(bench: &mut Bench, kept: &mut Blockd, none: &mut Blockd, bytes: u64) -> Result<()> {
+    const ID: &str = "kept-seqread-still";
+    for store in [&mut *kept, &mut *none] {
+        store.restart_with(&["--relayout", "0"])?;
+    }
+    let runs = compare::rounds(bench, &SEQREAD, &mut peers(kept, none), bytes, &mut compare::nothing);
+    compare::show(bench, ID, &SEQREAD, &runs, NONE);
+    bench.report.compared(ID, runs.values(KEPT, MB_PER_S), runs.ratios(KEPT, NONE, MB_PER_S));
+    for store in [kept, none] {
+        store.restart_with(&[])?;
     }
     Ok(())
 }
