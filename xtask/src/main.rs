@@ -1,9 +1,11 @@
 //! `cargo xtask …`: everything a developer or CI runs.
 
 mod bench;
+mod beside;
 mod conformance;
 mod consistency;
 mod demo;
+mod flat;
 mod fuzz;
 mod guest;
 mod kills;
@@ -32,6 +34,8 @@ usage: cargo xtask COMMAND
           snapshots of a database under load, each instantiated and judged by what its clients saw committed
   bench [--rounds N] [--seconds N] [--path DIR] [--json FILE] [--svg FILE] [--quick] [--rows NAME[,NAME]]
           the data plane beside its peers, in one run; --rows list shows what there is
+  flat [--generations N] [--seconds N] [--keep] [--dev]
+          how long requests of a running guest take with no generations kept, with many, and during exports
   conformance [--write]
           the driver suite over the embedded store and both simulated arrays, side by side; into docs/drivers.md
   sim [--seed N] [--runs N] [--minutes N] [--kind KIND] [--trace]
@@ -85,6 +89,7 @@ fn run(args: &[String]) -> Result<()> {
         ["fuzz", options @ ..] => fuzz::run(&fuzz::Options::parse(options)?),
         ["conformance", options @ ..] => conformance::run(options),
         ["consistency", options @ ..] => consistency::run(&consistency::Options::parse(options)?),
+        ["flat", options @ ..] => flat::run(&flat::Options::parse(options)?),
         ["bench", options @ ..] => bench::run(&bench::Options::parse(options)?),
         _ => bail!(USAGE),
     }

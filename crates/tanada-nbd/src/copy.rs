@@ -4,7 +4,7 @@ use tokio::task::JoinSet;
 
 use crate::client::{Client, NbdError};
 
-/// Bytes read and written at a time.
+/// Bytes read and written at a time, at most.
 pub const PIECE_BYTES: u64 = 1 << 20;
 /// Pieces in flight.
 const PIECES_MAX: usize = 8;
@@ -20,16 +20,19 @@ pub struct Copied {
 
 /// Makes the first `source.size()` bytes of `target` equal to `source`, durably. `target_is_zero` spares the zeroing of
 /// holes in a target that is known to be empty. `progress` hears how many bytes of the source are done with; `turn` is
-/// waited for before so many bytes are read and written, so that the caller can say how fast it goes.
+/// waited for before so many bytes are read and written, so that the caller can say how fast it goes, and `piece_bytes` in
+/// how small pieces (1 to [`PIECE_BYTES`]).
 /// Dropping the future stops the copy; the target then holds a part.
 pub async fn copy<Turn: Future<Output = ()>>(
     source: &Client,
     target: &Client,
     target_is_zero: bool,
+    piece_bytes: u64,
     turn: impl Fn(u64) -> Turn,
     mut progress: impl FnMut(u64),
 ) -> Result<Copied, NbdError> {
     let size = source.size();
+    let piece_bytes = piece_bytes.clamp(1, PIECE_BYTES);
     let mut copied = Copied::default();
     let mut pieces: JoinSet<Result<Copied, NbdError>> = JoinSet::new();
     let mut window = 0;
@@ -46,11 +49,11 @@ pub async fn copy<Turn: Future<Output = ()>>(
             }
             let mut at = extent.offset;
             while at < end {
-                let next = (at / PIECE_BYTES + 1) * PIECE_BYTES;
+                let next = (at / piece_bytes + 1) * piece_bytes;
                 let length = (next.min(end) - at) as u32;
                 if pieces.len() >= PIECES_MAX {
                     collect(&mut pieces, &mut copied).await?;
-                    progress(at.saturating_sub(PIECES_MAX as u64 * PIECE_BYTES));
+                    progress(at.saturating_sub(PIECES_MAX as u64 * piece_bytes));
                 }
                 turn(u64::from(length)).await;
                 pieces.spawn(piece(source.clone(), target.clone(), at, length, target_is_zero));

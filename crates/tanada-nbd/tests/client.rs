@@ -126,7 +126,7 @@ async fn a_copy_is_equal_and_sparse() {
     from.write_at(3 * MIB + 100, Bytes::from_static(b"alpha")).await.unwrap();
     from.write_at(4_999_990, Bytes::from_static(b"omega")).await.unwrap();
     let mut last = 0;
-    let copied = copy(&from, &to, false, |_| std::future::ready(()), |done| last = done).await.unwrap();
+    let copied = copy(&from, &to, false, 64 << 10, |_| std::future::ready(()), |done| last = done).await.unwrap();
     assert_eq!(last, 5_000_000);
     assert!(copied.written >= 10 && copied.written < 2 * MIB, "{copied:?}");
     let (left, right) = (from.read_at(0, 5_000_000).await.unwrap(), to.read_at(0, 5_000_000).await.unwrap());

@@ -7,7 +7,7 @@
 //!   targets   what is measured, must and aim            rows/*    scenarios: each prepares servers and fills some rows
 //!   report    rows, peers, notes; table and JSON        compare   rounds in shuffled order
 //!   chart     SVG                                       fio, nbd  clients
-//!   peers, blockd   servers                             process, undo   programs run, everything undone at the end
+//!   peers, blockd, plane   servers                      process, undo   programs run, everything undone at the end
 //! ```
 //! A scenario that fails leaves its rows "not measured" with the reason; the run goes on. Whatever is made under `--path`
 //! is removed at the end, on Ctrl-C too.
@@ -20,6 +20,7 @@ mod machine;
 mod nbd;
 mod options;
 mod peers;
+mod plane;
 mod process;
 mod report;
 mod rows;

@@ -110,6 +110,8 @@ pub const TARGETS: &[Target] = &[
     less("delete-oldest", "deleting the oldest generation: map I/O per differing leaf", "blocks", Of::Value, 3.0, 2.0),
     less("delete-middle", "deleting a middle generation: map I/O per differing leaf", "blocks", Of::Value, 3.0, 2.0),
     less("delete-shared", "deleting a generation that a clone shares: map I/O per differing leaf", "blocks", Of::Value, 3.0, 2.0),
+    less("paced-kept-randwrite-p99", "p99 of paced random write, 400 generations kept", "us", NONE_KEPT, 1.15, 1.05),
+    less("paced-kept-randread-p99", "p99 of paced random read, 400 generations kept", "us", NONE_KEPT, 1.15, 1.05),
     less("export-randwrite-p99", "p99 of paced random write during an export, rate=32MiB", "us", NO_EXPORT, 2.0, 1.2),
     less("export-randread-p99", "p99 of paced random read during an export, rate=32MiB", "us", NO_EXPORT, 2.0, 1.2),
     shown_less("export-unbounded-randwrite-p99", "p99 of paced random write during an export without a bound", "us", NO_EXPORT),

@@ -130,7 +130,7 @@ async fn copy_data(ctx: &CallContext, source: &Ref, target: &Ref, target_is_zero
             async move { rate.turn(bytes).await }
         };
         let progress = |done| ctx.task.progress(done as f64 / size as f64);
-        let done = copy::copy(&source, &target, target_is_zero, turn, progress).await;
+        let done = copy::copy(&source, &target, target_is_zero, rate.piece_bytes(), turn, progress).await;
         done.map_err(|error: NbdError| disk_error(error))
     };
     let copied = copied.await;

@@ -5,15 +5,18 @@
 //! nothing there.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures_util::future::try_join_all;
 use std::future::poll_fn;
 use tanada_driver::Moved;
 use tanada_nbd::client::{Client, Extent, NbdError};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::rate::Rate;
@@ -21,8 +24,14 @@ use super::rate::Rate;
 /// Bytes of one read or write: the chunk of an XVA archive.
 pub const CHUNK_BYTES: u64 = 1 << 20;
 
-/// Reads or writes under way on one disk; 8 MiB of memory at most.
+/// Chunks under way on one disk; 8 MiB of memory at most.
 pub const UNDER_WAY: usize = 8;
+
+/// Bytes that are read at a time, and how many such reads are under way in one transfer. What is under way is in front of a
+/// guest's next request, so it is no more than keeps the storage busy: on an otherwise idle store four reads of 256 KiB
+/// move 1.0 GB/s and let a guest wait for 0.7 ms (median), eight of 1 MiB move 1.3 GB/s and let it wait for 20 ms.
+const READ_BYTES: u64 = 256 << 10;
+const READS_UNDER_WAY: usize = 4;
 
 /// How far ahead holes are asked for.
 pub const WINDOW_BYTES: u64 = 1 << 30;
@@ -30,24 +39,61 @@ pub const WINDOW_BYTES: u64 = 1 << 30;
 /// Bytes that one transfer has read from or written to disks so far. Holes count for nothing: neither those that are not
 /// read nor those that are made. It outlives readers and writers, so that a transfer that broke off is told as well.
 /// And how fast they may come.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Tally {
     bytes: Arc<AtomicU64>,
     rate: Rate,
+    /// Permits for reads under way. Given in the order in which they were asked for, so that pieces are read in order.
+    room: Arc<Semaphore>,
+}
+
+impl Default for Tally {
+    fn default() -> Tally {
+        Tally::within(Rate::default())
+    }
 }
 
 impl Tally {
     /// Readers and writers that keep this bound.
     pub fn within(rate: Rate) -> Tally {
-        Tally { bytes: Arc::default(), rate }
+        Tally { bytes: Arc::default(), rate, room: Arc::new(Semaphore::new(READS_UNDER_WAY)) }
     }
 
-    /// Waits until so many bytes may be read or written.
-    pub async fn turn(&self, bytes: u64) {
-        self.rate.turn(bytes).await;
+    /// Reads a range in pieces, each in its turn. Concurrent calls are served one after another.
+    pub async fn read(&self, client: &Client, offset: u64, length: u64) -> Result<Bytes, NbdError> {
+        let piece = READ_BYTES.min(self.rate.piece_bytes());
+        let mut pieces = try_join_all(ranges(offset, length, piece).map(|part| self.read_piece(client, part))).await?;
+        if pieces.len() == 1 {
+            return Ok(pieces.remove(0));
+        }
+        let mut whole = BytesMut::with_capacity(length as usize);
+        pieces.iter().for_each(|piece| whole.extend_from_slice(piece));
+        Ok(whole.freeze())
     }
 
-    pub fn add(&self, bytes: u64) {
+    async fn read_piece(&self, client: &Client, part: Range<u64>) -> Result<Bytes, NbdError> {
+        let length = part.end - part.start;
+        let _room = self.room.acquire().await.map_err(|error| NbdError::Lost(error.to_string()))?;
+        self.rate.turn(length).await;
+        // At most READ_BYTES.
+        let bytes = client.read_at(part.start, length as u32).await?;
+        self.add(length);
+        Ok(bytes)
+    }
+
+    /// Writes in pieces, one after another, each in its turn.
+    async fn write(&self, client: &Client, offset: u64, bytes: Bytes) -> Result<(), NbdError> {
+        for part in ranges(0, bytes.len() as u64, self.rate.piece_bytes()) {
+            let piece = bytes.slice(part.start as usize..part.end as usize);
+            let length = piece.len() as u64;
+            self.rate.turn(length).await;
+            client.write_at(offset + part.start, piece).await?;
+            self.add(length);
+        }
+        Ok(())
+    }
+
+    fn add(&self, bytes: u64) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
@@ -56,6 +102,12 @@ impl Tally {
         let bytes_by_host = self.bytes.load(Ordering::Relaxed);
         Moved { changed: bytes_by_host > 0, bytes_by_host, bytes_by_storage: 0 }
     }
+}
+
+/// A range in parts of `piece` bytes, the last one as long as what is left.
+fn ranges(offset: u64, length: u64, piece: u64) -> impl Iterator<Item = Range<u64>> {
+    let end = offset + length;
+    (offset..end).step_by(piece as usize).map(move |start| start..end.min(start + piece))
 }
 
 /// The next part of a disk, at most [`CHUNK_BYTES`] long and ending at a multiple of it or at the end.
@@ -153,13 +205,7 @@ impl DiskReader {
             return Ok(State::Done(Ok(Chunk::Zeros(length))));
         }
         let (client, tally) = (self.client.clone(), self.tally.clone());
-        let reading = async move {
-            tally.turn(length).await;
-            // At most CHUNK_BYTES.
-            let bytes = client.read_at(start, length as u32).await?;
-            tally.add(length);
-            Ok(Chunk::Data(bytes))
-        };
+        let reading = async move { tally.read(&client, start, length).await.map(Chunk::Data) };
         Ok(State::Reading(Box::pin(reading)))
     }
 }
@@ -204,13 +250,7 @@ impl DiskWriter {
     pub async fn data(&mut self, offset: u64, bytes: Bytes) -> Result<(), NbdError> {
         self.room().await?;
         let (client, tally) = (self.client.clone(), self.tally.clone());
-        self.under_way.spawn(async move {
-            let length = bytes.len() as u64;
-            tally.turn(length).await;
-            client.write_at(offset, bytes).await?;
-            tally.add(length);
-            Ok(())
-        });
+        self.under_way.spawn(async move { tally.write(&client, offset, bytes).await });
         Ok(())
     }
 
@@ -254,7 +294,8 @@ mod tests {
     use bytes::Bytes;
     use tanada_nbd::client::Client;
 
-    use super::{Before, CHUNK_BYTES, Chunk, DiskReader, DiskWriter, Tally};
+    use super::{Before, CHUNK_BYTES, Chunk, DiskReader, DiskWriter, Tally, ranges};
+    use crate::transfer::rate::Rate;
 
     const MIB: usize = CHUNK_BYTES as usize;
 
@@ -288,12 +329,36 @@ mod tests {
         }
     }
 
+    #[test]
+    fn pieces_leave_nothing_out() {
+        let parts: Vec<_> = ranges(1000, 300, 128).collect();
+        assert_eq!(parts, [1000..1128, 1128..1256, 1256..1300]);
+        assert_eq!(ranges(7, 0, 128).count(), 0);
+        assert_eq!(ranges(0, 512, 1 << 20).collect::<Vec<_>>(), [0..512]);
+    }
+
+    #[tokio::test]
+    async fn a_chunk_is_whole_whatever_the_pieces() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (_witness, client) = Witness::start(&scratch.path().join("disk"), 2 * MIB).await;
+        let content: Vec<u8> = (0..2 * MIB).map(|at| (at / 4096) as u8).collect();
+        client.write_at(0, content.clone().into()).await.unwrap();
+        for tally in [Tally::default(), Tally::within(Rate::bytes_per_second(32 << 20))] {
+            let (offset, length) = (300 * 1024, MIB + 512);
+            let read = tally.read(&client, offset as u64, length as u64).await.unwrap();
+            assert!(read == content[offset..offset + length]);
+            assert_eq!(tally.moved().bytes_by_host, length as u64);
+        }
+    }
+
     #[tokio::test]
     async fn what_is_written_is_read_and_holes_are_not() {
         let scratch = tempfile::tempdir().unwrap();
         let size = 40 * MIB + 512;
         let (_witness, client) = Witness::start(&scratch.path().join("disk"), size).await;
-        let (written, read) = (Tally::default(), Tally::default());
+        // With a bound, so that pieces are smaller than chunks, both ways.
+        let bound = Rate::bytes_per_second(64 << 20);
+        let (written, read) = (Tally::within(bound.clone()), Tally::within(bound));
         let mut writer = DiskWriter::new(client.clone(), Before::Zeros, &written);
         for (chunk, byte) in [(0, 1u8), (7, 2), (39, 3)] {
             writer.data(chunk * CHUNK_BYTES, Bytes::from(vec![byte; MIB])).await.unwrap();

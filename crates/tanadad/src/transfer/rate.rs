@@ -4,6 +4,9 @@
 //! moment of the next one back by what its bytes take at the rate. Time in which nobody asked is not made up for, so
 //! there are no bursts after a pause. Holes take no turn.
 //!
+//! What takes turns goes in small pieces ([`Rate::piece_bytes`]), spread evenly: a storage serves in order, so a guest's
+//! request may find a piece of the transfer in front of it, and the less that is the sooner it is answered.
+//!
 //! | bound | who sets it | shared by |
 //! |---|---|---|
 //! | `rate=` of a transfer, bytes per second | the client | the reads (or writes) of this transfer |
@@ -16,11 +19,18 @@ use std::time::Duration;
 use tanada_xapi::{ApiError, ApiResult, Ref};
 use tokio::time::{Instant, sleep_until};
 
+use super::disk::CHUNK_BYTES;
 use crate::context::Daemon;
 use crate::db::View;
 
 /// Bytes per second of the slowest transfer: a chunk then takes 16 seconds, and clients still see that something happens.
 pub const SLOWEST: u64 = 64 << 10;
+
+/// Bytes of the smallest pieces; smaller ones cost more to ask for than they save anybody.
+const PIECE_BYTES_MIN: u64 = 64 << 10;
+
+/// Turns a second, where the pieces are not at their smallest. A sleep ends with a tick of the timer, a millisecond.
+const TURNS_PER_SECOND: u64 = 512;
 
 /// The key in `SR.other_config`.
 pub const SR_KEY: &str = "tanada-transfer-rate";
@@ -73,6 +83,15 @@ impl Rate {
             self.0.push(bucket.clone());
         }
         Ok(self)
+    }
+
+    /// How many bytes are to be read or written in one turn, at most; a power of two.
+    pub fn piece_bytes(&self) -> u64 {
+        let slowest = self.0.iter().map(|bucket| bucket.bytes_per_second).min();
+        slowest.map_or(CHUNK_BYTES, |rate| {
+            let even = (rate / TURNS_PER_SECOND).clamp(PIECE_BYTES_MIN, CHUNK_BYTES);
+            1 << even.ilog2()
+        })
     }
 
     /// Waits for the turn of so many bytes. Who goes away while waiting leaves his turn unused.
@@ -128,6 +147,14 @@ mod tests {
         let later = start + Duration::from_secs(60);
         let turns: Vec<u128> = (0..3).map(|_| (bucket.next_turn(2 * MIB, later) - later).as_millis()).collect();
         assert_eq!(turns, [0, 200, 400]);
+    }
+
+    #[test]
+    fn the_slower_the_smaller_the_pieces() {
+        let pieces = |rates: &[u64]| Rate(rates.iter().map(|rate| Bucket::new(*rate)).collect()).piece_bytes() >> 10;
+        assert_eq!(pieces(&[]), 1024);
+        assert_eq!([SLOWEST, 32 * MIB, 100 * MIB, 1 << 40].map(|rate| pieces(&[rate])), [64, 64, 128, 1024]);
+        assert_eq!(pieces(&[1 << 40, 256 * MIB]), 512);
     }
 
     #[tokio::test]

@@ -1,32 +1,30 @@
-//! What a guest feels while a generation of its disk is exported: p99 of a steady load with nobody exporting, during an
-//! export that goes as fast as it can, and during one with a bound.
+//! What kept generations and exports cost a guest: p99 of a steady load on a disk with 400 generations kept beside a disk
+//! with none, during an export of a generation that goes as fast as it can, and during one with a bound.
 //!
 //! The whole way of an export is in it: daemon, archive, HTTP, client. The load is that of a guest with work to do, not one
-//! that asks for all there is: so many requests a second, a few at a time, and what is told is how long they take. In the
-//! same rounds stands how fast the export itself is, beside `qemu-img convert` of the same generation.
+//! that asks for all there is: so many requests a second, a few at a time, and what is told is how long they take. Both disks
+//! have the same history of overwriting. In the same run stands how fast the export itself is, beside `qemu-img convert` of
+//! the same generation.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
-use crate::bench::blockd::{Control, binary};
 use crate::bench::fio::{self, Figures, PACED_RANDREAD, PACED_RANDWRITE, Place, Workload};
-use crate::bench::process::{self, Server};
+use crate::bench::plane::{Guest, Plane};
+use crate::bench::process;
 use crate::bench::stats::median;
-use crate::bench::undo::{Act, Guard};
 use crate::bench::{Bench, GIB};
 
 use super::Scenario;
 
 pub const SCENARIO: Scenario = Scenario {
     name: "export",
-    what: "p99 of a guest's requests while a generation is exported, and the export's speed",
+    what: "p99 of a guest's requests with 400 generations and while one is exported, and the export's speed",
     rows: &[
+        "paced-kept-randwrite-p99",
+        "paced-kept-randread-p99",
         "export-randwrite-p99",
         "export-randread-p99",
         "export-unbounded-randwrite-p99",
@@ -34,36 +32,64 @@ pub const SCENARIO: Scenario = Scenario {
         "export-mb",
     ],
     play,
-    full_gib: 12,
-    quick_gib: 7,
-    quick_seconds: 60,
+    full_gib: 16,
+    quick_gib: 8,
+    quick_seconds: 75,
     is_quick: false,
 };
 
 /// Bytes per second of the export with a bound.
 const BOUND: u64 = 32 << 20;
-/// How long the control plane may take to begin.
-const START: Duration = Duration::from_secs(60);
+const GENERATIONS: u64 = 400;
+
+/// The rows of one load.
+struct Rows {
+    kept: &'static str,
+    bounded: &'static str,
+    unbounded: &'static str,
+}
+
+const CASES: [(&Workload, Rows); 2] = [
+    (
+        &PACED_RANDWRITE,
+        Rows {
+            kept: "paced-kept-randwrite-p99",
+            bounded: "export-randwrite-p99",
+            unbounded: "export-unbounded-randwrite-p99",
+        },
+    ),
+    (
+        &PACED_RANDREAD,
+        Rows {
+            kept: "paced-kept-randread-p99",
+            bounded: "export-randread-p99",
+            unbounded: "export-unbounded-randread-p99",
+        },
+    ),
+];
 
 fn play(bench: &mut Bench) -> Result<()> {
     let bytes = bench.size(4 * GIB, GIB);
-    let generations = bench.size(400, 40);
-    let plane = Plane::start(&bench.dir.join("export"), bytes * 5 / 2)?;
-    let guest = plane.guest(bytes)?;
-    fio::fill(&guest.place, bytes)?;
-    for _ in 0..generations {
-        fio::overwrite(&guest.place, bytes, 4 << 20)?;
-        plane.cut(&guest)?;
+    // 4 KiB each, between two generations.
+    let overwrites = bench.size(1024, 256);
+    let room = 2 * bytes + GENERATIONS * overwrites * 4096 + GIB;
+    let plane = Plane::start(&bench.dir.join("export"), room)?;
+    let (kept, none) = (plane.guest("kept", bytes)?, plane.guest("none", bytes)?);
+    for guest in [&kept, &none] {
+        fio::fill(&guest.place, bytes)?;
     }
-    let snapshot = plane.xe(&["vm-snapshot", &format!("uuid={}", guest.vm), "new-name-label=exported"])?;
-    bench.report.note(format!("export: {} GiB, {generations} generations kept", bytes / GIB));
-    let cases = [
-        (&PACED_RANDWRITE, "export-randwrite-p99", "export-unbounded-randwrite-p99"),
-        (&PACED_RANDREAD, "export-randread-p99", "export-unbounded-randread-p99"),
-    ];
-    for (load, bounded, unbounded) in cases {
-        if bench.wants(bounded) || bench.wants(unbounded) {
-            compare(bench, &plane, &guest, &snapshot, bytes, load, [bounded, unbounded])?;
+    let (mut writer, mut control) = (kept.writer(1)?, plane.control()?);
+    for _ in 0..GENERATIONS {
+        writer.overwrite(overwrites)?;
+        plane.cut(&mut control, &kept)?;
+    }
+    none.writer(1)?.overwrite(GENERATIONS * overwrites)?;
+    drop((writer, control));
+    let snapshot = plane.xe(&["vm-snapshot", &format!("uuid={}", kept.vm), "new-name-label=exported"])?;
+    bench.report.note(format!("export: {} GiB, {overwrites} overwrites between two generations", bytes / GIB));
+    for (load, rows) in &CASES {
+        if [rows.kept, rows.bounded, rows.unbounded].iter().any(|id| bench.wants(id)) {
+            compare(bench, &plane, [&none, &kept], &snapshot, bytes, load, rows)?;
         }
     }
     if bench.wants("export-mb") {
@@ -72,46 +98,47 @@ fn play(bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
-/// Rounds of: quiet, during an export without a bound, during one with.
+/// Rounds of: no generations, all of them, during an export without a bound, during one with.
 fn compare(
     bench: &mut Bench,
     plane: &Plane,
-    guest: &Guest,
+    [none, kept]: [&Guest; 2],
     snapshot: &str,
     bytes: u64,
     load: &Workload,
-    [bounded, unbounded]: [&'static str; 2],
+    rows: &Rows,
 ) -> Result<()> {
-    let (mut quiet, mut free, mut slow) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut alone, mut quiet, mut free, mut slow) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for round in 0..bench.options.rounds {
         if round >= 2 && bench.is_late() {
             break;
         }
-        let measure = || fio::run(load, &guest.place, bytes, bench.options.seconds, None);
-        quiet.push(measure()?);
-        free.push(plane.during_export(snapshot, None, measure)?);
-        slow.push(plane.during_export(snapshot, Some(BOUND), measure)?);
+        let measure = |guest: &Guest| fio::run(load, &guest.place, bytes, bench.options.seconds, None);
+        // In turns, so that neither is always the first.
+        if round.is_multiple_of(2) {
+            alone.push(measure(none)?);
+            quiet.push(measure(kept)?);
+        } else {
+            quiet.push(measure(kept)?);
+            alone.push(measure(none)?);
+        }
+        free.push(plane.during_export(snapshot, None, || measure(kept))?);
+        slow.push(plane.during_export(snapshot, Some(BOUND), || measure(kept))?);
     }
     let p99 = |runs: &[Figures]| runs.iter().map(|run| run.p99_us).collect::<Vec<f64>>();
     let p50 = |runs: &[Figures]| median(&runs.iter().map(|run| run.p50_us).collect::<Vec<f64>>());
-    let ratios = |runs: &[Figures]| runs.iter().zip(&quiet).map(|(run, quiet)| run.p99_us / quiet.p99_us).collect();
-    for (id, runs) in [(bounded, &slow), (unbounded, &free)] {
-        bench.report.compared(id, p99(runs), ratios(runs));
-        bench.report.detail(id, "quiet_p99_us", json!(median(&p99(&quiet))));
+    for (id, runs, reference) in
+        [(rows.kept, &quiet, &alone), (rows.bounded, &slow, &quiet), (rows.unbounded, &free, &quiet)]
+    {
+        let ratios = runs.iter().zip(reference).map(|(run, other)| run.p99_us / other.p99_us).collect();
+        bench.report.compared(id, p99(runs), ratios);
+        bench.report.detail(id, "reference_p99_us", json!(median(&p99(reference))));
         bench.report.detail(id, "p50_us", json!(p50(runs)));
-        bench.report.detail(id, "quiet_p50_us", json!(p50(&quiet)));
+        bench.report.detail(id, "reference_p50_us", json!(p50(reference)));
     }
-    bench.report.note(format!(
-        "{}: p99 {:.0} us quiet, {:.0} during an export with a bound of {} MiB/s, {:.0} without; p50 {:.0}, {:.0}, {:.0}",
-        load.name,
-        median(&p99(&quiet)),
-        median(&p99(&slow)),
-        BOUND >> 20,
-        median(&p99(&free)),
-        p50(&quiet),
-        p50(&slow),
-        p50(&free),
-    ));
+    let cases = [("no generations", &alone), ("400", &quiet), ("export with a bound", &slow), ("without", &free)];
+    let told = cases.map(|(name, runs)| format!("{name} {:.0} ({:.0})", median(&p99(runs)), p50(runs)));
+    bench.report.note(format!("{}: p99 (p50) in us: {}", load.name, told.join(", ")));
     Ok(())
 }
 
@@ -147,138 +174,4 @@ fn speed(bench: &mut Bench, plane: &Plane, snapshot: &str, bytes: u64) -> Result
     bench.report.compared("export-mb", exported, ratios);
     bench.report.detail("export-mb", "qemu_img_convert_mb_s", json!(median(&converted)));
     Ok(())
-}
-
-/// A control plane with one store.
-struct Plane {
-    run: PathBuf,
-    sr: String,
-    _daemon: Server,
-    _keeper: Guard,
-    _files: Guard,
-}
-
-/// A halted machine whose disk is loaded as its guest would.
-struct Guest {
-    vm: String,
-    disk: String,
-    place: Place,
-}
-
-impl Plane {
-    fn start(dir: &Path, bytes: u64) -> Result<Plane> {
-        std::fs::create_dir(dir).with_context(|| format!("making {}", dir.display()))?;
-        let files = Guard::new(Act::Remove(dir.to_owned()));
-        let run = dir.join("run");
-        let mut command = Command::new(binary());
-        command.arg("daemon").arg("--state-dir").arg(dir.join("state")).arg("--runtime-dir").arg(&run);
-        command.arg("--unix-socket").arg(run.join("xapi.sock")).args(["--listen", "127.0.0.1:0"]);
-        let daemon = Server::start(command, &dir.join("log"))?;
-        let begun = Instant::now();
-        while let Err(error) = xe(&run, &["host-list", "--minimal"]) {
-            if begun.elapsed() > START {
-                return Err(error.context("the control plane does not answer"));
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
-        let location = format!("device-config:location={}", dir.join("store").display());
-        let size = format!("physical-size={bytes}");
-        let sr = xe(&run, &["sr-create", "type=tanada", "name-label=export", &location, &size])?;
-        let pid = run.join("sr").join(&sr).join("keeper.pid");
-        let pid = std::fs::read_to_string(&pid).with_context(|| format!("reading {}", pid.display()))?;
-        let keeper = Guard::new(Act::End(pid.trim().parse().context("the keeper's process id")?));
-        Ok(Plane { run, sr, _daemon: daemon, _keeper: keeper, _files: files })
-    }
-
-    fn xe(&self, args: &[&str]) -> Result<String> {
-        xe(&self.run, args)
-    }
-
-    fn control(&self) -> Result<Control> {
-        Control::connect(&self.run.join("sr").join(&self.sr).join("control.sock"))
-    }
-
-    fn place(&self, token: &str) -> Place {
-        let socket = self.run.join("sr").join(&self.sr).join("nbd.sock");
-        Place::Nbd(format!("nbd+unix:///{token}?socket={}", socket.display()))
-    }
-
-    fn guest(&self, bytes: u64) -> Result<Guest> {
-        let vm = self.xe(&["vm-create", "name-label=guest"])?;
-        let (sr, size) = (format!("sr-uuid={}", self.sr), format!("disk-size={bytes}"));
-        self.xe(&["vm-disk-add", "vm=guest", &size, "device=0", &sr])?;
-        let disk = self.disk(&vm)?;
-        self.control()?.call("attach", json!({"token": "guest", "target": disk, "writable": true}))?;
-        Ok(Guest { vm, disk, place: self.place("guest") })
-    }
-
-    fn disk(&self, vm: &str) -> Result<String> {
-        self.xe(&["vbd-list", &format!("vm-uuid={vm}"), "params=vdi-uuid", "--minimal"])
-    }
-
-    /// A generation that no record knows: only the store has to keep it.
-    fn cut(&self, guest: &Guest) -> Result<()> {
-        let generation = uuid::Uuid::new_v4();
-        let group = json!({"group": [{"volume": guest.disk, "generation": generation}]});
-        self.control()?.call("snapshot", group).map(drop)
-    }
-
-    /// Measures while exports run one after another. An export that fails is an error: it would have disturbed nobody.
-    fn during_export(
-        &self,
-        snapshot: &str,
-        bound: Option<u64>,
-        measure: impl FnOnce() -> Result<Figures>,
-    ) -> Result<Figures> {
-        let mut args =
-            vec!["snapshot-export-to-template".to_owned(), format!("uuid={snapshot}"), "filename=".to_owned()];
-        args.extend(bound.map(|rate| format!("rate={rate}")));
-        let over = AtomicBool::new(false);
-        thread::scope(|scope| {
-            let exports = scope.spawn(|| -> Result<()> {
-                while !over.load(Ordering::Relaxed) {
-                    let mut child = command(&self.run, &args).stdout(Stdio::null()).spawn().context("starting xe")?;
-                    let status = loop {
-                        match child.try_wait()? {
-                            Some(status) => break status,
-                            None if over.load(Ordering::Relaxed) => {
-                                child.kill()?;
-                                child.wait()?;
-                                return Ok(());
-                            }
-                            None => thread::sleep(Duration::from_millis(20)),
-                        }
-                    };
-                    if !status.success() {
-                        bail!("an export ended with {status}");
-                    }
-                }
-                Ok(())
-            });
-            // The export is under way before the first request is timed.
-            thread::sleep(Duration::from_millis(500));
-            let figures = measure();
-            over.store(true, Ordering::Relaxed);
-            match exports.join() {
-                Ok(exported) => exported?,
-                Err(_) => bail!("the thread that exports panicked"),
-            }
-            figures
-        })
-    }
-}
-
-fn command(run: &Path, args: &[impl AsRef<str>]) -> Command {
-    let mut command = Command::new(binary());
-    command.arg("xe").args(args.iter().map(AsRef::as_ref)).env("TANADA_SOCKET", run.join("xapi.sock"));
-    command.stdin(Stdio::null());
-    command
-}
-
-fn xe(run: &Path, args: &[&str]) -> Result<String> {
-    let output = command(run, args).output().context("starting xe")?;
-    if !output.status.success() {
-        bail!("xe {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
 }

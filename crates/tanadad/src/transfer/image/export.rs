@@ -251,13 +251,7 @@ async fn send(mut out: Out<'_>, client: Client, content: Content, size: u64, tal
 
 async fn read(client: Client, tally: Tally, piece: ImagePiece) -> ApiResult<Bytes> {
     let content = match piece.range() {
-        Some((offset, length)) => {
-            tally.turn(length).await;
-            // At most 1 MiB.
-            let bytes = client.read_at(offset, length as u32).await.map_err(disk_error)?;
-            tally.add(length);
-            bytes
-        }
+        Some((offset, length)) => tally.read(&client, offset, length).await.map_err(disk_error)?,
         None => Bytes::new(),
     };
     piece.render(content).map_err(ApiError::internal)
