@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use tanada_witness::ledger::{Found, Ledger};
+use tanada_witness::ledger::{Found, Ledger, Verdict};
 
 use crate::demo::eventually;
 use crate::demo::machine::Machine;
@@ -70,6 +70,11 @@ pub struct Shot {
     pub name: String,
     pub mode: Mode,
     pub info: BTreeMap<String, String>,
+    told: Told,
+}
+
+/// What the clients of a server had told before an instant that was cut, and after it.
+pub struct Told {
     before: Ledger,
     after: Ledger,
 }
@@ -185,6 +190,13 @@ impl Server {
 
     /// A snapshot that somebody else has taken since the ledger was `before`.
     pub fn shot(&self, world: &World, mode: Mode, name: &str, uuid: String, before: Ledger) -> Result<Shot> {
+        let told = self.told(world, mode, before)?;
+        let info = info(world, &uuid)?;
+        Ok(Shot { template: Machine { uuid }, name: name.to_owned(), mode, info, told })
+    }
+
+    /// For an instant that was cut since the ledger was `before`.
+    pub fn told(&self, world: &World, mode: Mode, before: Ledger) -> Result<Told> {
         let console = self.console(world)?;
         let after = Ledger::read(&console);
         // With the database at rest, what was acknowledged until then is known to the last transaction.
@@ -198,8 +210,7 @@ impl Server {
             }
             Mode::Frozen | Mode::Crash => before,
         };
-        let info = info(world, &uuid)?;
-        Ok(Shot { template: Machine { uuid }, name: name.to_owned(), mode, info, before, after })
+        Ok(Told { before, after })
     }
 }
 
@@ -243,14 +254,21 @@ impl Shot {
 
     /// The longest time that a client waited over the snapshot.
     pub fn wait_ms(&self, later: &Ledger) -> u64 {
-        self.before.longest_wait_ms(later)
+        self.told.before.longest_wait_ms(later)
     }
 
+    /// Judges a copy as [`Told::judge`] does.
+    pub fn judge(&self, found: &Found) -> Result<Verdict> {
+        self.told.judge(&self.name, found)
+    }
+}
+
+impl Told {
     /// Judges a copy by the ledger: an error where it is torn, or where anything acknowledged is missing.
-    pub fn judge(&self, found: &Found) -> Result<tanada_witness::ledger::Verdict> {
-        let verdict = self.before.judge(&self.after, found).with_context(|| format!("the copy of {}", self.name))?;
+    pub fn judge(&self, name: &str, found: &Found) -> Result<Verdict> {
+        let verdict = self.before.judge(&self.after, found).with_context(|| format!("the copy of {name}"))?;
         if verdict.lost > 0 {
-            bail!("the copy of {} has lost {} of {} committed transactions", self.name, verdict.lost, verdict.required);
+            bail!("the copy of {name} has lost {} of {} committed transactions", verdict.lost, verdict.required);
         }
         Ok(verdict)
     }

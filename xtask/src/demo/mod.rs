@@ -6,6 +6,7 @@
 mod archive;
 mod copies;
 mod doctor;
+mod documented;
 mod freezes;
 mod generations;
 mod instances;

@@ -3,9 +3,11 @@
 //! ```text
 //! nights by a schedule, its clock passed in:  1     2      3             4      5
 //! the guest's hook:                           ok    ok     fails         ok     ok
-//! backups to a directory:                     full  delta                delta
+//! backups by the documented script:           full  delta                delta
+//! the same snapshots as VHD files:            full  delta                delta
 //! snapshots kept at last:                                  3             4      5
 //! loss: machine and snapshots are gone ─▶ night 2 from full and delta ─▶ checksums, then the database and its ledger
+//!                                     └─▶ nights 2 and 4 from the VHD files ─▶ checksums
 //! ```
 //! Clients work all the time. Everything goes through `xe`, as in [`super`].
 
@@ -15,6 +17,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 
+use super::documented::{self, Night};
 use super::machine::{Machine, sha256};
 use super::storage::Kind;
 use super::world::World;
@@ -46,19 +49,22 @@ fn job(world: &mut World, guest: &DatabaseGuest) -> Result<()> {
     step(world, "vmss-create", |world| schedule(world, &server))?;
     let first = step(world, "night-1", |world| night(world, &server, 1, Mode::Hooks))?;
     step(world, "snapshot-certificate", |world| certificate(world, &first))?;
-    let mut backups = vec![step(world, "full-backup", |world| back_up(world, &first, None))?];
+    step(world, "full-backup", |world| documented::back_up(world, &server, 1))?;
+    let mut files = vec![step(world, "full-vhd", |world| export(world, &first, None))?];
     let second = step(world, "night-2", |world| night(world, &server, 2, Mode::Hooks))?;
-    backups.push(step(world, "delta-backup-1", |world| back_up(world, &second, Some(&first)))?);
+    let chosen = step(world, "delta-backup-1", |world| documented::back_up(world, &server, 2))?;
+    files.push(step(world, "delta-vhd-1", |world| export(world, &second, Some(&first)))?);
     step(world, "night-3-freeze-fails", |world| failing_night(world, &server))?;
     let fourth = step(world, "night-4", |world| night(world, &server, 4, Mode::Hooks))?;
-    backups.push(step(world, "delta-backup-2", |world| back_up(world, &fourth, Some(&second)))?);
+    step(world, "delta-backup-2", |world| documented::back_up(world, &server, 3))?;
+    files.push(step(world, "delta-vhd-2", |world| export(world, &fourth, Some(&second)))?);
     step(world, "night-5", |world| night(world, &server, 5, Mode::Hooks))?;
     step(world, "retention", |world| retention(world, &server))?;
     step(world, "loss", |world| lose(world, &sr, &server))?;
-    let restored = step(world, "restore-night-2", |world| restore(world, &sr, &backups[..2]))?;
-    let restored = step(world, "database-opens", |world| opens(world, restored, &second))?;
+    let restored = step(world, "restore-night-2", |world| documented::restore(world, &sr, &chosen, &DISKS))?;
+    let restored = step(world, "database-opens", |world| opens(world, restored, &chosen))?;
     step(world, "works-on", |world| works_on(world, restored))?;
-    step(world, "restore-night-4", |world| restore(world, &sr, &backups)).map(drop)?;
+    step(world, "restore-vhd", |world| [&files[..2], &files].iter().try_for_each(|chain| restore(world, &sr, chain)))?;
     step(world, "store-check", |world| prepare::sound(world, &sr).map(drop))
 }
 
@@ -155,15 +161,15 @@ fn failing_night(world: &mut World, server: &Server) -> Result<()> {
     server.wait_for_transactions(world, 1)
 }
 
-/// A night on the backup medium: one file per disk, and what each disk holds by its SHA-256.
+/// A night as files that others' tools read: one per disk, and what each disk holds by its SHA-256.
 struct Backup {
     name: String,
     files: Vec<PathBuf>,
     digests: Vec<String>,
 }
 
-/// A full backup, or what differs from the snapshot that was backed up before.
-fn back_up(world: &mut World, shot: &Shot, before: Option<&Shot>) -> Result<Backup> {
+/// All of a snapshot's disks, or what differs from the snapshot that was exported before.
+fn export(world: &mut World, shot: &Shot, before: Option<&Shot>) -> Result<Backup> {
     let dir = world.dir.join("backup");
     fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
     let mut backup = Backup { name: shot.name.clone(), files: Vec::new(), digests: Vec::new() };
@@ -217,6 +223,11 @@ fn lose(world: &mut World, sr: &str, server: &Server) -> Result<()> {
     for vdi in disks? {
         world.xe(&["vdi-destroy", &format!("uuid={vdi}")])?;
     }
+    // What the script left on the host is a place in time, which the machine's loss makes useless.
+    let places = world.xe(&["vdi-list", &format!("sr-uuid={sr}"), "type=cbt_metadata", "--minimal"])?;
+    for vdi in places.split(',').filter(|uuid| !uuid.is_empty()) {
+        world.xe(&["vdi-destroy", &format!("uuid={vdi}")])?;
+    }
     let left = world.xe(&["vdi-list", &format!("sr-uuid={sr}"), "--minimal"])?;
     if !left.is_empty() {
         bail!("disks are left: {left}");
@@ -224,10 +235,10 @@ fn lose(world: &mut World, sr: &str, server: &Server) -> Result<()> {
     Ok(())
 }
 
-/// A new machine whose disks come from the first backup, which is full, and the deltas after it.
-fn restore(world: &mut World, sr: &str, chain: &[Backup]) -> Result<Machine> {
+/// A machine whose disks come from the first files, which are full, and the deltas after them.
+fn restore(world: &mut World, sr: &str, chain: &[Backup]) -> Result<()> {
     let last = chain.last().context("a backup to restore")?;
-    let machine = server::empty(world, sr, "restored")?;
+    let machine = server::empty(world, sr, "from-files")?;
     for (number, device) in DISKS.iter().enumerate() {
         let bytes = virtual_bytes(&chain[0].files[number])?;
         let vdi = prepare::add_disk(world, sr, &machine, device, bytes, None)?;
@@ -241,7 +252,7 @@ fn restore(world: &mut World, sr: &str, chain: &[Backup]) -> Result<Machine> {
         }
     }
     world.note(format!("{}: three disks with the checksums of that night", last.name));
-    Ok(machine)
+    Ok(())
 }
 
 /// The size of a disk that a VHD holds: bytes 48 to 56 of its footer, of which a copy begins the file.
@@ -254,12 +265,12 @@ fn virtual_bytes(vhd: &std::path::Path) -> Result<u64> {
 }
 
 /// It boots; file systems and database need no recovery, and all is there that was committed before that night.
-fn opens(world: &mut World, machine: Machine, shot: &Shot) -> Result<Server> {
+fn opens(world: &mut World, machine: Machine, night: &Night) -> Result<Server> {
     let server = Server::boot(world, machine)?;
-    let verdict = shot.judge(&server.audit(world)?)?;
+    let verdict = night.told().judge(&night.name(), &server.audit(world)?)?;
     let told = server.recoveries(world)?;
     if told != server::AT_REST {
-        bail!("the copy of '{}' was to be at rest: {told}", shot.name);
+        bail!("the copy of {} was to be at rest: {told}", night.name());
     }
     world.note(format!("{told}; {} committed transactions there, {} lost", verdict.required, verdict.lost));
     Ok(server)

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -19,6 +20,9 @@ use crate::sh;
 /// Scratch directories are known by it; only such are ever removed.
 const SCRATCH_PREFIX: &str = "tanada-demo-";
 
+/// For whoever comes over TLS; the demo's world is its own.
+const PASSWORD: &str = "the demo's own secret";
+
 /// Set by the handler of Ctrl-C; looked at between commands.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
@@ -31,6 +35,9 @@ pub struct World {
     kernel: PathBuf,
     /// Schedules follow [`World::clock`] instead of the time of day.
     steered: bool,
+    /// Where the API answers over TLS, and where disks are served.
+    https: SocketAddr,
+    nbd: SocketAddr,
     daemon: Option<Child>,
     array: Option<Array>,
     notes: Vec<String>,
@@ -67,12 +74,15 @@ impl World {
             xe,
             kernel: kernel.to_path_buf(),
             steered,
+            https: free_port()?,
+            nbd: free_port()?,
             daemon: None,
             array: None,
             notes: Vec::new(),
             started: Instant::now(),
         };
         println!("scratch directory {}", world.dir.display());
+        fs::write(world.password_file(), PASSWORD).context("writing the password file")?;
         world.array = Array::start(sr, &world.dir, dev)?;
         world.remember_accelerator(false)?;
         world.start_daemon()?;
@@ -107,7 +117,8 @@ impl World {
             ])
             .args([Path::new("--unix-socket"), &self.socket()])
             .args([Path::new("--probe-kernel"), &self.kernel])
-            .args(["--listen", "127.0.0.1:0"])
+            .args(["--listen", &self.https.to_string(), "--nbd-listen", &self.nbd.to_string()])
+            .args([Path::new("--root-password-file"), &self.password_file()])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -125,6 +136,21 @@ impl World {
         daemon.kill().context("killing the daemon")?;
         daemon.wait().context("waiting for the daemon")?;
         Ok(())
+    }
+
+    /// Address of the API over TLS.
+    pub fn https_url(&self) -> String {
+        format!("https://{}", self.https)
+    }
+
+    /// Root's password for logins over TLS.
+    pub fn password_file(&self) -> PathBuf {
+        self.dir.join("password")
+    }
+
+    /// What the API and disks over NBD prove themselves with.
+    pub fn certificate(&self) -> PathBuf {
+        self.dir.join("state/tls/cert.pem")
     }
 
     fn clock_socket(&self) -> PathBuf {
@@ -301,6 +327,12 @@ impl World {
         drop(self.array.take());
         stop_world(&self.dir);
     }
+}
+
+/// A port that was free a moment ago; the kernel does not give it to others again at once.
+fn free_port() -> Result<SocketAddr> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("looking for a free port")?;
+    listener.local_addr().context("the port's number")
 }
 
 /// Ends all processes whose command line names the directory, then removes it. Only the demo's own are that: the
