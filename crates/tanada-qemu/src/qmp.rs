@@ -38,6 +38,9 @@ pub const QUICK: Duration = Duration::from_secs(10);
 const EVENTS_KEPT: usize = 1024;
 /// Replies of QEMU are far smaller; a peer that sends more in one line is not QEMU.
 const LINE_BYTES_MAX: usize = 16 << 20;
+/// Longest line of an event. They are kept for slow subscribers, so together they must not be much: the longest known has
+/// some hundred bytes.
+const EVENT_BYTES_MAX: usize = 64 << 10;
 /// Characters kept of a refusal; QEMU and its agent need some hundred.
 const REFUSAL_CHARS_MAX: usize = 500;
 
@@ -126,7 +129,7 @@ impl Qmp {
         let greeting = lines.next().await?.ok_or_else(|| lines.closed())?;
         let version = parse_greeting(&greeting).ok_or_else(|| QemuError::Protocol {
             what: format!("QMP on {}", socket.display()),
-            detail: format!("no greeting but {greeting}"),
+            detail: format!("no greeting but {}", printable(&greeting.to_string(), REFUSAL_CHARS_MAX)),
         })?;
         let (events, first) = broadcast::channel(EVENTS_KEPT);
         let (closing, closed) = watch::channel(false);
@@ -289,10 +292,13 @@ impl Lines {
                 });
             }
             if whole && !line.trim_ascii().is_empty() {
-                let parsed = serde_json::from_slice(&line);
-                return parsed
-                    .map(Some)
-                    .map_err(|error| QemuError::Protocol { what: what(), detail: format!("not JSON: {error}") });
+                let broken = |detail: String| QemuError::Protocol { what: what(), detail };
+                let parsed: Value =
+                    serde_json::from_slice(&line).map_err(|error| broken(format!("not JSON: {error}")))?;
+                if line.len() > EVENT_BYTES_MAX && parsed.get("event").is_some() {
+                    return Err(broken(format!("an event over {EVENT_BYTES_MAX} bytes")));
+                }
+                return Ok(Some(parsed));
             }
         }
     }

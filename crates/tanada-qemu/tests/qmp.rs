@@ -93,3 +93,24 @@ async fn a_socket_held_by_another_client_is_a_deadline_not_a_hang() {
     let error = Qmp::connect(&socket, Duration::from_millis(50)).await.err().unwrap();
     assert!(matches!(error, QemuError::Deadline { .. }), "{error}");
 }
+
+#[tokio::test]
+async fn an_event_without_measure_is_not_kept() {
+    let (_dir, socket, listener) = listening();
+    let server = tokio::spawn(serve(listener, |command| {
+        let (long, short) = ("x".repeat(1 << 20), json!({ "event": "RESUME" }));
+        let event = json!({ "event": "STOP", "data": { "words": long } });
+        // A long answer is one; a long event is none.
+        let answer = json!({ "return": long, "id": command["id"] });
+        let more = if command["execute"] == "query-status" { format!("{event}\r\n") } else { String::new() };
+        Some(format!("{short}\r\n{more}{answer}\r\n"))
+    }));
+    let (qmp, mut events) = Qmp::connect(&socket, AMPLE).await.unwrap();
+    assert!(qmp.execute("query-block", json!({}), AMPLE).await.unwrap().is_string());
+    let error = qmp.execute("query-status", json!({}), AMPLE).await.unwrap_err();
+    assert!(matches!(error, QemuError::Closed { .. }), "{error}");
+    let names = [events.recv().await.unwrap().name, events.recv().await.unwrap().name];
+    assert_eq!(names, ["RESUME", "RESUME"]);
+    drop((qmp, events));
+    server.abort();
+}

@@ -167,17 +167,10 @@ impl Trial {
     async fn writers(&mut self, name: &str, agent: &GuestAgent) -> Option<Vec<Writer>> {
         let (answer, took) = timed(vss::writers(agent, EXEC_LIMIT)).await;
         let (outcome, words) = match &answer {
-            Ok(writers) => {
-                let failed: Vec<String> = writers
-                    .iter()
-                    .filter(|writer| writer.has_failed())
-                    .map(|writer| format!("{} {}", writer.name, writer.participant().result))
-                    .collect();
-                match failed.as_slice() {
-                    [] => (Outcome::Ok, format!("{}, none has failed", writers.len())),
-                    failed => (Outcome::Failed, failed.join("; ")),
-                }
-            }
+            Ok(writers) => match vss::failures(writers) {
+                None => (Outcome::Ok, format!("{}, none has failed", writers.len())),
+                Some(failed) => (Outcome::Failed, failed),
+            },
             Err(error) => (Outcome::Unknown, cannot_look(error)),
         };
         self.check.add(name, outcome, micros(took), words);

@@ -21,6 +21,8 @@ const STATE_FAILED_MIN: u32 = 6;
 /// A guest cannot fill a certificate.
 const WRITERS_MAX: usize = 200;
 const TEXT_CHARS_MAX: usize = 200;
+/// Writers named in a message; the certificate has them all.
+const NAMED_MAX: usize = 8;
 /// What is looked at of an output, in bytes: 200 writers take 60 KiB. And of a line.
 const OUTPUT_BYTES_MAX: usize = 1 << 20;
 const LINE_BYTES_MAX: usize = 1000;
@@ -127,17 +129,26 @@ pub async fn backup_type(agent: &GuestAgent, limit: Duration) -> Result<BackupTy
     Ok(parse_option(&outcome.stdout).map_or(BackupType::Full, BackupType::of_option))
 }
 
+/// The writers that failed, in a sentence that stays one however many there are; `None` where none did.
+pub fn failures(writers: &[Writer]) -> Option<String> {
+    let failed: Vec<&Writer> = writers.iter().filter(|writer| writer.has_failed()).collect();
+    let named = failed.iter().take(NAMED_MAX);
+    let mut words: Vec<String> =
+        named.map(|writer| format!("{} ({})", writer.name, writer.participant().result)).collect();
+    if failed.len() > NAMED_MAX {
+        words.push(format!("and {} more", failed.len() - NAMED_MAX));
+    }
+    (!words.is_empty()).then(|| words.join(", "))
+}
+
 /// Puts what the writers said after the thaw into the verdict, and answers it as the certificate keeps it. One that failed
 /// takes the level of programs away and leaves that of the file systems: the writes were held all the same.
 pub fn judge_writers(verdict: &mut Verdict, writers: &[Writer]) -> Vec<Participant> {
-    let failed: Vec<String> = writers
-        .iter()
-        .filter(|writer| writer.has_failed())
-        .map(|writer| format!("{} ({})", writer.name, writer.participant().result))
-        .collect();
-    if verdict.level == Level::Application && !failed.is_empty() {
+    if verdict.level == Level::Application
+        && let Some(failed) = failures(writers)
+    {
         verdict.level = Level::FileSystem;
-        let words = format!("not every program was at rest: {}", failed.join(", "));
+        let words = format!("not every program was at rest: {failed}");
         verdict.downgrade = Some(Downgrade::new(Cause::WriterFailed, words));
     }
     writers.iter().map(Writer::participant).collect()
@@ -239,7 +250,7 @@ fn bracketed(line: &str) -> Option<u32> {
 mod tests {
     use proptest::prelude::{any, prop, proptest};
 
-    use super::{BackupType, Writer, parse_option, parse_writers};
+    use super::{BackupType, Writer, failures, parse_option, parse_writers};
 
     const ENGLISH: &str = "vssadmin 1.1 - Volume Shadow Copy Service administrative command-line tool\r\n\
         (C) Copyright 2001-2013 Microsoft Corp.\r\n\r\n\
@@ -296,6 +307,23 @@ mod tests {
         let half = &ENGLISH.as_bytes()[..ENGLISH.find("   State: [8]").unwrap()];
         let writers = parse_writers(half);
         assert!(writers[1].has_failed(), "{writers:?}");
+    }
+
+    #[test]
+    fn many_failures_are_one_sentence() {
+        let writer = |number: usize| Writer {
+            name: format!("w{number}"),
+            id: String::new(),
+            state: Some(8),
+            error: String::new(),
+        };
+        assert_eq!(failures(&[]), None);
+        assert_eq!(failures(&[Writer { state: Some(1), ..writer(0) }]), None);
+        let one = failures(&[writer(1)]).unwrap();
+        assert_eq!(one, "w1 (failed when the snapshot was prepared)");
+        let many: Vec<Writer> = (0..200).map(writer).collect();
+        let words = failures(&many).unwrap();
+        assert!(words.contains("w7 (") && !words.contains("w8 (") && words.ends_with("and 192 more"), "{words}");
     }
 
     #[test]
