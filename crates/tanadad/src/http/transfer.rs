@@ -32,8 +32,8 @@ pub struct Transfer {
     pub lease: Arc<Lease>,
 }
 
-/// Parameters of the query and of the cookie.
-#[derive(Debug, Default, Clone, PartialEq)]
+/// Parameters of the query and of the cookie. They hold the session, so they are not printed.
+#[derive(Default, Clone, PartialEq)]
 pub struct Query {
     query: BTreeMap<String, String>,
     cookie: BTreeMap<String, String>,

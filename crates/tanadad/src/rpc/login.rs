@@ -102,8 +102,26 @@ impl Passwords {
         failures.entry(address).or_default().push(Instant::now());
     }
 
+    /// Is this root, who says so from `address`? A wrong guess is noted before the next one gets its turn, so that many at once
+    /// are no more than many in a row.
+    async fn proves(self: &Arc<Self>, user: &str, password: String, address: Option<IpAddr>) -> ApiResult<bool> {
+        let _turn = self.hashing.acquire().await.map_err(ApiError::internal)?;
+        if !self.may_guess(address) {
+            return Ok(false);
+        }
+        let right = self.compared(password).await? && user == ROOT;
+        if !right {
+            self.note_failure(address);
+        }
+        Ok(right)
+    }
+
     async fn check(self: &Arc<Self>, password: String) -> ApiResult<bool> {
         let _turn = self.hashing.acquire().await.map_err(ApiError::internal)?;
+        self.compared(password).await
+    }
+
+    async fn compared(self: &Arc<Self>, password: String) -> ApiResult<bool> {
         let passwords = self.clone();
         let checked = tokio::task::spawn_blocking(move || passwords.matches(&password)).await;
         checked.map_err(ApiError::internal)?.map_err(ApiError::internal)
@@ -141,10 +159,13 @@ pub async fn prove(daemon: &Arc<Daemon>, peer: Peer, user: &str, password: Strin
     }
     let passwords = &daemon.passwords;
     let guess = passwords.may_guess(peer.address);
-    if guess && passwords.check(password).await? && user == ROOT {
+    if guess && passwords.proves(user, password, peer.address).await? {
         return Ok(());
     }
-    passwords.note_failure(peer.address);
+    if !guess {
+        // Whoever goes on guessing stays shut out.
+        passwords.note_failure(peer.address);
+    }
     tracing::warn!(user, address = ?peer.address, refused = !guess, "login failed");
     tokio::time::sleep(passwords.failure_delay).await;
     Err(ApiError::session_authentication_failed(user, "Authentication failure"))

@@ -1,6 +1,7 @@
 //! Sessions: who is calling.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tanada_xapi::{ApiError, ApiResult, DateTime, Ref, Value};
@@ -41,14 +42,23 @@ impl Role {
     }
 }
 
-/// The caller of a call. Cheap to clone.
-#[derive(Debug, Clone)]
+/// The caller of a call. Cheap to clone. Its reference is a secret while it is open, so it is not in what is printed of it.
+#[derive(Clone)]
 pub struct Session {
     id: Ref,
     user: Arc<str>,
     originator: Arc<str>,
     role: Role,
     local: bool,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Session { id: _, user, originator, role, local } = self;
+        let mut shown = f.debug_struct("Session");
+        shown.field("user", user).field("originator", originator).field("role", role).field("local", local);
+        shown.finish_non_exhaustive()
+    }
 }
 
 impl Session {
@@ -187,5 +197,17 @@ impl Sessions {
         let idle = |e: &&Entry| now - e.last_used > IDLE_SECONDS_MAX;
         let expired: Vec<Ref> = self.lock().values().filter(idle).map(|e| e.session.id.clone()).collect();
         expired.iter().try_for_each(|id| self.close(db, id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Role, Session};
+
+    #[test]
+    fn what_is_printed_of_a_session_opens_nothing() {
+        let session = Session { id: "OpaqueRef:secret".into(), role: Role::VmAdmin, ..Session::internal() };
+        let shown = format!("{session:?}");
+        assert!(shown.contains("VmAdmin") && !shown.contains("secret"), "{shown}");
     }
 }

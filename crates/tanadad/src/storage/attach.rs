@@ -11,7 +11,8 @@
 //! | a writer | `VDI_IN_USE`, unless sharable | the same |
 //!
 //! A suspended machine has nothing attached and counts as a writer that only suffers readers: its memory knows what is on
-//! its disks.
+//! its disks. Its memory itself is written once, before it is the machine's: who could change it then would choose what
+//! the machine goes on with.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -87,6 +88,9 @@ pub async fn attach_vdi(daemon: &Arc<Daemon>, vdi: &Ref, vbd: &Ref, writable: bo
         volume: volume_id(record.str("location"))?,
         writable,
     };
+    if writable && daemon.db.read(|state| is_memory(state, vdi)) {
+        return Err(ApiError::new("VDI_IN_USE", vec![vdi.to_string()]));
+    }
     if writable && !record.bool("sharable") && daemon.db.read(|state| sleeper(state, &record, vbd)) {
         return Err(ApiError::new("VDI_IN_USE", vec![vdi.to_string()]));
     }
@@ -120,6 +124,11 @@ fn sleeper(view: &impl View, vdi: &Record, vbd: &Ref) -> bool {
         let asleep = || view.find("VM", &other.reference("VM")).is_some_and(|vm| vm.str("power_state") == "Suspended");
         other.id() != vbd && other.bool("currently_attached") && other.str("mode") == "RW" && asleep()
     })
+}
+
+/// Is this the memory of a machine that sleeps?
+fn is_memory(view: &impl View, vdi: &Ref) -> bool {
+    view.all("VM").iter().any(|vm| vm.reference("suspend_VDI") == *vdi)
 }
 
 /// Who logs in: the machine of the VBD, or this host.

@@ -66,6 +66,13 @@ async fn a_sleeping_machine_keeps_its_disks_to_itself() {
     let (token, _) = crate::storage::attach_vdi(daemon, &disk, &own, true).await.unwrap();
     crate::storage::detach_vdi(daemon, &token).await.unwrap();
 
+    // What it goes on with is read by backups and written by nobody.
+    let image = world.get("VM", &vm).reference("suspend_VDI");
+    let refused = crate::storage::attach_vdi(daemon, &image, &Ref::null(), true).await.unwrap_err();
+    assert!(refused.is("VDI_IN_USE"), "{refused}");
+    let (token, _) = crate::storage::attach_vdi(daemon, &image, &Ref::null(), false).await.unwrap();
+    crate::storage::detach_vdi(daemon, &token).await.unwrap();
+
     world.call("VM.hard_shutdown", [Value::from(&vm)]).await.unwrap();
     assert_eq!((world.get("VM", &vm).str("power_state"), images(&world)), ("Halted", 0));
     world.assert_consistent("after the power was taken away").await;

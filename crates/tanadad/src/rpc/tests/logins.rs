@@ -1,5 +1,6 @@
 use std::net::IpAddr;
 
+use futures_util::future::join_all;
 use tanada_xapi::{ApiError, Ref, Value};
 
 use crate::rpc::dispatch::Peer;
@@ -48,4 +49,16 @@ async fn an_address_that_guesses_is_shut_out_and_others_are_not() {
     }
     login(&t, remote(1), "root", "right").await.unwrap_err();
     login(&t, remote(2), "root", "right").await.unwrap();
+}
+
+#[tokio::test]
+async fn guesses_at_once_are_no_more_than_guesses_in_a_row() {
+    let t = TestDaemon::new(Vec::new());
+    t.daemon.passwords.set("right").unwrap();
+    let guesses = (0..30).map(|number| if number < 29 { "wrong" } else { "right" });
+    let results = join_all(guesses.map(|password| login(&t, remote(1), "root", password))).await;
+    assert!(results.iter().all(Result::is_err), "the thirtieth guess of one address was looked at");
+    // Others and their right passwords are not held up, however many come at once.
+    let logins = join_all((0..30).map(|_| login(&t, remote(2), "root", "right"))).await;
+    assert!(logins.iter().all(Result::is_ok));
 }
