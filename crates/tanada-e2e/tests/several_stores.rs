@@ -1,14 +1,20 @@
 //! A guest at rest while its disks are cut on two stores: one instant, file systems that need no recovery, and a
-//! certificate that says how it was done.
+//! certificate that says how it was done. A guard of the freeze that hangs changes the certificate at most.
 //!
 //! In the guest a program counts: each number is durable on the first store before it is written to the second.
 
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
 
-use tanada_e2e::{Scratch, guest};
+use rustix::process::{Pid, Signal, kill_process};
+use tanada_e2e::{Scratch, guest, tanada};
 
 const DATA_BYTES: u64 = 16 << 20;
+/// When guards are stopped, after they have started: they connect, freeze, hold and thaw within some hundred milliseconds.
+const STOPS_MS: [u64; 3] = [0, 60, 150];
 
 struct World {
     scratch: Scratch,
@@ -43,6 +49,29 @@ impl World {
 
     fn snapshot(&self, command: &str) -> String {
         self.scratch.xe_ok([command, &format!("uuid={}", self.vm), &format!("new-name-label={command}")])
+    }
+
+    /// A snapshot whose guard stands still `after` it was started.
+    fn snapshot_without_guard(&mut self, after: Duration) -> String {
+        let name = format!("unguarded-{}", after.as_millis());
+        let mut xe = Command::new(tanada());
+        xe.args(["xe", "vm-snapshot", &format!("uuid={}", self.vm), &format!("new-name-label={name}")]);
+        xe.env("TANADA_SOCKET", self.scratch.socket());
+        let mut xe = xe.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starting xe");
+        let guard = loop {
+            if let Some(guard) = guard_of(&self.vm) {
+                break guard;
+            }
+            assert!(xe.try_wait().expect("xe").is_none(), "a snapshot was taken without a guard");
+            sleep(Duration::from_millis(1));
+        };
+        sleep(after);
+        // It may have done its part already.
+        let _ = kill_process(guard, Signal::STOP);
+        assert!(xe.wait().expect("xe").success(), "{name}");
+        let vm = self.vm.clone();
+        self.scratch.eventually("the guard has ended", |_| guard_of(&vm).map_or(Ok(()), |pid| Err(format!("{pid:?}"))));
+        self.scratch.xe_ok(["snapshot-list", &format!("name-label={name}"), "--minimal"])
     }
 
     /// A key of the snapshot's certificate; `None` where it has none.
@@ -82,6 +111,18 @@ impl World {
     }
 }
 
+/// The guard of a freeze of this machine.
+fn guard_of(vm: &str) -> Option<Pid> {
+    let numbers = fs::read_dir("/proc").expect("/proc").flatten();
+    let mut numbers = numbers.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let guard = numbers.find(|pid: &i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line);
+        line.contains("quiesce-guard") && line.contains(vm)
+    });
+    guard.and_then(Pid::from_raw)
+}
+
 /// What a file in the image's file system holds.
 fn content(image: &Path, file: &str) -> u64 {
     let read = Command::new("debugfs").args(["-R", &format!("cat {file}")]).arg(image).output().expect("debugfs");
@@ -109,7 +150,7 @@ fn assert_one_instant(a: &Path, b: &Path) {
 }
 
 #[test]
-fn disks_on_two_stores_are_frozen_and_cut_together() {
+fn disks_on_two_stores_are_frozen_and_cut_together_whatever_becomes_of_the_guard() {
     let mut world = World::new();
     let snapshot = world.snapshot("vm-snapshot-with-quiesce");
     world.assert_counts_on();
@@ -134,4 +175,19 @@ fn disks_on_two_stores_are_frozen_and_cut_together() {
     recover(&a);
     recover(&b);
     assert_one_instant(&a, &b);
+
+    world.scratch.xe_ok(["vm-param-set", &vm, "other-config:tanada-quiesce=prefer"]);
+    for after in STOPS_MS.map(Duration::from_millis) {
+        let snapshot = world.snapshot_without_guard(after);
+        world.assert_counts_on();
+        let level = world.told(&snapshot, "consistency").expect("a level");
+        let [a, b] = ["1", "2"].map(|device| world.image(&snapshot, device));
+        match world.told(&snapshot, "not-quiesced-code").as_deref() {
+            None => assert!(level == "file system" && !needs_recovery(&a) && !needs_recovery(&b), "{after:?}: {level}"),
+            Some(code) => assert_eq!((level.as_str(), code), ("crash", "guard-failed"), "{after:?}"),
+        }
+        recover(&a);
+        recover(&b);
+        assert_one_instant(&a, &b);
+    }
 }
