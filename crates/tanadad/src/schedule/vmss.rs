@@ -105,17 +105,24 @@ async fn destroy(ctx: CallContext, args: Args) -> ApiResult<Value> {
     Ok(Value::Void)
 }
 
-/// Changes a schedule by `change`, which answers the new fields; `anew` when slots that have passed do not count.
+/// What decides when a schedule runs.
+fn slots(schedule: &Record) -> (bool, &str, [Option<&str>; 4]) {
+    let keys = ["min", "hour", "days", "timezone"].map(|key| schedule.entry("schedule", key));
+    (schedule.bool("enabled"), schedule.str("frequency"), keys)
+}
+
+/// Changes a schedule by `change`, which answers the new fields. Slots that have passed do not count where it runs at other times
+/// now; where it does not, machines that are due and have not had their turn keep it.
 fn edit(
     ctx: &CallContext,
     id: &Ref,
-    anew: bool,
     change: impl FnOnce(&Record) -> ApiResult<Vec<(&'static str, Value)>>,
 ) -> ApiResult<Value> {
     let vms = ctx.db().write(|tx| {
         let schedule = tx.get("VMSS", id)?;
         tx.set_all("VMSS", id, change(&schedule)?)?;
-        if anew {
+        let changed = tx.get("VMSS", id)?;
+        if slots(&changed) != slots(&schedule) {
             begin_now(tx, &ctx.daemon, schedule.uuid());
         }
         Ok(schedule.refs("VMs"))
@@ -128,18 +135,18 @@ fn edit(
 
 async fn set_enabled(ctx: CallContext, args: Args) -> ApiResult<Value> {
     let (id, value) = (args.reference("self")?, args.bool("value")?);
-    edit(&ctx, &id, value, |_| Ok(vec![("enabled", Value::from(value))]))
+    edit(&ctx, &id, |_| Ok(vec![("enabled", Value::from(value))]))
 }
 
 async fn set_type(ctx: CallContext, args: Args) -> ApiResult<Value> {
     let (id, value) = (args.reference("self")?, args.string("value")?);
     check_type(&value)?;
-    edit(&ctx, &id, false, |_| Ok(vec![("type", Value::from(value))]))
+    edit(&ctx, &id, |_| Ok(vec![("type", Value::from(value))]))
 }
 
 async fn set_frequency(ctx: CallContext, args: Args) -> ApiResult<Value> {
     let (id, value) = (args.reference("self")?, args.string("value")?);
-    edit(&ctx, &id, true, |schedule| {
+    edit(&ctx, &id, |schedule| {
         let keys = completed(frequency_of(&value)?, &strings(schedule.map("schedule")));
         check(&value, schedule.int("retained_snapshots"), &keys)?;
         Ok(vec![("frequency", Value::from(value.as_str())), ("schedule", Value::map(keys))])
@@ -148,22 +155,15 @@ async fn set_frequency(ctx: CallContext, args: Args) -> ApiResult<Value> {
 
 async fn set_retained(ctx: CallContext, args: Args) -> ApiResult<Value> {
     let (id, value) = (args.reference("self")?, args.int("value")?);
-    edit(&ctx, &id, false, |schedule| {
+    edit(&ctx, &id, |schedule| {
         check(schedule.str("frequency"), value, &strings(schedule.map("schedule")))?;
         Ok(vec![("retained_snapshots", Value::from(value))])
     })
 }
 
-/// Retention alone does not change when a schedule runs.
-fn moves_slots(key: &str) -> bool {
-    matches!(key, "min" | "hour" | "days" | "timezone")
-}
-
 async fn set_schedule(ctx: CallContext, args: Args) -> ApiResult<Value> {
     let (id, value) = (args.reference("self")?, strings(args.map("value")?));
-    let old = ctx.db().read(|state| state.get("VMSS", &id).map(|schedule| strings(schedule.map("schedule"))))?;
-    let anew = old.keys().chain(value.keys()).any(|key| moves_slots(key) && old.get(key) != value.get(key));
-    edit(&ctx, &id, anew, |schedule| {
+    edit(&ctx, &id, |schedule| {
         let frequency = check(schedule.str("frequency"), schedule.int("retained_snapshots"), &value)?;
         Ok(vec![("schedule", Value::map(completed(frequency, &value)))])
     })
@@ -171,7 +171,7 @@ async fn set_schedule(ctx: CallContext, args: Args) -> ApiResult<Value> {
 
 async fn add_to_schedule(ctx: CallContext, args: Args) -> ApiResult<Value> {
     let (id, key, value) = (args.reference("self")?, args.string("key")?, args.string("value")?);
-    edit(&ctx, &id, moves_slots(&key), |schedule| {
+    edit(&ctx, &id, |schedule| {
         let mut keys = strings(schedule.map("schedule"));
         if keys.insert(key.clone(), value).is_some() {
             return Err(ApiError::map_duplicate_key("VMSS", "schedule", &id, &key));
@@ -184,7 +184,7 @@ async fn add_to_schedule(ctx: CallContext, args: Args) -> ApiResult<Value> {
 /// A key of XenServer's that is missing means its default.
 async fn remove_from_schedule(ctx: CallContext, args: Args) -> ApiResult<Value> {
     let (id, key) = (args.reference("self")?, args.string("key")?);
-    edit(&ctx, &id, moves_slots(&key), |schedule| {
+    edit(&ctx, &id, |schedule| {
         let mut keys = strings(schedule.map("schedule"));
         keys.remove(&key);
         Ok(vec![("schedule", Value::map(keys))])

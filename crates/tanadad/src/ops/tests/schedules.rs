@@ -335,6 +335,24 @@ async fn the_type_is_what_the_machine_can_have() {
 }
 
 #[tokio::test]
+async fn whoever_changes_what_is_kept_takes_nobodys_turn_away() {
+    let world = World::new().await;
+    at(&world, "2026-06-01T12:00:00Z").await;
+    let nightly = schedule(&world, "daily", 7, "hour=2 timezone=UTC jitter=3600").await;
+    let vm = member(&world, &nightly).await;
+    let due = at(&world, "2026-06-02T02:00:00Z").await.taken;
+    world.call("VMSS.set_enabled", [Value::from(&nightly), Value::from(true)]).await.unwrap();
+    let keys = [("hour", "2"), ("timezone", "UTC"), ("jitter", "3600"), ("keep-weekly", "4")];
+    world.call("VMSS.set_schedule", [Value::from(&nightly), Value::map(keys)]).await.unwrap();
+    let later = at(&world, "2026-06-02T03:00:00Z").await.taken;
+    assert_eq!((due + later, slots(&world, &vm).len()), (1, 1));
+    // Another hour is another schedule: that of today has passed.
+    world.call("VMSS.remove_from_schedule", [Value::from(&nightly), Value::from("hour")]).await.unwrap();
+    assert_eq!(at(&world, "2026-06-02T12:00:00Z").await.taken, 0);
+    assert_eq!(at(&world, "2026-06-03T03:00:00Z").await.taken, 1);
+}
+
+#[tokio::test]
 async fn a_clock_that_was_years_ahead_stops_no_schedule_for_years() {
     let world = World::new().await;
     at(&world, "2026-06-01T12:00:00Z").await;

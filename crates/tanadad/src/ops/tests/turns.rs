@@ -15,6 +15,16 @@ async fn until_begun(world: &World, vm: &Ref) {
     }
 }
 
+/// What a call that has to wait comes to, with what happens `meanwhile`.
+async fn waiting<T>(call: impl Future<Output = T>, meanwhile: impl Future<Output = ()>) -> T {
+    let mut call = std::pin::pin!(call);
+    tokio::select! {
+        _ = &mut call => panic!("it did not wait"),
+        () = meanwhile => {}
+    }
+    call.await
+}
+
 fn set_power(world: &World, vm: &Ref, state: &str) {
     world.test.daemon.db.write(|tx| tx.set("VM", vm, "power_state", state)).unwrap();
 }
@@ -34,8 +44,7 @@ async fn one_cut_waits_for_the_other() {
         assert_eq!(world.driver.ids().len(), volumes, "a cut in the middle of another");
         drop(held);
     };
-    let (made, ()) = tokio::join!(world.snapshot(&vm, "second"), waits);
-    made.unwrap();
+    waiting(world.snapshot(&vm, "second"), waits).await.unwrap();
     assert_eq!(world.driver.ids().len(), volumes + 1);
     // Another machine's turn is its own.
     let other = world.machine(1).await;
@@ -56,8 +65,7 @@ async fn what_became_impossible_while_it_waited_is_refused() {
         drop(held);
     };
     let checkpoint = world.call("VM.checkpoint", [Value::from(&vm), Value::from("late")]);
-    let (refused, ()) = tokio::join!(checkpoint, power_goes);
-    let refused = refused.unwrap_err();
+    let refused = waiting(checkpoint, power_goes).await.unwrap_err();
     assert!(refused.is("VM_BAD_POWER_STATE"), "{refused}");
     world.assert_consistent("after a refusal").await;
 }
