@@ -318,6 +318,8 @@ def all_disks(host, name, directory):
     left = {position: host.call("VDI.get_uuid", vdi) for position, vdi in cut.items()}
     names = {"snapshot": host.call("VM.get_uuid", snapshot), "disks": list(left.values())}
     put(unfinished, json.dumps(names) + "\n")
+    # What the night is worth: application, file system, crash or shut down.
+    print(f"consistency: {host.call('VM.get_snapshot_info', snapshot).get('consistency', 'not told')}")
     try:
         # The disks stay without the machine's snapshot around them.
         host.call("VM.destroy", snapshot)

@@ -134,6 +134,7 @@ fn any_night_comes_back_from_a_full_and_the_deltas_after_it() {
     backup.write(1, &["write -P 0x13 8m 12k"]);
     nights.push(backup.contents());
     let said = backup.night().unwrap();
+    assert!(said.starts_with("consistency: shut down\n"), "{said}");
     assert!(said.contains("disk 0: night 1, full: 4194304 bytes"), "{said}");
     let data = backup.scratch.path("backups/0/night-0001/blocks.data");
     assert_eq!(fs::metadata(data).unwrap().permissions().mode() & 0o777, 0o600, "others may read the disk");

@@ -2,13 +2,16 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::machine::Machine;
 use super::prepare;
 use super::world::World;
 use crate::consistency::server::{self, Mode, Server, Told};
 use crate::sh;
+
+/// Transactions that show it.
+const WORK: usize = 10;
 
 /// A night in the script's directory, and what the clients had told when it was cut.
 pub struct Night {
@@ -35,8 +38,9 @@ fn script(args: &[&str]) -> Result<String> {
     sh::output("/usr/bin/python3", &[&[script.as_str()], args].concat())
 }
 
-/// What the newcomer types every night; this is night `number`.
+/// What the newcomer types every night; this is night `number`. The database is at work again after what came before.
 pub fn back_up(world: &mut World, server: &Server, number: u32) -> Result<Night> {
+    server.wait_for_transactions(world, WORK)?;
     let ledger = server.ledger(world)?;
     let paths = [world.certificate(), world.password_file(), directory(world)].map(|path| path.display().to_string());
     let [certificate, password, to] = paths.each_ref().map(String::as_str);
@@ -45,7 +49,10 @@ pub fn back_up(world: &mut World, server: &Server, number: u32) -> Result<Night>
     let who = ["--host", &host, "--ca", certificate, "--password-file", password, "--vm", &name];
     let said = script(&[&["backup"], &who[..], &["--to", to]].concat())?;
     said.lines().filter(|line| !line.contains("sha256")).for_each(|line| world.note(line));
-    // A night of crash-consistent disks would have lost what was acknowledged after the hook's older mark.
+    let level = format!("consistency: {}", Mode::Hooks.level());
+    if !said.lines().any(|line| line == level) {
+        bail!("'{level}' was to be expected:\n{said}");
+    }
     Ok(Night { number, told: server.told(world, Mode::Hooks, ledger)? })
 }
 
