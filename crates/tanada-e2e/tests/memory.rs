@@ -372,6 +372,30 @@ fn uninstall_killed(world: &World) {
     }
 }
 
+/// The machine and its checkpoint leave in a file, are lost, and go on where they were.
+fn travels(world: &mut World, checkpoint: &str) {
+    let before = world.counts();
+    world.on("vm-suspend");
+    let file = world.scratch.path("asleep.xva");
+    let (uuid, filename) = (format!("uuid={}", world.vm), format!("filename={}", file.display()));
+    world.scratch.xe_ok(["vm-export", &uuid, &filename, "include-snapshots=true", "preserve-power-state=true"]);
+    let sr = world.scratch.xe_ok(["sr-list", "name-label=fast", "--minimal"]);
+    world.scratch.xe_ok(["vm-uninstall", &uuid, "force=true"]);
+    assert_eq!(world.scratch.xe_ok(["vdi-list", "--minimal"]), "");
+    let vm = world.scratch.xe_ok(["vm-import", &filename, &format!("sr-uuid={sr}"), "restore=true"]);
+    fs::remove_file(file).expect("the file");
+    assert_eq!((&vm, world.power_state().as_str(), world.processes()), (&world.vm, "suspended", 0));
+    assert_eq!(world.images().len(), 2, "the machine's memory and the checkpoint's");
+    world.on("vm-resume");
+    world.assert_goes_on("after the import", &before);
+    world.scratch.xe_ok(["snapshot-revert", &format!("snapshot-uuid={checkpoint}")]);
+    assert_eq!(world.power_state(), "suspended");
+    world.on("vm-resume");
+    let back = world.counts();
+    assert!(back.boot == before.boot && back.memory < before.memory, "{back:?} is not before {before:?}");
+    world.assert_goes_on("after a revert to what was imported", &back);
+}
+
 /// One guest for all of it: booting is what takes long.
 #[test]
 fn memory_is_kept_and_comes_back() {
@@ -381,6 +405,7 @@ fn memory_is_kept_and_comes_back() {
     knows_disks_that_come_and_go(&mut world);
     is_cancelled(&mut world);
     survives_kills(&mut world, &checkpoint);
+    travels(&mut world, &checkpoint);
     world.scratch.xe_ok(["vm-uninstall", &format!("uuid={}", world.vm), "force=true"]);
     assert_eq!(world.scratch.xe_ok(["vdi-list", "--minimal"]), "", "nothing is left of it");
 }

@@ -19,13 +19,17 @@
 //! | [`writer`] | an archive from records and disk contents |
 //! | [`reader`] | records and disk contents from an archive |
 //! | [`metadata`] | archives of records alone |
+//! | [`generations`] | the machine's snapshots behind it, an addition of ours |
+//! | [`delta`] | what differs in a chunk |
 //! | [`checksum`] | the two checksum members |
 //! | [`compress`] | the layer around the tar stream, detected by content |
 //! | [`limits`] | every bound, in one place |
 
 pub mod checksum;
 pub mod compress;
+pub mod delta;
 mod error;
+pub mod generations;
 pub mod limits;
 pub mod metadata;
 pub mod ova;
@@ -35,7 +39,9 @@ pub mod writer;
 
 pub use checksum::ChecksumKind;
 pub use compress::Compression;
+pub use delta::Delta;
 pub use error::{XvaError, XvaResult};
+pub use generations::{DeltaPlan, Generations};
 pub use ova::{Object, Ova, Version};
 pub use reader::{ArchiveReader, DiskEvent, Verify};
 pub use writer::{ArchiveWriter, NextChunk, is_zero};

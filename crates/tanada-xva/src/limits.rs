@@ -21,6 +21,12 @@ pub const OVA: OvaBounds = OvaBounds { xml_bytes: 16 << 20, elements: 400_000, o
 /// objects.
 pub const METADATA: OvaBounds = OvaBounds { xml_bytes: 96 << 20, elements: 3_000_000, objects: 50_000 };
 
+/// In `generations.xml`: the snapshots of one machine, which may be a thousand.
+pub const GENERATIONS: OvaBounds = METADATA;
+
+/// Disks of older states in one archive: a thousand snapshots of a machine with sixteen disks.
+pub const GENERATION_DISKS: usize = 16_384;
+
 /// Nesting of values in `ova.xml`; a record of maps of sets needs seven.
 pub const OVA_DEPTH: usize = 32;
 

@@ -23,7 +23,7 @@ pub fn write(ova: &Ova, mtime_seconds: u64) -> XvaResult<Vec<u8>> {
             METADATA.xml_bytes
         )));
     }
-    let header = Ova::header(&xml);
+    let header = ova::header(ova::MEMBER, &xml);
     let mut archive = header.encode(mtime_seconds)?.to_vec();
     archive.extend_from_slice(xml.as_bytes());
     archive.extend_from_slice(&ZERO_BLOCK[..header.padding()]);
@@ -40,7 +40,7 @@ pub fn read(source: impl Read) -> XvaResult<Ova> {
         return Err(unexpected(ova::MEMBER, &header.name));
     }
     let xml = tar.content(&header, METADATA.xml_bytes)?;
-    Ova::verify(&header, &xml)?;
+    ova::verify(&header, &xml)?;
     match tar.header("the end of the archive")? {
         None => Ova::from_xml_within(&xml, METADATA),
         Some(member) => Err(unexpected("the end of an archive of records alone", &member.name)),

@@ -80,6 +80,22 @@ impl Object {
         self.record.get(field).and_then(Value::as_bool).unwrap_or(false)
     }
 
+    pub(crate) fn to_value(&self) -> Value {
+        Value::map([
+            ("class", Value::from(&self.class)),
+            ("id", Value::from(&self.id)),
+            ("snapshot", Value::Map(self.record.clone())),
+        ])
+    }
+
+    pub(crate) fn from_value(value: &Value) -> XvaResult<Object> {
+        let text = |name: &str| value.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
+        let class = text("class").ok_or_else(|| missing("class in an object"))?.to_owned();
+        let id = text("id").ok_or_else(|| missing("id in an object"))?.to_owned();
+        let record = value.get("snapshot").and_then(Value::as_map).ok_or_else(|| missing("snapshot in an object"))?;
+        Ok(Object { class, id, record: record.clone() })
+    }
+
     /// The text values of a map field.
     pub fn text_map(&self, field: &str) -> BTreeMap<String, String> {
         let map = self.record.get(field).and_then(Value::as_map);
@@ -106,14 +122,7 @@ impl Ova {
             ("xapi_minor", Value::Int(self.version.xapi_minor)),
             ("export_vsn", Value::Int(self.version.export_vsn)),
         ]);
-        let object = |object: &Object| {
-            Value::map([
-                ("class", Value::from(&object.class)),
-                ("id", Value::from(&object.id)),
-                ("snapshot", Value::Map(object.record.clone())),
-            ])
-        };
-        let objects = Value::Set(self.objects.iter().map(object).collect());
+        let objects = Value::Set(self.objects.iter().map(Object::to_value).collect());
         encode_value(&Value::map([("version", version), ("objects", objects)]))
     }
 
@@ -130,7 +139,7 @@ impl Ova {
         if items.len() > bounds.objects {
             return Err(XvaError::invalid(format!("{} objects; at most {} are accepted", items.len(), bounds.objects)));
         }
-        let objects = items.iter().map(object_of).collect::<XvaResult<Vec<Object>>>()?;
+        let objects = items.iter().map(Object::from_value).collect::<XvaResult<Vec<Object>>>()?;
         let mut ids = BTreeSet::new();
         if let Some(twice) = objects.iter().find(|object| !ids.insert(&object.id)) {
             return Err(XvaError::invalid(format!("{MEMBER}: the id {} is used twice", twice.id)));
@@ -171,23 +180,23 @@ impl Ova {
         check_disks(&plans).map_err(XvaError::Invalid)?;
         Ok(plans)
     }
+}
 
-    /// The tar header of this text, with its checksum in the group name.
-    pub(crate) fn header(xml: &str) -> Header {
-        let mut header = Header::new(MEMBER, xml.len() as u64);
-        header.group = format!("{CHECKSUM_PREFIX}{}", ChecksumKind::Xxh64.of(xml.as_bytes()));
-        header
-    }
+/// The tar header of a text of ours, with its checksum in the group name.
+pub(crate) fn header(member: &str, xml: &str) -> Header {
+    let mut header = Header::new(member, xml.len() as u64);
+    header.group = format!("{CHECKSUM_PREFIX}{}", ChecksumKind::Xxh64.of(xml.as_bytes()));
+    header
+}
 
-    /// Compares the text with the checksum in its header, where there is one.
-    pub(crate) fn verify(header: &Header, xml: &[u8]) -> XvaResult<()> {
-        let Some(recorded) = header.group.strip_prefix(CHECKSUM_PREFIX) else { return Ok(()) };
-        let computed = ChecksumKind::Xxh64.of(xml);
-        if recorded == computed {
-            return Ok(());
-        }
-        Err(XvaError::Checksum { member: MEMBER.into(), recorded: recorded.into(), computed })
+/// Compares a text with the checksum in its header, where there is one.
+pub(crate) fn verify(header: &Header, xml: &[u8]) -> XvaResult<()> {
+    let Some(recorded) = header.group.strip_prefix(CHECKSUM_PREFIX) else { return Ok(()) };
+    let computed = ChecksumKind::Xxh64.of(xml);
+    if recorded == computed {
+        return Ok(());
     }
+    Err(XvaError::Checksum { member: header.name.clone(), recorded: recorded.into(), computed })
 }
 
 /// What both reader and writer ask of a set of disks; the error is the reason.
@@ -195,11 +204,14 @@ pub(crate) fn check_disks(disks: &[DiskPlan]) -> Result<(), String> {
     if disks.len() > limits::DISKS {
         return Err(format!("{} disks; at most {} are accepted", disks.len(), limits::DISKS));
     }
-    match disks.iter().find(|disk| disk.size > limits::DISK_BYTES) {
-        Some(disk) => {
-            Err(format!("disk {}: {} bytes; at most {} are accepted", disk.id, disk.size, limits::DISK_BYTES))
-        }
-        None => Ok(()),
+    disks.iter().try_for_each(|disk| check_size(&disk.id, disk.size))
+}
+
+/// A size that counters can address; the error is the reason.
+pub(crate) fn check_size(id: &str, size: u64) -> Result<(), String> {
+    match size > limits::DISK_BYTES {
+        true => Err(format!("disk {id}: {size} bytes; at most {} are accepted", limits::DISK_BYTES)),
+        false => Ok(()),
     }
 }
 
@@ -225,14 +237,6 @@ fn version_of(value: &Value) -> XvaResult<Version> {
         return Err(XvaError::TooNew { found: version.export_vsn, known: EXPORT_VERSION });
     }
     Ok(version)
-}
-
-fn object_of(value: &Value) -> XvaResult<Object> {
-    let text = |name: &str| value.get(name).and_then(Value::as_str).filter(|text| !text.is_empty()).map(str::to_owned);
-    let class = text("class").ok_or_else(|| missing("class in an object"))?;
-    let id = text("id").ok_or_else(|| missing("id in an object"))?;
-    let record = value.get("snapshot").and_then(Value::as_map).ok_or_else(|| missing("snapshot in an object"))?;
-    Ok(Object { class, id, record: record.clone() })
 }
 
 #[cfg(test)]

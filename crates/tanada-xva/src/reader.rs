@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! open ──▶ ova() ──▶ [ next_event → Data | Zeros ]* ──▶ None: every disk complete, the end of the archive seen
+//!    expect_generations() ──▶ ... None ──▶ generations(): Some ──▶ [ next_change ]* ──▶ None: the end seen
 //! ```
 //!
 //! `None` comes only after every disk was filled to its size and the end of the tar stream (and of the compressed
@@ -15,12 +16,15 @@
 //! disk (importers of XenServer take the first chunk of the archive; for archives that they can read, that is the same).
 //! A member of no bytes is a keep-alive filler: it takes a counter and covers nothing.
 
+use std::collections::VecDeque;
 use std::io::Read;
 
 use crate::DiskPlan;
 use crate::checksum::ChecksumKind;
 use crate::compress::{Compression, Decoder};
+use crate::delta::{self, Run};
 use crate::error::{XvaError, XvaResult};
+use crate::generations::{Generations, MEMBER};
 use crate::limits;
 use crate::ova::{self, Ova};
 use crate::tar::{BLOCK, Header};
@@ -52,6 +56,12 @@ pub struct ArchiveReader<R: Read> {
     at: DiskPosition,
     pending: Option<DiskEvent>,
     open_end: bool,
+    with_generations: bool,
+    generations: Option<Generations>,
+    /// How far the older disk that is being read has come.
+    older: DiskPosition,
+    /// What is left of the chunk of an older disk that was read.
+    changes: VecDeque<DiskEvent>,
     ended: bool,
 }
 
@@ -75,7 +85,7 @@ impl<R: Read> ArchiveReader<R> {
             return Err(unexpected(ova::MEMBER, &header.name));
         }
         let xml = tar.content(&header, limits::OVA.xml_bytes)?;
-        Ova::verify(&header, &xml)?;
+        ova::verify(&header, &xml)?;
         let ova = Ova::from_xml(&xml)?;
         let disks = ova.disks()?.into_iter().filter(|disk| disk.size > 0).collect();
         Ok(ArchiveReader {
@@ -86,6 +96,10 @@ impl<R: Read> ArchiveReader<R> {
             at: DiskPosition::default(),
             pending: None,
             open_end: false,
+            with_generations: false,
+            generations: None,
+            older: DiskPosition::default(),
+            changes: VecDeque::new(),
             ended: false,
         })
     }
@@ -102,6 +116,10 @@ impl<R: Read> ArchiveReader<R> {
             at: DiskPosition::default(),
             pending: None,
             open_end: false,
+            with_generations: false,
+            generations: None,
+            older: DiskPosition::default(),
+            changes: VecDeque::new(),
             ended: false,
         })
     }
@@ -110,6 +128,18 @@ impl<R: Read> ArchiveReader<R> {
     /// for. The end of the tar stream and all checksums are.
     pub fn expect_open_end(&mut self) {
         self.open_end = true;
+    }
+
+    /// From now on the caller looks after the disks whether the machine's snapshots follow. Otherwise an archive with
+    /// snapshots is refused.
+    pub fn expect_generations(&mut self) {
+        self.with_generations = true;
+    }
+
+    /// The machine's snapshots, once [`ArchiveReader::next_event`] has returned `None`. Where there are some, the
+    /// archive is whole only when [`ArchiveReader::next_change`] has returned `None`, too.
+    pub fn generations(&self) -> Option<&Generations> {
+        self.generations.as_ref()
     }
 
     pub fn ova(&self) -> &Ova {
@@ -213,12 +243,66 @@ impl<R: Read> ArchiveReader<R> {
         Err(XvaError::Checksum { member: chunk.to_owned(), recorded, computed })
     }
 
+    /// The next piece of an older disk (index into [`Generations::disks`]) that differs from its base; `None` when
+    /// everything was read and is whole. Disks and pieces come in order; a disk without pieces is like its base.
+    pub fn next_change(&mut self) -> XvaResult<Option<DiskEvent>> {
+        loop {
+            if let Some(change) = self.changes.pop_front() {
+                return Ok(Some(change));
+            }
+            if self.ended {
+                return Ok(None);
+            }
+            match self.tar.header("what differs in an older disk")? {
+                Some(header) => self.delta(&header)?,
+                None => self.second_end()?,
+            }
+        }
+    }
+
+    /// Reads what differs in one chunk, with its checksum.
+    fn delta(&mut self, header: &Header) -> XvaResult<()> {
+        let disks = self.generations.as_ref().map_or(&[][..], |generations| &generations.disks);
+        let due = || unexpected("what differs in an older disk", &header.name);
+        let name = header.name.strip_suffix(delta::SUFFIX).ok_or_else(due)?;
+        let later = disks.iter().enumerate().skip(self.older.disk);
+        let found = later.filter_map(|(disk, plan)| Some((disk, plan.size, counter_of(name, &plan.id)?))).next();
+        let (disk, size, counter) = found.ok_or_else(due)?;
+        let wrong = |why: String| XvaError::invalid(format!("{}: {why}", header.name));
+        if disk != self.older.disk {
+            self.older = DiskPosition { disk, ..DiskPosition::default() };
+        }
+        if counter < self.older.next_counter {
+            return Err(wrong(format!("out of order, {:08} or a later one was due", self.older.next_counter)));
+        }
+        let offset = counter.saturating_mul(limits::CHUNK_BYTES as u64);
+        let left = size.checked_sub(offset).filter(|left| *left > 0);
+        let left = left.ok_or_else(|| wrong(format!("it lies past the {size} bytes of its disk")))?;
+        // At most CHUNK_BYTES.
+        let length = left.min(limits::CHUNK_BYTES as u64) as usize;
+        self.older.next_counter = counter + 1;
+        let bytes = self.tar.content(header, delta::BYTES_MAX)?;
+        self.checksum(&header.name, &bytes)?;
+        let runs = delta::decode(&bytes, length).map_err(wrong)?;
+        self.changes.extend(runs.into_iter().map(|run| match run {
+            Run::Data { at, bytes } => DiskEvent::Data { disk, offset: offset + at as u64, bytes },
+            Run::Zeros { at, length } => DiskEvent::Zeros { disk, offset: offset + at as u64, length: length as u64 },
+        }));
+        Ok(())
+    }
+
     fn end(&mut self) -> XvaResult<()> {
-        if self.ended {
+        if self.ended || self.generations.is_some() {
             return Ok(());
         }
         let end = "the end of the archive";
         let mut header = self.tar.header(end)?;
+        if let Some(member) = header.as_ref().filter(|member| self.with_generations && member.name == MEMBER) {
+            let xml = self.tar.content(member, limits::GENERATIONS.xml_bytes)?;
+            ova::verify(member, &xml)?;
+            self.generations = Some(Generations::from_xml(&xml, &self.ova)?);
+            return Ok(());
+        }
         // Before version 2 a table of all checksums stood at the end; the checksums beside the chunks were compared.
         if let Some(table) = header.as_ref().filter(|_| self.ova.version.export_vsn < 2) {
             self.tar.content(table, limits::OVA.xml_bytes)?;
@@ -227,6 +311,12 @@ impl<R: Read> ArchiveReader<R> {
         if let Some(header) = header {
             return Err(unexpected(end, &header.name));
         }
+        self.second_end()
+    }
+
+    /// The first zero block was read: another one, and the end of the compressed stream.
+    fn second_end(&mut self) -> XvaResult<()> {
+        let end = "the end of the archive";
         if let Some(header) = self.tar.header(end)? {
             return Err(unexpected(end, &header.name));
         }

@@ -1,7 +1,7 @@
 //! Writes an archive: `ova.xml`, then every disk chunk by chunk, then the end.
 //!
 //! ```text
-//! begin ──▶ [ next → chunk or zeros ]* ──▶ finish
+//! begin ──▶ [ next → chunk or zeros ]* ──▶ (generations ──▶ [ delta ]*) ──▶ finish
 //! ```
 //!
 //! The caller asks [`ArchiveWriter::next_chunk`] which disk and which range is due, and hands over exactly that. Rules that
@@ -19,8 +19,10 @@ use std::io::Write;
 
 use crate::DiskPlan;
 use crate::checksum::ChecksumKind;
+use crate::delta::{self, Delta};
 use crate::error::{XvaError, XvaResult};
-use crate::limits::CHUNK_BYTES;
+use crate::generations::{self, Generations};
+use crate::limits::{CHUNK_BYTES, GENERATIONS};
 use crate::ova::{self, Ova};
 use crate::tar::{Header, ZERO_BLOCK};
 
@@ -55,7 +57,7 @@ impl<W: Write> ArchiveWriter<W> {
         let leave_out_zeros = disks.first().is_none_or(|disk| disk.size >= CHUNK_BYTES as u64);
         let mut writer = ArchiveWriter { out, disks, checksum, leave_out_zeros, disk: 0, offset: 0 };
         let xml = ova.to_xml();
-        writer.member(&Ova::header(&xml), xml.as_bytes(), mtime_seconds)?;
+        writer.member(&ova::header(ova::MEMBER, &xml), xml.as_bytes(), mtime_seconds)?;
         Ok(writer)
     }
 
@@ -89,10 +91,7 @@ impl<W: Write> ArchiveWriter<W> {
         let last = due.offset + due.length as u64 == *size;
         if !self.leave_out_zeros || due.offset == 0 || last || !is_zero(bytes) {
             let name = format!("{id}/{:08}", due.offset / CHUNK_BYTES as u64);
-            let sum = self.checksum.of(bytes);
-            self.member(&Header::new(name.clone(), bytes.len() as u64), bytes, 0)?;
-            let sum_name = name + self.checksum.suffix();
-            self.member(&Header::new(sum_name, sum.len() as u64), sum.as_bytes(), 0)?;
+            self.with_checksum(name, bytes)?;
         }
         if last {
             (self.disk, self.offset) = (self.disk + 1, 0);
@@ -108,19 +107,49 @@ impl<W: Write> ArchiveWriter<W> {
         self.chunk(&ZEROS[..due.length])
     }
 
+    /// Writes the records of the machine's snapshots, after all of its disks. What differs in their disks follows.
+    pub fn generations(&mut self, generations: &Generations, mtime_seconds: u64) -> XvaResult<()> {
+        self.complete()?;
+        generations::check(&generations.disks, &self.disks).map_err(XvaError::Unwritable)?;
+        let (xml, objects) = (generations.to_xml(), generations.objects.len());
+        if xml.len() as u64 > GENERATIONS.xml_bytes || objects > GENERATIONS.objects {
+            let (most, bytes) = (GENERATIONS.objects, GENERATIONS.xml_bytes);
+            let why = format!("{objects} objects of snapshots in {} bytes; at most {most} in {bytes} bytes", xml.len());
+            return Err(XvaError::Unwritable(why));
+        }
+        self.member(&ova::header(generations::MEMBER, &xml), xml.as_bytes(), mtime_seconds)
+    }
+
+    /// What differs in the chunk with this number of the disk with this id; disks and chunks come in their order.
+    pub fn delta(&mut self, id: &str, chunk: u64, delta: &Delta) -> XvaResult<()> {
+        let (name, bytes) = (format!("{id}/{chunk:08}{}", delta::SUFFIX), delta.encode());
+        self.with_checksum(name, &bytes)
+    }
+
     /// Writes the end and returns what the archive was written to.
     pub fn finish(mut self) -> XvaResult<W> {
-        if let Some(due) = self.next_chunk() {
-            let disk = &self.disks[due.disk].id;
-            return Err(XvaError::Unwritable(format!("disk {disk} was given up to {} only", due.offset)));
-        }
+        self.complete()?;
         self.out.write_all(&ZERO_BLOCK).map_err(XvaError::Io)?;
         self.out.write_all(&ZERO_BLOCK).map_err(XvaError::Io)?;
         Ok(self.out)
     }
 
+    /// Refuses what comes after the disks before they are whole.
+    fn complete(&self) -> XvaResult<()> {
+        let Some(due) = self.next_chunk() else { return Ok(()) };
+        let disk = &self.disks[due.disk].id;
+        Err(XvaError::Unwritable(format!("disk {disk} was given up to {} only", due.offset)))
+    }
+
     fn due(&self) -> XvaResult<NextChunk> {
         self.next_chunk().ok_or_else(|| XvaError::Unwritable("a chunk after the end of all disks".into()))
+    }
+
+    fn with_checksum(&mut self, name: String, bytes: &[u8]) -> XvaResult<()> {
+        let sum = self.checksum.of(bytes);
+        self.member(&Header::new(name.clone(), bytes.len() as u64), bytes, 0)?;
+        let name = name + self.checksum.suffix();
+        self.member(&Header::new(name, sum.len() as u64), sum.as_bytes(), 0)
     }
 
     fn member(&mut self, header: &Header, content: &[u8], mtime_seconds: u64) -> XvaResult<()> {

@@ -2,5 +2,6 @@
 
 mod common;
 mod foreign;
+mod generations;
 mod others;
 mod round_trip;

@@ -61,6 +61,14 @@ async fn call_class(daemon: &Arc<Daemon>, peer: Peer, method: &str, params: Vec<
     call_in_session(daemon, session, target, method, params).await
 }
 
+/// What to do in place of a message that nobody gives a body.
+fn instead(name: &str) -> &'static str {
+    match name {
+        "VM.import" | "Async.VM.import" => " (fetch the file and send it with PUT /import, or xe vm-import filename=-)",
+        _ => "",
+    }
+}
+
 /// The rest of a call, once it is known who calls. Basic authentication of data transfers comes in here as well.
 async fn call_in_session(
     daemon: &Arc<Daemon>,
@@ -74,7 +82,7 @@ async fn call_in_session(
     let name = target.name();
     let Some(handler) = daemon.methods.get(&name) else {
         if target.is_async || matches!(target.method, Method::Explicit(_) | Method::Create | Method::Destroy) {
-            return Err(ApiError::not_implemented(name));
+            return Err(ApiError::not_implemented(format!("{name}{}", instead(&name))));
         }
         return implicit::call(daemon, target.class, target.method, &args);
     };

@@ -59,6 +59,12 @@ impl Tally {
         Tally { bytes: Arc::default(), rate, room: Arc::new(Semaphore::new(READS_UNDER_WAY)) }
     }
 
+    /// The same bound and count with room of its own, for a disk that is read beside another one: who waits for the one must
+    /// not have to wait for pieces of the other that nobody asks for at that moment.
+    pub fn beside(&self) -> Tally {
+        Tally { room: Arc::new(Semaphore::new(READS_UNDER_WAY)), ..self.clone() }
+    }
+
     /// Reads a range in pieces, each in its turn. Concurrent calls are served one after another.
     pub async fn read(&self, client: &Client, offset: u64, length: u64) -> Result<Bytes, NbdError> {
         let piece = READ_BYTES.min(self.rate.piece_bytes());

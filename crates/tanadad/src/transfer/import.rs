@@ -6,18 +6,19 @@
 //!
 //! 1. `ova.xml` is read and every record checked; nothing was made so far.
 //! 2. The disks are made. Each is written down in an intent first, so that a crash leaves none behind.
-//! 3. Their content is streamed, checksums compared on the way; zeros stay holes.
+//! 3. Their content is streamed, checksums compared on the way; zeros stay holes. Older states of them follow, where there
+//!    are some ([`super::replay`]).
 //! 4. When the archive turned out whole and the disks are durable, machines, VBDs, VIFs and networks appear in one
-//!    transaction, which strikes the intent off as well.
+//!    transaction, which strikes the intent off as well. A memory image that no machine here can go on with is destroyed.
 //!
 //! Whatever fails before the fourth step, what was made is destroyed, and the task says why.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tanada_xapi::{ApiError, ApiResult, Ref, Value};
-use tanada_xva::{ArchiveReader, DiskEvent, Ova, Verify, XvaResult};
+use tanada_xva::{ArchiveReader, DiskEvent, Generations, Ova, Verify, XvaResult};
 use tokio::sync::{mpsc, oneshot};
 
 use super::attached::{Access, Attached};
@@ -25,14 +26,20 @@ use super::disk::{Before, DiskWriter, Tally};
 use super::error::{disk_error, xva_error};
 use super::marked;
 use super::rate::Rate;
+use super::replay::Replay;
 use super::stream::{Piece, PieceReader};
 use super::unpack::{Manner, Unpacked};
 use crate::context::{CallContext, Daemon};
 use crate::db::View;
-use crate::ops::vdi;
+use crate::ops::intents::Plan;
+use crate::ops::{vdi, vdi_copy};
+use crate::vmm::memory::load::Image;
 
 /// Events between the reading thread and the disks, at most 1 MiB each.
 const EVENTS_UNDER_WAY: usize = 4;
+
+/// Progress when the machine's disks are complete; what follows them is not known before.
+pub const OF_DISKS: f64 = 0.9;
 
 /// An import that may begin.
 pub struct Import {
@@ -43,9 +50,18 @@ pub struct Import {
 }
 
 /// The disks made so far, by their ids in the archive, and the intent that stands for them.
-struct Made {
-    intent: String,
-    disks: BTreeMap<String, Ref>,
+pub struct Made {
+    pub intent: String,
+    pub disks: BTreeMap<String, Ref>,
+}
+
+/// What the reading thread tells.
+pub enum Event {
+    Disk(DiskEvent),
+    /// All disks are complete; the machine's snapshots follow.
+    Generations(Box<Generations>),
+    /// A piece of an older disk that differs from its base.
+    Change(DiskEvent),
 }
 
 impl Import {
@@ -72,10 +88,10 @@ impl Import {
             let ova = ova.map_err(|_| ended_early())?;
             let unpacked = Unpacked::read(&ova, self.manner)?;
             self.ctx.db().read(|state| unpacked.check(state))?;
-            Ok(unpacked)
+            Ok((ova, unpacked))
         });
-        let unpacked = match unpacked {
-            Ok(unpacked) => unpacked,
+        let (ova, unpacked) = match unpacked {
+            Ok(read) => read,
             Err(error) => {
                 drop(events);
                 return Err(verdict(error, thread).await);
@@ -83,9 +99,9 @@ impl Import {
         };
         let intent = marked::begin(&self.ctx.daemon)?;
         let mut made = Made { intent, disks: BTreeMap::new() };
-        let result = match self.fill(&unpacked, &mut made, events).await {
-            Ok(()) => match joined(thread).await {
-                Ok(()) => self.finish(&unpacked, &made),
+        let result = match self.fill(&ova, unpacked, &mut made, events).await {
+            Ok(unpacked) => match joined(thread).await {
+                Ok(()) => self.finish(&unpacked, &made).await,
                 Err(error) => Err(error),
             },
             Err(error) => Err(verdict(error, thread).await),
@@ -99,15 +115,22 @@ impl Import {
         }
     }
 
-    /// Steps 2 and 3. Making, attaching and detaching a disk are not broken off in the middle, streaming is.
-    async fn fill(&self, unpacked: &Unpacked, made: &mut Made, events: mpsc::Receiver<DiskEvent>) -> ApiResult<()> {
+    /// Steps 2 and 3. Making, attaching and detaching a disk are not broken off in the middle, streaming is. Answers all
+    /// records, those of snapshots too.
+    async fn fill(
+        &self,
+        ova: &Ova,
+        unpacked: Unpacked,
+        made: &mut Made,
+        mut events: mpsc::Receiver<Event>,
+    ) -> ApiResult<Unpacked> {
         for disk in &unpacked.disks {
             self.ctx.task.check()?;
             let vdi = vdi::create_disk(&self.ctx.daemon, &disk.request(&self.sr, &made.intent)).await?;
             made.disks.insert(disk.id.clone(), vdi);
         }
         let (tally, mut open) = (Tally::within(self.rate.clone()), None);
-        let streamed = self.stream(unpacked, made, events, &mut open, &tally).await;
+        let streamed = self.stream(&unpacked, made, &mut events, &mut open, &tally).await;
         // Whatever happened, no disk stays attached.
         let finished = match open {
             Some(open) if streamed.is_ok() => open.finish().await,
@@ -117,21 +140,32 @@ impl Import {
             }
             None => Ok(()),
         };
+        let result = match (streamed, finished) {
+            (Ok(None), Ok(())) => Ok(unpacked),
+            (Ok(Some(generations)), Ok(())) => self.older(ova, &generations, made, &mut events, &tally).await,
+            (Err(error), _) | (_, Err(error)) => Err(error),
+        };
         self.ctx.task.moved(tally.moved());
-        streamed.and(finished)
+        result
     }
 
+    /// Fills the machine's disks; answers its snapshots where they follow.
     async fn stream(
         &self,
         unpacked: &Unpacked,
         made: &Made,
-        mut events: mpsc::Receiver<DiskEvent>,
+        events: &mut mpsc::Receiver<Event>,
         open: &mut Option<OpenDisk>,
         tally: &Tally,
-    ) -> ApiResult<()> {
+    ) -> ApiResult<Option<Box<Generations>>> {
         let total: u64 = unpacked.disks.iter().map(|disk| disk.virtual_size).sum();
         let mut done = 0;
         while let Some(event) = self.ctx.task.until_cancelled(events.recv()).await? {
+            let event = match event {
+                Event::Disk(event) => event,
+                Event::Generations(generations) => return Ok(Some(generations)),
+                Event::Change(_) => return Err(ApiError::internal("a change before the snapshots' records")),
+            };
             let (index, length) = match &event {
                 DiskEvent::Data { disk, bytes, .. } => (*disk, bytes.len() as u64),
                 DiskEvent::Zeros { disk, length, .. } => (*disk, *length),
@@ -148,18 +182,67 @@ impl Import {
                 self.ctx.task.until_cancelled(open.take(event)).await??;
             }
             done += length;
-            self.ctx.task.progress(done as f64 / total as f64);
+            self.ctx.task.progress(OF_DISKS * done as f64 / total as f64);
         }
-        Ok(())
+        Ok(None)
+    }
+
+    /// Makes the older states of the disks.
+    async fn older(
+        &self,
+        ova: &Ova,
+        generations: &Generations,
+        made: &mut Made,
+        events: &mut mpsc::Receiver<Event>,
+        tally: &Tally,
+    ) -> ApiResult<Unpacked> {
+        let unpacked = Unpacked::with_generations(ova, generations, self.manner)?;
+        self.ctx.db().read(|state| unpacked.check(state))?;
+        let mut replay = Replay::new(&self.ctx, &self.sr, &unpacked.older, made, tally)?;
+        let played = replay.play(events).await;
+        let ended = replay.end(played.is_ok()).await;
+        played.and(ended).map(|()| unpacked)
     }
 
     /// Step 4.
-    fn finish(&self, unpacked: &Unpacked, made: &Made) -> ApiResult<Vec<Ref>> {
+    async fn finish(&self, unpacked: &Unpacked, made: &Made) -> ApiResult<Vec<Ref>> {
+        let usable = self.usable(unpacked, made).await?;
         self.ctx.task.check()?;
-        self.ctx.db().write(|tx| {
+        let (machines, left) = self.ctx.db().write(|tx| {
             marked::complete(tx, made.disks.values(), &made.intent)?;
-            unpacked.create(tx, &made.disks, self.ctx.task.id())
-        })
+            let machines = unpacked.create(tx, &usable, self.ctx.task.id())?;
+            let taken: BTreeSet<Ref> = tx.all("VM").iter().map(|vm| vm.reference("suspend_VDI")).collect();
+            let left: Vec<Ref> = unpacked
+                .images()
+                .filter_map(|id| made.disks.get(id))
+                .filter(|vdi| !taken.contains(*vdi))
+                .cloned()
+                .collect();
+            let intent = Plan::Discard { vdis: left.iter().map(Ref::to_string).collect() };
+            let left = if left.is_empty() { None } else { Some((intent.put(tx)?, left)) };
+            Ok((machines, left))
+        })?;
+        if let Some((intent, left)) = left {
+            vdi_copy::discard(&self.ctx.daemon, &left, &intent).await;
+        }
+        Ok(machines)
+    }
+
+    /// The disks without memory that nobody here can read: of another make, or never completed.
+    async fn usable(&self, unpacked: &Unpacked, made: &Made) -> ApiResult<BTreeMap<String, Ref>> {
+        let mut usable = made.disks.clone();
+        for id in unpacked.images() {
+            let Some(vdi) = made.disks.get(id) else { continue };
+            match Image::open(&self.ctx.daemon, vdi).await {
+                Ok(image) => image.release().await,
+                Err(error) if error.is("SUSPEND_IMAGE_NOT_ACCESSIBLE") => {
+                    tracing::warn!(%error, "the memory in an archive cannot be used; its machine is halted");
+                    usable.remove(id);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(usable)
     }
 }
 
@@ -194,9 +277,10 @@ fn read(
     verify: Verify,
     open_end: bool,
     ova: oneshot::Sender<Ova>,
-    events: &mpsc::Sender<DiskEvent>,
+    events: &mpsc::Sender<Event>,
 ) -> XvaResult<()> {
     let mut archive = ArchiveReader::open(body, verify)?;
+    archive.expect_generations();
     if open_end {
         archive.expect_open_end();
     }
@@ -204,7 +288,16 @@ fn read(
         return Ok(());
     }
     while let Some(event) = archive.next_event()? {
-        if events.blocking_send(event).is_err() {
+        if events.blocking_send(Event::Disk(event)).is_err() {
+            return Ok(());
+        }
+    }
+    let Some(generations) = archive.generations().cloned() else { return Ok(()) };
+    if events.blocking_send(Event::Generations(Box::new(generations))).is_err() {
+        return Ok(());
+    }
+    while let Some(change) = archive.next_change()? {
+        if events.blocking_send(Event::Change(change)).is_err() {
             return Ok(());
         }
     }

@@ -10,6 +10,7 @@
 //! read from disks or written to them is in the task, too, also of a transfer that broke off.
 
 pub(crate) mod attached;
+mod differing;
 pub(crate) mod disk;
 pub(crate) mod error;
 mod export;
@@ -20,9 +21,11 @@ mod known;
 pub(crate) mod mac;
 pub(crate) mod marked;
 mod metadata;
+mod new_disk;
 mod pack;
 pub(crate) mod rate;
 mod raw;
+mod replay;
 mod routes;
 mod stream;
 #[cfg(test)]

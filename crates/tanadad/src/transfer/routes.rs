@@ -49,10 +49,9 @@ pub fn routes() -> Vec<Route> {
 async fn export(transfer: Transfer) -> Result<Response, HttpError> {
     let Transfer { ctx, query, lease, .. } = transfer;
     let vm = named(&ctx, "VM", &query, "ref", "uuid")?.ok_or_else(|| missing("ref or uuid"))?;
-    if query.is_true("preserve_power_state") {
-        return Err(ApiError::not_implemented("export with preserve_power_state").into());
-    }
-    let form = Form { compression: compression(&query)?, checksum: checksum(&query)? };
+    // The second is an addition of ours; the name is that of `/export_metadata`.
+    let (memory, snapshots) = (query.is_true("preserve_power_state"), query.is_true("export_snapshots"));
+    let form = Form { compression: compression(&query)?, checksum: checksum(&query)?, memory, snapshots };
     let (export, pieces) = Export::open(ctx.clone(), &vm, form, rate(&query)?).await?;
     tokio::spawn(async move {
         let result = export.run().await;

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use tanada_xapi::{ApiError, ApiResult, DateTime, Map, Ref, Value};
-use tanada_xva::Ova;
+use tanada_xva::{Generations, Ova};
 
 use super::known::find_disks;
 use super::marked::{MARK, mark};
-use super::pack::{CERTIFICATE_PREFIX, pack, pack_metadata};
+use super::pack::{Along, CERTIFICATE_PREFIX, pack, pack_metadata};
 use super::unpack::{Manner, Unpacked};
 use crate::db::{Db, Record, View};
 
@@ -101,7 +101,7 @@ fn world() -> World {
 
 impl World {
     fn archive(&self) -> (Ova, BTreeMap<String, Ref>) {
-        let packed = self.db.read(|state| pack(state, &self.vm)).unwrap();
+        let packed = self.db.read(|state| pack(state, &self.vm, &Along::default())).unwrap();
         (Ova::from_xml(packed.ova.to_xml().as_bytes()).unwrap(), packed.disks)
     }
 
@@ -256,7 +256,7 @@ fn sizes_that_no_importer_can_place_are_refused() {
     let world = world();
     let vdi = world.db.read(|state| state.all("VDI")[0].id().clone());
     world.db.write(|tx| tx.set("VDI", &vdi, "virtual_size", Value::Int(513))).unwrap();
-    assert!(world.db.read(|state| pack(state, &world.vm)).unwrap_err().is("VDI_INCOMPATIBLE_TYPE"));
+    assert!(world.db.read(|state| pack(state, &world.vm, &Along::default())).unwrap_err().is("VDI_INCOMPATIBLE_TYPE"));
     assert_eq!(mark("i"), Value::map([(MARK, "i")]));
 }
 
@@ -412,4 +412,101 @@ fn what_a_backup_has_attached_stays_here() {
         })
         .unwrap();
     assert_eq!(world.archive().1.len(), 1);
+}
+
+/// The machine of a [`world`] asleep, with an image.
+fn put_to_sleep(world: &World) -> Ref {
+    let source = world.get("VM", &world.vm).reference("snapshot_of");
+    let made = world.db.write(|tx| {
+        let fields = [("SR", (&world.sr).into()), ("type", "suspend".into()), ("virtual_size", Value::Int(4 << 20))];
+        let image = tx.create("VDI", fields)?;
+        tx.set("VM", &source, "suspend_VDI", &image)?;
+        tx.set("VM", &source, "power_state", "Suspended")?;
+        let fields = [("VM", (&source).into()), ("device", "0".into()), ("MAC", "02:00:00:00:00:07".into())];
+        tx.create("VIF", fields.into_iter().chain([("currently_attached", true.into())]))?;
+        Ok(())
+    });
+    made.unwrap();
+    source
+}
+
+#[test]
+fn memory_travels_when_it_is_asked_for_and_is_used_once() {
+    let from = world();
+    let vm = put_to_sleep(&from);
+    let archive =
+        |memory: bool| from.db.read(|state| pack(state, &vm, &Along { memory, ..Along::default() })).unwrap().ova;
+    let without = archive(false);
+    let machine = without.of_class("VM").next().unwrap();
+    assert_eq!((machine.text("power_state"), machine.text("suspend_VDI")), ("Halted", Ref::null().as_str()));
+    assert_eq!(machine.text_map("other_config")["tanada-last-stop"], "hard");
+    assert!(without.disks().unwrap().is_empty() && !without.of_class("VIF").next().unwrap().flag("currently_attached"));
+    let with = archive(true);
+    assert_eq!(with.disks().unwrap().len(), 1);
+    assert!(with.of_class("VIF").next().unwrap().flag("currently_attached"));
+
+    let to = world();
+    for (power, mac) in [("Suspended", true), ("Halted", false)] {
+        // The second time its address is in use here.
+        let vm = to.get("VM", &to.take_in(&Unpacked::read(&with, Manner::default()).unwrap()).unwrap()[0]);
+        assert_eq!((vm.str("power_state"), !vm.reference("suspend_VDI").is_null()), (power, mac));
+        let vif = &to.all("VIF", &vm.refs("VIFs"))[0];
+        assert_eq!((vif.str("MAC") == "02:00:00:00:00:07", vif.bool("currently_attached")), (mac, mac));
+        assert_eq!(vm.entry("other_config", "tanada-last-stop"), (!mac).then_some("hard"));
+    }
+    let restored = Unpacked::read(&with, Manner { restore: true, ..Manner::default() }).unwrap();
+    let vm = to.get("VM", &to.take_in(&restored).unwrap()[0]);
+    assert_eq!(vm.str("power_state"), "Suspended", "a restored one is the machine itself");
+}
+
+#[test]
+fn the_memory_of_a_checkpoint_does_not_travel_by_itself() {
+    let world = world();
+    world.db.write(|tx| tx.set("VM", &world.vm, "power_state", "Suspended")).unwrap();
+    let error = world.db.read(|state| pack(state, &world.vm, &Along { memory: true, ..Along::default() })).unwrap_err();
+    assert!(error.is("VALUE_NOT_SUPPORTED"), "{error}");
+    assert!(world.db.read(|state| pack(state, &world.vm, &Along::default())).is_ok());
+}
+
+/// The machine of a [`world`] with its snapshot behind it, through their texts.
+fn with_snapshot(world: &World) -> (Ova, Generations) {
+    let machine = world.get("VM", &world.vm).reference("snapshot_of");
+    let along = Along { snapshots: vec![world.vm.clone()], ..Along::default() };
+    let packed = world.db.read(|state| pack(state, &machine, &along)).unwrap();
+    let ova = Ova::from_xml(packed.ova.to_xml().as_bytes()).unwrap();
+    let generations = packed.generations.unwrap();
+    let read = Generations::from_xml(generations.to_xml().as_bytes(), &ova).unwrap();
+    assert_eq!(read, generations);
+    (ova, read)
+}
+
+#[test]
+fn snapshots_behind_their_machine_are_its_own() {
+    let world = world();
+    let (ova, generations) = with_snapshot(&world);
+    assert_eq!((ova.of_class("VM").count(), ova.disks().unwrap().len()), (1, 0), "the machine stands by itself");
+    assert!(!ova.of_class("VM").next().unwrap().flag("is_a_snapshot"));
+    assert!(generations.disks.len() == 2 && generations.disks.iter().all(|disk| disk.base.is_none()));
+    let snapshot = generations.objects.iter().find(|object| object.class == "VM").unwrap();
+    assert!(snapshot.flag("is_a_snapshot") && ova.find(snapshot.text("snapshot_of")).is_some());
+    assert_eq!(snapshot.text_map("snapshot_info")["disk-snapshot-type"], "quiesced");
+    let manner = Manner { restore: true, ..Manner::default() };
+    assert_eq!(Unpacked::with_generations(&ova, &generations, manner).unwrap().older.len(), 2);
+
+    let refused = |fields: &[(&str, Value)]| {
+        let mut generations = generations.clone();
+        let snapshot = generations.objects.iter_mut().find(|object| object.class == "VM").unwrap();
+        snapshot.record.extend(fields.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect::<Map>());
+        let unpacked = Unpacked::with_generations(&ova, &generations, manner);
+        unpacked.and_then(|unpacked| world.db.read(|state| unpacked.check(state))).unwrap_err().to_string()
+    };
+    assert!(refused(&[("snapshot_of", "Ref:9999".into())]).contains("no snapshot of the machine"));
+    assert!(refused(&[("is_a_snapshot", false.into())]).contains("no snapshot of the machine"));
+    let machine = ova.of_class("VM").next().unwrap();
+    assert!(refused(&[("uuid", machine.text("uuid").into())]).contains("two machines have the uuid"));
+    let other = world.db.write(|tx| tx.create("VM", [("name_label", Value::from("web"))])).unwrap();
+    let other = world.get("VM", &other).uuid().to_owned();
+    // The machine itself is here already, so it would be refused for its version: the snapshot's uuid comes first.
+    world.db.write(|tx| tx.set("VM", &world.get("VM", &world.vm).reference("snapshot_of"), "version", -1)).unwrap();
+    assert!(refused(&[("uuid", other.into())]).contains("a snapshot has the uuid of the machine web"));
 }

@@ -10,7 +10,12 @@
 //!
 //! From an archive of records alone, snapshots become snapshots again, tied to the machine that came with them, and disks
 //! are found, not made ([`super::metadata`]). There `force` leaves out machines that cannot be replaced because they are
-//! not halted. A suspended machine stays suspended only when it is restored and its memory image was found.
+//! not halted. The same is true of snapshots that stand behind their machine in an archive with disks
+//! ([`tanada_xva::generations`]), whose disks are made ([`super::replay`]).
+//!
+//! A suspended machine stays suspended where its memory image came along (or was found) and it is restored. A copy does
+//! only where no network card here has an address of the archive's: what goes on in the middle of an instruction keeps
+//! its addresses, and the same machine must not be in one network twice. Otherwise it is halted.
 //!
 //! Networks are found by name, then by bridge. References to ids without an object are null; fields and classes that we
 //! do not know are left out. Nothing is created before every record was read and found sound.
@@ -18,17 +23,18 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use tanada_xapi::{ApiError, ApiResult, DateTime, Map, Ref, Value};
-use tanada_xva::{Object, Ova};
+use tanada_xva::{Generations, Object, Ova};
 use uuid::Uuid;
 
-use super::error::xva_error;
 use super::fields::{int, kept, text, typed};
 use super::known::{KnownDisk, known_disks};
 use super::mac::generated;
-use super::marked::MARK;
-use super::pack::CERTIFICATE_PREFIX;
+use super::new_disk::{NewDisk, new_disks};
+use super::pack::{CERTIFICATE_PREFIX, without_memory};
+use super::replay::{OlderDisk, older_disks};
 use crate::db::{Record, Tx, View};
-use crate::ops::{throw_away, vdi};
+use crate::ops::throw_away;
+use crate::vmm::records::{LAST_STOP_HARD, LAST_STOP_KEY};
 
 /// How an archive is taken in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -41,25 +47,13 @@ pub struct Manner {
     pub metadata: bool,
 }
 
-/// A disk that has to be made before the machine can be.
-#[derive(Debug, Clone, PartialEq)]
-pub struct NewDisk {
-    /// Its id in the archive.
-    pub id: String,
-    pub virtual_size: u64,
-    pub name_label: String,
-    pub name_description: String,
-    pub kind: String,
-    pub sharable: bool,
-    pub other_config: BTreeMap<String, String>,
-    pub tags: Vec<String>,
-}
-
 /// An archive whose records are all sound.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Unpacked {
     manner: Manner,
     machines: Vec<(String, Map)>,
+    /// Those of them that are snapshots here, by their ids.
+    snapshots: BTreeSet<String>,
     vbds: Vec<Map>,
     vifs: Vec<Map>,
     networks: BTreeMap<String, Map>,
@@ -67,16 +61,56 @@ pub struct Unpacked {
     isos: BTreeMap<String, String>,
     /// To be made; none for an archive of records alone.
     pub disks: Vec<NewDisk>,
+    /// To be made after those, in this order.
+    pub older: Vec<OlderDisk>,
     /// To be found, in an archive of records alone.
     pub known: Vec<KnownDisk>,
 }
 
 impl Unpacked {
     pub fn read(ova: &Ova, manner: Manner) -> ApiResult<Unpacked> {
+        let (all, flagged) = (ova, |vm: &&Object| manner.metadata && vm.flag("is_a_snapshot"));
+        let snapshots = all.of_class("VM").filter(flagged).map(|vm| vm.id.clone()).collect();
+        let (disks, known) = match manner.metadata {
+            true => (Vec::new(), known_disks(ova)),
+            false => (new_disks(ova)?, Vec::new()),
+        };
+        let rest = Unpacked { manner, snapshots, disks, known, ..Unpacked::default() };
+        Unpacked::records(all, rest)
+    }
+
+    /// A machine with the snapshots that stand behind it.
+    pub fn with_generations(ova: &Ova, generations: &Generations, manner: Manner) -> ApiResult<Unpacked> {
+        let of_machine = |snapshot: &Object| {
+            let of = snapshot.text("snapshot_of");
+            match ova.of_class("VM").any(|vm| vm.id == of) && snapshot.flag("is_a_snapshot") {
+                true => Ok(snapshot.id.clone()),
+                false => Err(ApiError::import_error(format!("VM {} is no snapshot of the machine", snapshot.id))),
+            }
+        };
+        let snapshots = generations.objects.iter().filter(|object| object.class == "VM");
+        let snapshots = snapshots.map(of_machine).collect::<ApiResult<BTreeSet<String>>>()?;
+        let older = older_disks(generations)?;
+        let mut all = ova.clone();
+        for machine in all.objects.iter_mut().filter(|object| object.class == "VM") {
+            machine.record.insert("parent".into(), generations.parent.as_str().into());
+        }
+        all.objects.extend(generations.objects.iter().cloned());
+        let rest = Unpacked { manner, snapshots, disks: new_disks(ova)?, older, ..Unpacked::default() };
+        Unpacked::records(&all, rest)
+    }
+
+    /// Everything but disks.
+    fn records(ova: &Ova, rest: Unpacked) -> ApiResult<Unpacked> {
         let typed = |class: &'static str| ova.of_class(class).map(|object| Ok((object.id.clone(), typed(object)?)));
         let machines = typed("VM").collect::<ApiResult<Vec<_>>>()?;
         if machines.is_empty() {
             return Err(ApiError::import_error("the archive holds no VM"));
+        }
+        let mut uuids = HashSet::new();
+        let mut uuids = machines.iter().map(|(_, record)| text(record, "uuid")).filter(|uuid| !uuids.insert(*uuid));
+        if let Some(twice) = uuids.find(|uuid| !uuid.is_empty()) {
+            return Err(ApiError::import_error(format!("two machines have the uuid {twice}")));
         }
         let networks = typed("network").collect::<ApiResult<BTreeMap<_, _>>>()?;
         let vifs = typed("VIF").collect::<ApiResult<Vec<_>>>()?;
@@ -89,15 +123,17 @@ impl Unpacked {
                 return Err(ApiError::import_error_failed_to_find_object(vdi));
             }
         }
-        let (disks, known) = match manner.metadata {
-            true => (Vec::new(), known_disks(ova)),
-            false => (new_disks(ova)?, Vec::new()),
-        };
         let library = |vdi: &&Object| ova.find(vdi.text("SR")).is_some_and(|sr| sr.text("content_type") == "iso");
         let isos = ova.of_class("VDI").filter(library);
         let isos = isos.map(|vdi| (vdi.id.clone(), vdi.text("location").to_owned())).collect();
         let bare = |pairs: Vec<(String, Map)>| pairs.into_iter().map(|(_, record)| record).collect();
-        Ok(Unpacked { manner, machines, vbds: bare(vbds), vifs: bare(vifs), networks, isos, disks, known })
+        Ok(Unpacked { machines, vbds: bare(vbds), vifs: bare(vifs), networks, isos, ..rest })
+    }
+
+    /// Ids of the disks that hold memory.
+    pub fn images(&self) -> impl Iterator<Item = &str> {
+        let disks = self.disks.iter().chain(self.older.iter().map(|older| &older.disk));
+        disks.filter(|disk| disk.kind == "suspend").map(|disk| disk.id.as_str())
     }
 
     /// What stands in the way of restoring; nothing does for a copy.
@@ -106,10 +142,17 @@ impl Unpacked {
             return Ok(());
         }
         let ours: BTreeSet<&str> = self.machines.iter().map(|(_, record)| text(record, "uuid")).collect();
-        for (_, record) in self.machines.iter().filter(|(_, record)| self.stays(view, record).is_none()) {
+        for (id, record) in self.machines.iter().filter(|(_, record)| self.stays(view, record).is_none()) {
             let existing = view.find_by_uuid("VM", text(record, "uuid"));
             if let Some(vm) = &existing {
-                if vm.str("power_state") != "Halted" {
+                let snapshot = self.snapshots.contains(id);
+                if snapshot && !vm.bool("is_a_snapshot") {
+                    let words = format!("a snapshot has the uuid of the machine {} here", vm.str("name_label"));
+                    return Err(ApiError::import_error(words));
+                }
+                // A checkpoint sleeps and never runs.
+                let at_rest = snapshot;
+                if vm.str("power_state") != "Halted" && !at_rest {
                     return Err(ApiError::vm_bad_power_state(vm.id(), "halted", vm.str("power_state").to_lowercase()));
                 }
                 let (old, new) = (vm.int("version"), int(record, "version"));
@@ -144,11 +187,13 @@ impl Unpacked {
     /// Makes the machines over disks that are complete, and answers them: snapshots only where there is nothing else.
     pub fn create(&self, tx: &mut Tx<'_>, disks: &BTreeMap<String, Ref>, task: &Ref) -> ApiResult<Vec<Ref>> {
         self.check(tx)?;
+        let none = BTreeMap::new();
+        let images = if self.goes_on(tx) { disks } else { &none };
         let (mut made, mut stay, mut seeds) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for (id, record) in &self.machines {
             match self.stays(tx, record) {
                 Some(vm) => drop(stay.insert(id.clone(), vm)),
-                None => drop(made.insert(id.clone(), self.machine(tx, record, disks, &mut seeds, task)?)),
+                None => drop(made.insert(id.clone(), self.machine(tx, (id, record), images, &mut seeds, task)?)),
             }
         }
         self.tie(tx, &made, &stay)?;
@@ -169,24 +214,29 @@ impl Unpacked {
             .machines
             .iter()
             .filter(|(id, _)| made.contains_key(id))
-            .partition(|(_, record)| self.is_snapshot(record));
+            .partition(|(id, _)| self.snapshots.contains(id));
         let told = if machines.is_empty() { snapshots } else { machines };
         Ok(told.iter().map(|(id, _)| made[id].clone()).collect())
     }
 
-    fn is_snapshot(&self, record: &Map) -> bool {
-        self.manner.metadata && record.get("is_a_snapshot").and_then(Value::as_bool).unwrap_or(false)
+    /// May a suspended machine go on here? Asked before any of them is made.
+    fn goes_on(&self, view: &impl View) -> bool {
+        if self.manner.restore || self.manner.metadata {
+            return self.manner.restore;
+        }
+        let known: HashSet<String> = view.all("VIF").iter().map(|vif| vif.str("MAC").to_ascii_lowercase()).collect();
+        !self.vifs.iter().any(|vif| known.contains(&text(vif, "MAC").to_ascii_lowercase()))
     }
 
     /// Snapshots to their machines, machines to the snapshots that they go on from.
     fn tie(&self, tx: &mut Tx<'_>, made: &BTreeMap<String, Ref>, stay: &BTreeMap<String, Ref>) -> ApiResult<()> {
-        if !self.manner.metadata {
+        if !self.manner.metadata && self.snapshots.is_empty() {
             return Ok(());
         }
         let here = |id: &str| made.get(id).or_else(|| stay.get(id));
         for (id, record) in &self.machines {
             let Some(vm) = made.get(id) else { continue };
-            let fields: &[&str] = if self.is_snapshot(record) { &["snapshot_of", "parent"] } else { &["parent"] };
+            let fields: &[&str] = if self.snapshots.contains(id) { &["snapshot_of", "parent"] } else { &["parent"] };
             for field in fields {
                 if let Some(other) = here(text(record, field)) {
                     tx.set("VM", vm, field, other)?;
@@ -196,29 +246,29 @@ impl Unpacked {
         Ok(())
     }
 
-    /// `seeds` has the new seeds by the old ones: a snapshot has that of its machine.
+    /// `images` has the memory that machines may go on with; `seeds` the new seeds by the old ones: a snapshot has that of
+    /// its machine.
     fn machine(
         &self,
         tx: &mut Tx<'_>,
-        record: &Map,
-        disks: &BTreeMap<String, Ref>,
+        (id, record): (&str, &Map),
+        images: &BTreeMap<String, Ref>,
         seeds: &mut BTreeMap<String, String>,
         task: &Ref,
     ) -> ApiResult<Ref> {
         let mut fields = kept("VM", record);
         let Manner { restore, force, .. } = self.manner;
-        let mut id = Ref::random();
+        let mut vm = Ref::random();
         if restore {
-            id = self.replace(tx, text(record, "uuid"))?.unwrap_or(id);
+            vm = self.replace(tx, text(record, "uuid"))?.unwrap_or(vm);
             fields.insert("uuid".into(), record.get("uuid").cloned().unwrap_or(Value::from("")));
         }
-        let snapshot = self.is_snapshot(record);
-        let image = disks.get(text(record, "suspend_VDI"));
-        let suspended =
-            restore && self.manner.metadata && image.is_some() && text(record, "power_state") == "Suspended";
+        let snapshot = self.snapshots.contains(id);
+        let asleep = text(record, "power_state") == "Suspended";
+        let image = images.get(text(record, "suspend_VDI")).filter(|_| asleep);
         let mut put = |field: &str, value: Value| fields.insert(field.to_owned(), value);
-        put("power_state", if suspended { "Suspended" } else { "Halted" }.into());
-        if let Some(image) = image.filter(|_| suspended) {
+        put("power_state", if image.is_some() { "Suspended" } else { "Halted" }.into());
+        if let Some(image) = image {
             put("suspend_VDI", image.into());
         }
         put("is_a_snapshot", snapshot.into());
@@ -246,7 +296,12 @@ impl Unpacked {
             other_config.insert("mac_seed".into(), seed.into());
         }
         other_config.remove("grant_api_access");
-        put("snapshot_info", Value::Map(certificate(record, &mut other_config)));
+        let known = certificate(record, &mut other_config);
+        let known = if asleep && image.is_none() { without_memory(&known) } else { known };
+        if asleep && image.is_none() {
+            other_config.insert(LAST_STOP_KEY.into(), LAST_STOP_HARD.into());
+        }
+        put("snapshot_info", Value::Map(known));
         other_config.insert("import_task".into(), task.into());
         put("other_config", Value::Map(other_config));
         if !record.get("is_a_template").and_then(Value::as_bool).unwrap_or(false) {
@@ -259,7 +314,7 @@ impl Unpacked {
             ("install_time", DateTime::now().into()),
         ];
         put("metrics", tx.create("VM_metrics", metrics)?.into());
-        tx.create_as("VM", id, fields)
+        tx.create_as("VM", vm, fields)
     }
 
     /// Takes the machine that is restored over out of the database, and answers its reference. Its disks stay where they
@@ -322,8 +377,8 @@ impl Unpacked {
         fields.insert("VM".into(), vm.into());
         fields.insert("network".into(), network.into());
         fields.insert("currently_attached".into(), self.stays_attached(tx, record, vm)?.into());
-        if !self.manner.restore {
-            let vm = tx.get("VM", vm)?;
+        let vm = tx.get("VM", vm)?;
+        if !self.manner.restore && vm.str("power_state") != "Suspended" {
             let seed = vm.entry("other_config", "mac_seed").unwrap_or_default();
             let device = text(record, "device").parse().unwrap_or(0);
             fields.insert("MAC".into(), generated(seed, device).into());
@@ -367,14 +422,6 @@ impl Unpacked {
     }
 }
 
-fn typed_vdi(object: &Object) -> ApiResult<Map> {
-    let record = typed(object)?;
-    if text(&record, "type") == "cbt_metadata" {
-        return Err(ApiError::vdi_incompatible_type(&object.id, "cbt_metadata"));
-    }
-    Ok(record)
-}
-
 /// The `snapshot_info` of a machine: the archive's, or what it carried of it in `other_config` past importers that drop the
 /// field. It leaves `other_config` either way, or machines made from this one would carry it on.
 fn certificate(record: &Map, other_config: &mut Map) -> Map {
@@ -386,44 +433,6 @@ fn certificate(record: &Map, other_config: &mut Map) -> Map {
         return own;
     }
     carried.into_iter().map(|(key, value)| (key[CERTIFICATE_PREFIX.len()..].to_owned(), value)).collect()
-}
-
-fn new_disks(ova: &Ova) -> ApiResult<Vec<NewDisk>> {
-    let disks = ova.disks().map_err(xva_error)?;
-    let disks = disks.iter().filter_map(|plan| Some((plan, ova.find(&plan.id)?)));
-    disks.map(|(plan, object)| new_disk(&plan.id, plan.size, &typed_vdi(object)?)).collect()
-}
-
-impl NewDisk {
-    /// What is asked of the storage; `import` marks the disk until the import is complete.
-    pub fn request(&self, sr: &Ref, import: &str) -> vdi::NewDisk {
-        let mut other_config = self.other_config.clone();
-        other_config.insert(MARK.to_owned(), import.to_owned());
-        vdi::NewDisk::new(sr, self.virtual_size, &self.name_label, &self.name_description)
-            .with("type", self.kind.as_str())
-            .with("sharable", self.sharable)
-            .with("other_config", Value::map(other_config))
-            .with("tags", Value::set(self.tags.clone()))
-    }
-}
-
-fn new_disk(id: &str, virtual_size: u64, record: &Map) -> ApiResult<NewDisk> {
-    let mut other_config = record.get("other_config").and_then(Value::as_map).cloned().unwrap_or_default();
-    throw_away::forget_marks(&mut other_config);
-    let tags = record.get("tags").and_then(Value::as_set).unwrap_or_default();
-    Ok(NewDisk {
-        id: id.to_owned(),
-        virtual_size,
-        name_label: text(record, "name_label").to_owned(),
-        name_description: text(record, "name_description").to_owned(),
-        kind: Some(text(record, "type")).filter(|kind| !kind.is_empty()).unwrap_or("user").to_owned(),
-        sharable: record.get("sharable").and_then(Value::as_bool).unwrap_or(false),
-        other_config: other_config
-            .into_iter()
-            .filter_map(|(key, value)| Some((key, value.as_str()?.to_owned())))
-            .collect(),
-        tags: tags.iter().filter_map(|tag| tag.as_str().map(str::to_owned)).collect(),
-    })
 }
 
 fn fresh_generation_id() -> String {

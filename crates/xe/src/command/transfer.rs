@@ -15,7 +15,8 @@ pub const COMMANDS: &[Command] = &[
         "vm-export",
         &["filename"],
         &["compress", "preserve-power-state", "metadata", "include-snapshots", "excluded-device-types", "rate"],
-        "Exports a VM to a file (compress=true, gzip or zstd; rate=bytes per second at most; metadata=true without disks; \
+        "Exports a VM to a file (compress=true, gzip or zstd; rate=bytes per second at most; include-snapshots=true with all \
+         of its snapshots; preserve-power-state=true with the memory of a suspended VM; metadata=true without disks; \
          metadata=true --all: every VM in one file).",
         vm_export,
     )
@@ -46,7 +47,8 @@ pub const COMMANDS: &[Command] = &[
         "vm-import",
         &[],
         &["filename", "url", "sr-uuid", "preserve", "restore", "metadata", "dry-run", "vdi:", "rate"],
-        "Imports VMs and templates from a file or an address (restore=true keeps uuids and MAC addresses; \
+        "Imports VMs and templates from a file, with their snapshots where they are in it (restore=true keeps uuids and \
+         MAC addresses; \
          metadata=true takes disks that are here; vdi:OLD=NEW says which).",
         vm_import,
     ),
@@ -93,17 +95,14 @@ fn export(ctx: &mut Ctx<'_>, vm: &Object, filename: &str) -> Outcome {
     if ctx.params.flag("metadata")? {
         return export_metadata(ctx, which, format!("Export of the metadata of VM: {name}"), filename);
     }
-    if ctx.params.flag("include-snapshots")? {
-        return Err(Failure::cli(
-            "A file with disks holds one state of the VM: export snapshots one by one with snapshot-export-to-template, \
-             or the records of all of them with metadata=true",
-        ));
-    }
     let mut query = vec![
         which,
         ("use_compression", compression(ctx)?),
         ("preserve_power_state", ctx.params.flag("preserve-power-state")?.to_string()),
     ];
+    if ctx.params.flag("include-snapshots")? {
+        query.push(("export_snapshots", "true".to_owned()));
+    }
     rate(ctx, &mut query)?;
     fetch(ctx, &Target { path: "/export", query, label: format!("Export of VM: {name}") }, filename)
 }
