@@ -197,7 +197,7 @@ fn thirty_nights_come_back_in_the_room_of_their_changes() {
     let vm = world.import(&archive, &[]).unwrap();
     let (took, takes) = (world.used("other") - empty, world.used("from") - empty);
     println!(
-        "{NIGHTS} nights: {} bytes of archive, {took} bytes on the SR, {takes} where they come from",
+        "{NIGHTS} nights: {} bytes of archive, {more} of them for snapshots, {took} bytes on the SR, {takes} where they come from",
         archive.len()
     );
     assert!(took < FIRST_BYTES + MIB + changes + 4 * MIB, "{took} bytes, of which {changes} changed");
