@@ -10,6 +10,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use tanada_blockd_api::Command as Verb;
+use tanada_e2e::store::Door;
 use tanada_e2e::{Scratch, guest, tanada};
 
 const MIB: usize = 1 << 20;
@@ -158,15 +160,29 @@ impl World {
         all[body..body + length].to_vec()
     }
 
-    /// Writes over the beginning of a disk, once its last reader has gone.
+    /// Writes over the beginning of a disk, past the daemon, which lets nobody write a sleeping machine's memory.
     fn overwrite(&mut self, vdi: &str, bytes: &[u8]) {
         let file = self.scratch.path("bytes");
         fs::write(&file, bytes).expect("a file");
-        let (vdi, file) = (format!("uuid={vdi}"), format!("filename={}", file.display()));
-        self.scratch.eventually("the image can be written", |scratch| {
-            let ran = scratch.xe(["vdi-import", &vdi, &file, "format=raw"]);
-            if ran.status == 0 { Ok(()) } else { Err(ran.err) }
+        let import = [format!("uuid={vdi}"), format!("filename={}", file.display())];
+        let refused = self.scratch.xe_fails(["vdi-import", &import[0], &import[1], "format=raw"]);
+        assert!(refused.contains("in use"), "{refused}");
+        let sr = self.scratch.xe_ok(["sr-list", "name-label=fast", "--minimal"]);
+        let dir = self.scratch.path("run/sr").join(sr);
+        let (token, target) = (String::from("a-stranger"), vdi.parse().expect("a uuid"));
+        // Its last reader may still be going.
+        self.scratch.eventually("the image can be written", |_| {
+            let mut blockd = Door::open(&dir).map_err(|error| error.to_string())?;
+            let attach = Verb::Attach { token: token.clone(), target, writable: true };
+            blockd.control(attach).map(drop).map_err(|error| error.to_string())
         });
+        let mut program = Command::new("qemu-io");
+        program.args(["-f", "raw", "-c", &format!("write -s {} 0 {}", file.display(), bytes.len()), "-c", "flush"]);
+        program.arg(format!("nbd+unix:///{token}?socket={}", dir.join("nbd.sock").display()));
+        let status = program.stdin(Stdio::null()).stdout(Stdio::null()).status().expect("qemu-io");
+        assert!(status.success(), "qemu-io: {status}");
+        let mut blockd = Door::open(&dir).expect("the store");
+        blockd.control(Verb::Detach { token }).expect("the end of the attachment");
     }
 }
 
