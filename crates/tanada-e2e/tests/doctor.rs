@@ -119,12 +119,12 @@ ok       port           an agent in the guest has opened its port
 ok       agent          it answers
 ok       system         Windows Server 2022 Standard, qemu-ga 10.0.3
 ok       backup type    copy: the guest's own database backups are left alone
-FAILED   writers before SqlServerWriter failed at the freeze: 0x800423f4
+FAILED   writers before SqlServerWriter (failed at the freeze: 0x800423f4)
 ok       storage        a cut is expected to take N ms; a freeze may last N ms
 ok       freeze         2 file systems or volumes
 ok       hold           frozen until the thaw was asked for
 ok       thaw           2 file systems or volumes
-FAILED   writers after  SqlServerWriter failed at the freeze: 0x800423f4
+FAILED   writers after  SqlServerWriter (failed at the freeze: 0x800423f4)
 A snapshot would be: file system (file systems need no recovery; programs find their files as after a power cut)
 Advice: restart the services of the writers that failed; the Application event log of the guest says why they did";
 
