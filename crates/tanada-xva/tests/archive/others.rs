@@ -56,17 +56,15 @@ fn another_program_takes_the_disks_out_of_ours() {
     };
     // Chunks that are there, missing and short.
     let disks = [disk(), [filled(MIB, 3), filled(2 * MIB, 0), filled(MIB, 4)].concat()];
-    for checksum in [ChecksumKind::Sha1, ChecksumKind::Xxh64] {
-        fs::write(scratch.path().join("ours.xva"), pack(&disks, Compression::None, checksum)).unwrap();
-        run("tar", &["xf", "ours.xva"]);
-        for (number, disk) in disks.iter().enumerate() {
-            run("xva-img", &["-p", "disk-export", &format!("Ref:{number}/"), "disk.raw"]);
-            let mut read = fs::read(scratch.path().join("disk.raw")).unwrap();
-            assert!(read.len() >= disk.len(), "{number}: {}", read.len());
-            let beyond = read.split_off(disk.len());
-            assert!(read == *disk && beyond.iter().all(|byte| *byte == 0), "disk {number}, {checksum:?}");
-            fs::remove_file(scratch.path().join("disk.raw")).unwrap();
-            fs::remove_dir_all(scratch.path().join(format!("Ref:{number}"))).unwrap();
-        }
+    // xva-img knows no other checksums.
+    fs::write(scratch.path().join("ours.xva"), pack(&disks, Compression::None, ChecksumKind::Sha1)).unwrap();
+    run("tar", &["xf", "ours.xva"]);
+    for (number, disk) in disks.iter().enumerate() {
+        run("xva-img", &["-p", "disk-export", &format!("Ref:{number}/"), "disk.raw"]);
+        let mut read = fs::read(scratch.path().join("disk.raw")).unwrap();
+        assert!(read.len() >= disk.len(), "{number}: {}", read.len());
+        let beyond = read.split_off(disk.len());
+        assert!(read == *disk && beyond.iter().all(|byte| *byte == 0), "disk {number}");
+        fs::remove_file(scratch.path().join("disk.raw")).unwrap();
     }
 }
