@@ -28,7 +28,7 @@ pub fn run() -> Result<()> {
     let python = setup::python()?;
     let (ontap_client, cinder_netapp) = (setup::ontap_client()?, setup::cinder_netapp()?);
     let cinder = setup::cinder()?;
-    let guest = guest::build()?;
+    guest::build()?;
     sh::run("cargo", &["fmt", "--all", "--check"])?;
     sh::run("cargo", &["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
     sh::run("cargo", &["build", "--quiet", "--package", "tanada"])?;
@@ -42,9 +42,7 @@ pub fn run() -> Result<()> {
         .env("SIM_ONTAP_CLIENT", &ontap_client)
         .env("SIM_ONTAP_CINDER", &cinder_netapp)
         .env("TANADA_CINDER", &cinder)
-        .env("TANADA_GUEST_KERNEL", &guest.kernel)
-        .env("TANADA_GUEST_INITRD", &guest.initrd)
-        .env("TANADA_GUEST_DISK", &guest.disk);
+        .env("TANADA_GUEST_DIR", guest::dir());
     if !tests.status().context("starting cargo test")?.success() {
         bail!("tests failed");
     }

@@ -161,7 +161,7 @@ mod tests {
     use std::io::Read;
     use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixStream;
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use tanada_disk::Buf;
 
@@ -186,11 +186,16 @@ mod tests {
         assert!(!is_worth_it(&batch(0, 0, 1)));
     }
 
+    /// Who sleeps longer than this was not woken.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
     /// Waits as the engine's thread does.
     fn wait_for_one(ring: &mut Ring, thread: &SendThread) -> Vec<Done> {
+        let began = Instant::now();
         loop {
-            let timeout = (!thread.may_wait()).then_some(Duration::ZERO);
-            ring.wait(timeout).unwrap();
+            let timeout = if thread.may_wait() { PATIENCE } else { Duration::ZERO };
+            ring.wait(Some(timeout)).unwrap();
+            assert!(began.elapsed() < PATIENCE, "nobody woke the engine's thread");
             let mut completions = Vec::new();
             ring.reap(&mut completions).unwrap();
             if completions.iter().any(|completion| matches!(completion, Completion::Woken { .. })) {

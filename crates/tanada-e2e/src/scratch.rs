@@ -191,6 +191,13 @@ impl Scratch {
         ran.out.trim_end_matches('\n').to_owned()
     }
 
+    /// The uuid of the disk in this place of a machine or a snapshot.
+    #[track_caller]
+    pub fn disk(&self, vm: &str, device: usize) -> String {
+        let place = [format!("vm-uuid={vm}"), format!("userdevice={device}")];
+        self.xe_ok(["vbd-list", &place[0], &place[1], "params=vdi-uuid", "--minimal"])
+    }
+
     /// `xe` that must fail; what it said on stderr.
     #[track_caller]
     pub fn xe_fails<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> String {

@@ -122,13 +122,7 @@ fn a_snapshot_that_is_gone_can_still_be_detached() {
 fn a_generation_that_was_attached_by_hand_outlives_the_backup_server() {
     let world = world();
     let before = world.objects();
-    let generation = world.scratch.xe_ok([
-        "vbd-list",
-        &format!("vm-uuid={}", world.snapshot),
-        "userdevice=0",
-        "params=vdi-uuid",
-        "--minimal",
-    ]);
+    let generation = world.scratch.disk(&world.snapshot, 0);
     let [vm, vdi] = [format!("vm-uuid={}", world.server), format!("vdi-uuid={generation}")];
     let writable = world.scratch.xe_fails(["vbd-create", &vm, &vdi, "device=autodetect", "mode=RW"]);
     assert!(writable.contains(&generation), "{writable}");

@@ -52,8 +52,7 @@ impl Backup {
     }
 
     fn disk(&self, device: usize) -> String {
-        let place = [format!("vm-uuid={}", self.vm), format!("userdevice={device}")];
-        self.scratch.xe_ok(["vbd-list", &place[0], &place[1], "params=vdi-uuid", "--minimal"])
+        self.scratch.disk(&self.vm, device)
     }
 
     /// Writes as a guest would: past the control plane, here and there. `commands` are qemu-io's.

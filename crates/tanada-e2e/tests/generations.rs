@@ -107,14 +107,9 @@ impl World {
         if ran.status == 0 { Ok(ran.out.trim().to_owned()) } else { Err(ran.err) }
     }
 
-    fn disk(&self, vm: &str, device: &str) -> String {
-        let place = [format!("vm-uuid={vm}"), format!("userdevice={device}")];
-        self.scratch.xe_ok(["vbd-list", &place[0], &place[1], "params=vdi-uuid", "--minimal"])
-    }
-
     fn content(&self, vm: &str) -> Vec<u8> {
         let file = self.scratch.path("content");
-        let words = [format!("uuid={}", self.disk(vm, "0")), format!("filename={}", file.display())];
+        let words = [format!("uuid={}", self.scratch.disk(vm, 0)), format!("filename={}", file.display())];
         self.scratch.xe_ok(["vdi-export", &words[0], &words[1], "format=raw"]);
         let content = fs::read(&file).unwrap();
         fs::remove_file(&file).unwrap();
@@ -207,9 +202,9 @@ fn thirty_nights_come_back_in_the_room_of_their_changes() {
         assert!(world.content(snapshot) == world.states[night], "night {night}");
     }
     assert!(world.content(&vm) == world.states[NIGHTS]);
-    let vdi = world.disk(&snapshots[3], "0");
+    let vdi = world.scratch.disk(&snapshots[3], 0);
     let of = world.scratch.xe_ok(["vdi-param-get", &format!("uuid={vdi}"), "param-name=snapshot-of"]);
-    assert_eq!(of, world.disk(&vm, "0"));
+    assert_eq!(of, world.scratch.disk(&vm, 0));
     // What was taken out of a snapshot's way is not in its way: it is a snapshot like any other.
     world.scratch.xe_ok(["snapshot-revert", &format!("snapshot-uuid={}", snapshots[7])]);
     assert!(world.content(&vm) == world.states[7]);

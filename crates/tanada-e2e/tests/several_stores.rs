@@ -87,9 +87,8 @@ impl World {
     }
 
     /// A disk of a snapshot as a file.
-    fn image(&self, snapshot: &str, device: &str) -> PathBuf {
-        let place = [format!("vm-uuid={snapshot}"), format!("userdevice={device}")];
-        let vdi = self.scratch.xe_ok(["vbd-list", &place[0], &place[1], "params=vdi-uuid", "--minimal"]);
+    fn image(&self, snapshot: &str, device: usize) -> PathBuf {
+        let vdi = self.scratch.disk(snapshot, device);
         let file = self.scratch.path(&format!("{vdi}.raw"));
         let name = format!("filename={}", file.display());
         self.scratch.xe_ok(["vdi-export", &format!("uuid={vdi}"), &name, "format=raw"]);
@@ -158,7 +157,7 @@ fn disks_on_two_stores_are_frozen_and_cut_together_whatever_becomes_of_the_guard
     assert_eq!(world.told(&snapshot, "freeze-held").as_deref(), Some("yes"));
     assert!(world.number(&snapshot, "frozen_us") > world.number(&snapshot, "held_us"));
     assert_eq!(world.number(&snapshot, "file-systems-frozen"), world.number(&snapshot, "file-systems-thawed"));
-    let [a, b] = ["1", "2"].map(|device| world.image(&snapshot, device));
+    let [a, b] = [1, 2].map(|device| world.image(&snapshot, device));
     assert!(!needs_recovery(&a) && !needs_recovery(&b), "frozen file systems need no recovery");
     assert_one_instant(&a, &b);
 
@@ -170,7 +169,7 @@ fn disks_on_two_stores_are_frozen_and_cut_together_whatever_becomes_of_the_guard
     world.assert_told(&snapshot, "crash");
     assert_eq!(world.told(&snapshot, "not-quiesced-code").as_deref(), Some("skipped"));
     assert_eq!(world.told(&snapshot, "frozen_us"), None);
-    let [a, b] = ["1", "2"].map(|device| world.image(&snapshot, device));
+    let [a, b] = [1, 2].map(|device| world.image(&snapshot, device));
     assert!(needs_recovery(&a) && needs_recovery(&b), "the program was writing");
     recover(&a);
     recover(&b);
@@ -181,7 +180,7 @@ fn disks_on_two_stores_are_frozen_and_cut_together_whatever_becomes_of_the_guard
         let snapshot = world.snapshot_without_guard(after);
         world.assert_counts_on();
         let level = world.told(&snapshot, "consistency").expect("a level");
-        let [a, b] = ["1", "2"].map(|device| world.image(&snapshot, device));
+        let [a, b] = [1, 2].map(|device| world.image(&snapshot, device));
         match world.told(&snapshot, "not-quiesced-code").as_deref() {
             None => assert!(level == "file system" && !needs_recovery(&a) && !needs_recovery(&b), "{after:?}: {level}"),
             Some(code) => assert_eq!((level.as_str(), code), ("crash", "guard-failed"), "{after:?}"),

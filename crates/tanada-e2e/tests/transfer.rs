@@ -68,8 +68,7 @@ impl World {
     }
 
     fn disk_at(&self, vm: &str, device: usize) -> Vec<u8> {
-        let place = [format!("vm-uuid={vm}"), format!("userdevice={device}")];
-        let vdi = self.scratch.xe_ok(["vbd-list", &place[0], &place[1], "params=vdi-uuid", "--minimal"]);
+        let vdi = self.scratch.disk(vm, device);
         let file = self.scratch.path(&format!("{vdi}.raw"));
         let to = format!("filename={}", file.display());
         self.scratch.xe_ok(["vdi-export", &format!("uuid={vdi}"), &to, "format=raw"]);
@@ -80,11 +79,7 @@ impl World {
 
     /// The uuids of a machine's disks, by position.
     fn disks_of(&self, vm: &str) -> Vec<String> {
-        let disk = |device: &str| {
-            let place = [format!("vm-uuid={vm}"), format!("userdevice={device}")];
-            self.scratch.xe_ok(["vbd-list", &place[0], &place[1], "params=vdi-uuid", "--minimal"])
-        };
-        vec![disk("0"), disk("1")]
+        vec![self.scratch.disk(vm, 0), self.scratch.disk(vm, 1)]
     }
 
     /// Every object that an import may make.
@@ -153,8 +148,7 @@ fn tasks_tell_what_was_read_from_disks_and_written_to_them() {
     assert_eq!(moved, both, "export");
     let (_, moved) = world.told("PUT", &format!("/import?sr_uuid={sr}"), &archive);
     assert_eq!(moved, both, "import");
-    let place = format!("vm-uuid={vm}");
-    let vdi = world.scratch.xe_ok(["vbd-list", &place, "userdevice=0", "params=vdi-uuid", "--minimal"]);
+    let vdi = world.scratch.disk(&vm, 0);
     let (image, moved) = world.told("GET", &format!("/export_raw_vdi?vdi={vdi}"), b"");
     assert!(image == world.images[0]);
     assert_eq!(moved, first, "raw export");
@@ -304,13 +298,7 @@ fn a_snapshot_comes_back_as_a_template_with_its_own_disks() {
     let world = world();
     let snapshot = world.scratch.xe_ok(["vm-snapshot", "vm=db1", "new-name-label=nightly"]);
     // The machine goes on after the snapshot.
-    let vdi = world.scratch.xe_ok([
-        "vbd-list",
-        &format!("vm-uuid={}", world.vm),
-        "userdevice=1",
-        "params=vdi-uuid",
-        "--minimal",
-    ]);
+    let vdi = world.scratch.disk(&world.vm, 1);
     let file = world.scratch.path("later");
     fs::write(&file, noise(4 * MIB, 9)).unwrap();
     world.scratch.xe_ok(["vdi-import", &format!("uuid={vdi}"), &format!("filename={}", file.display()), "format=raw"]);

@@ -65,7 +65,7 @@ fn a_machine_is_snapshotted_instantiated_reverted_and_removed() {
 fn disks_and_machines_go_through_files() {
     let scratch = Scratch::start();
     let (sr, vm) = world(&scratch);
-    let vdi = scratch.xe_ok(["vbd-list", &format!("vm-uuid={vm}"), "userdevice=0", "params=vdi-uuid", "--minimal"]);
+    let vdi = scratch.disk(&vm, 0);
     // Every byte tells its place, except in the second half, which stays empty.
     let mut image: Vec<u8> = (0..8 << 20_u32).map(|n: u32| (n ^ (n >> 8) ^ (n >> 16)) as u8).collect();
     image.resize(16 << 20, 0);
@@ -82,8 +82,7 @@ fn disks_and_machines_go_through_files() {
     assert!(refusal.contains("Cannot create"), "{refusal}");
     let imported = scratch.xe_ok(["vm-import", &filename, &format!("sr-uuid={sr}")]);
     assert_ne!(imported, vm);
-    let copy =
-        scratch.xe_ok(["vbd-list", &format!("vm-uuid={imported}"), "userdevice=0", "params=vdi-uuid", "--minimal"]);
+    let copy = scratch.disk(&imported, 0);
     let exported = scratch.path("imported.raw");
     scratch.xe_ok(["vdi-export", &format!("uuid={copy}"), &format!("filename={}", exported.display()), "format=raw"]);
     assert!(std::fs::read(&exported).unwrap() == image, "the imported disk holds the same");

@@ -37,9 +37,14 @@ pub struct Guest {
     pub disk: PathBuf,
 }
 
+/// Where the guest's files are.
+pub fn dir() -> PathBuf {
+    sh::target_dir().join("guest")
+}
+
 /// Makes the guest, or finds it made already.
 pub fn build() -> Result<Guest> {
-    let dir = sh::target_dir().join("guest");
+    let dir = dir();
     let guest = Guest { kernel: dir.join("vmlinuz"), initrd: dir.join("initrd.img"), disk: dir.join("disk.raw") };
     let witness = build_static("tanada-witness")?;
     let stamp = dir.join("recipe");

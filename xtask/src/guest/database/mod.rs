@@ -62,7 +62,7 @@ pub struct DatabaseGuest {
 
 /// Makes the guest, or finds it made already. `base`: the small guest.
 pub fn build(base: &Guest) -> Result<DatabaseGuest> {
-    let dir = sh::target_dir().join("guest");
+    let dir = super::dir();
     let guest =
         DatabaseGuest { root: dir.join("db-root.raw"), data: dir.join("db-data.raw"), wal: dir.join("db-wal.raw") };
     let teller = build_static("tanada-teller")?;
