@@ -88,6 +88,7 @@ pub struct MemoryDriver {
     paused: Arc<Notify>,
     revert_in_place: bool,
     group_snapshot: bool,
+    clone_is_copy: bool,
 }
 
 impl Default for MemoryDriver {
@@ -98,6 +99,7 @@ impl Default for MemoryDriver {
             paused: Arc::default(),
             revert_in_place: true,
             group_snapshot: true,
+            clone_is_copy: false,
         }
     }
 }
@@ -111,6 +113,11 @@ impl MemoryDriver {
     /// A storage that cuts one volume at a time.
     pub fn without_groups() -> MemoryDriver {
         MemoryDriver { group_snapshot: false, ..MemoryDriver::default() }
+    }
+
+    /// A storage whose clones take room and time.
+    pub fn with_copied_clones() -> MemoryDriver {
+        MemoryDriver { clone_is_copy: true, ..MemoryDriver::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -221,7 +228,7 @@ impl Driver for MemoryDriver {
             exact_difference: true,
             resize_online: false,
             shared: false,
-            clone_is_copy: false,
+            clone_is_copy: self.clone_is_copy,
         }
     }
 

@@ -14,6 +14,7 @@ use crate::context::{Args, CallContext, Daemon, Handlers};
 use crate::db::{Record, View};
 use crate::ops::cbt;
 use crate::ops::follow::follow;
+use crate::ops::machine::revert::UNFINISHED_KEY;
 
 const HALTED: u8 = 1;
 const PAUSED: u8 = 2;
@@ -138,6 +139,11 @@ pub fn check(vm: &Record, operation: &str) -> ApiResult<()> {
     if vm.bool("is_control_domain") {
         return Err(ApiError::operation_not_allowed("Operations on the control domain are not allowed"));
     }
+    if matches!(operation, "start" | "start_on")
+        && let Some(snapshot) = vm.entry("other_config", UNFINISHED_KEY)
+    {
+        return Err(half_reverted(snapshot));
+    }
     if operation == "make_into_template" {
         let schedule = vm.reference("snapshot_schedule");
         if !schedule.is_null() {
@@ -145,6 +151,13 @@ pub fn check(vm: &Record, operation: &str) -> ApiResult<()> {
         }
     }
     Ok(())
+}
+
+fn half_reverted(snapshot: &str) -> ApiError {
+    ApiError::operation_not_allowed(format!(
+        "the machine's disks may be of two instants: its revert to the snapshot {snapshot} failed half-way; repeat it, or \
+         revert to another snapshot (other_config:{UNFINISHED_KEY})"
+    ))
 }
 
 /// `VM_BAD_POWER_STATE` unless the machine is in one of `states`.

@@ -6,7 +6,7 @@
 //! | destroy | the mark on the object | the end of its records | finished |
 //! | discard | before the disks are made; with the end of their snapshot | the end of the operation that they are for; their end | undone: the VDIs are destroyed |
 //! | resize | the mark | the new size | finished |
-//! | revert | the mark | the machine's new fields | finished |
+//! | revert | the mark | the machine's new fields | finished; given up where that fails and no disk goes back in place |
 //! | sr-create | nothing | the SR's records | undone, where the container is provably ours |
 //! | sr-destroy | nothing | the end of the SR's records | finished |
 //! | freeze | before the guest is frozen | when it is thawed | the guest is thawed |
@@ -85,6 +85,12 @@ pub enum Plan {
 pub struct RevertPlan {
     pub vm: String,
     pub snapshot: String,
+    /// The machine's disks were between two instants already.
+    #[serde(default)]
+    pub marked_before: bool,
+    /// Disks that get a clone of the snapshot's for their volume.
+    #[serde(default)]
+    pub switched: Vec<SwitchDisk>,
     /// Disks whose content goes back in place.
     pub in_place: Vec<RevertDisk>,
     /// Disks that are made anew from the snapshot's.
@@ -103,6 +109,15 @@ pub struct RevertDisk {
     pub generation: Uuid,
 }
 
+/// A VDI stays and gets another volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwitchDisk {
+    pub vdi: String,
+    /// Its volume until then.
+    pub old: Uuid,
+    pub clone: CloneDisk,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CloneDisk {
     pub sr: String,
@@ -114,7 +129,17 @@ pub struct CloneDisk {
 impl RevertPlan {
     /// Everything that is made anew.
     pub fn clones(&self) -> impl Iterator<Item = &CloneDisk> {
-        self.cloned.iter().chain(&self.memory)
+        self.disk_clones().chain(&self.memory)
+    }
+
+    /// [`RevertPlan::clones`] without the memory.
+    pub fn disk_clones(&self) -> impl Iterator<Item = &CloneDisk> {
+        self.switched.iter().map(|disk| &disk.clone).chain(&self.cloned)
+    }
+
+    /// The VDIs whose content becomes another.
+    pub fn changed(&self) -> impl Iterator<Item = &str> {
+        self.switched.iter().map(|disk| disk.vdi.as_str()).chain(self.in_place.iter().map(|disk| disk.vdi.as_str()))
     }
 }
 
@@ -155,7 +180,10 @@ impl Plan {
         match self {
             Plan::Create { sr, volumes } => volumes.iter().map(|volume| one(sr, volume)).collect(),
             Plan::Destroy { sr, volume, .. } | Plan::Resize { sr, volume, .. } => vec![one(sr, volume)],
-            Plan::Revert(plan) => plan.clones().map(|disk| one(&disk.sr, &disk.volume)).collect(),
+            Plan::Revert(plan) => {
+                let old = plan.switched.iter().map(|disk| one(&disk.clone.sr, &disk.old));
+                old.chain(plan.clones().map(|disk| one(&disk.sr, &disk.volume))).collect()
+            }
             Plan::Discard { .. } | Plan::SrCreate { .. } | Plan::SrDestroy { .. } => Vec::new(),
             Plan::Freeze { .. } | Plan::Hold { .. } | Plan::Memory { .. } => Vec::new(),
         }

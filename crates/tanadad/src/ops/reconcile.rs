@@ -155,7 +155,7 @@ async fn end(daemon: &Arc<Daemon>, intent: &Intent, plan: &Plan) -> ApiResult<bo
             let (reached, _) = driver.resize(*volume, *size).await.map_err(driver_error)?;
             vdi::finish_resize(daemon, &Ref::from(vdi.as_str()), reached, id)?;
         }
-        Plan::Revert(plan) => end_revert(daemon, plan, id).await?,
+        Plan::Revert(plan) => machine::revert::end(daemon, plan, id).await?,
         Plan::SrCreate { uuid, driver, device_config } => {
             let backend = daemon.storage.backend(driver)?;
             let config = begun(daemon, *uuid, device_config)?;
@@ -181,20 +181,6 @@ async fn end(daemon: &Arc<Daemon>, intent: &Intent, plan: &Plan) -> ApiResult<bo
 fn begun(daemon: &Daemon, sr: Uuid, hidden: &BTreeMap<String, String>) -> ApiResult<SrConfig> {
     let (device_config, initiator) = daemon.db.read(|state| (secrets::reveal(state, hidden), host_initiator(state)));
     Ok(SrConfig { sr, device_config: device_config?, initiator, ..SrConfig::default() })
-}
-
-async fn end_revert(daemon: &Arc<Daemon>, plan: &intents::RevertPlan, intent: &str) -> ApiResult<()> {
-    let there = |id: &str| daemon.db.read(|state| state.find("VM", &Ref::from(id)).is_some());
-    if there(&plan.vm) && there(&plan.snapshot) {
-        return machine::revert::carry_out(daemon, plan, intent).await.map(drop);
-    }
-    daemon.db.write(|tx| {
-        for disk in plan.clones() {
-            Plan::Create { sr: disk.sr.clone(), volumes: vec![disk.volume] }.put(tx)?;
-        }
-        tx.clear_intent(intent);
-        Ok(())
-    })
 }
 
 /// Machines that an earlier life held or was saving go on, guests that it froze are thawed; called when it is known which machines run.

@@ -8,6 +8,7 @@ mod changed;
 mod failures;
 mod left;
 mod lifecycle;
+mod reverts;
 mod schedules;
 mod turns;
 
