@@ -169,16 +169,17 @@ impl Scratch {
         let mut command = Command::new(tanada());
         command.arg("xe").args(args).env("TANADA_SOCKET", self.socket());
         // The caller's own settings are not the test's.
-        command.env_remove("XE_EXTRA_ARGS").env("HOME", &self.dir).stdin(Stdio::null());
+        command.env_remove("XE_EXTRA_ARGS").env_remove("XE_CA").env("HOME", &self.dir).stdin(Stdio::null());
         run(command)
     }
 
-    /// Runs `xe` over TLS as root.
+    /// Runs `xe` over TLS as root, with the host's own certificate to check it by.
     pub fn xe_tls<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Ran {
         let port = self.https.port().to_string();
         let mut command = Command::new(tanada());
-        command.args(["xe", "-s", "127.0.0.1", "-p", &port, "-u", "root", "-pw", PASSWORD]).args(args);
-        command.env_remove("XE_EXTRA_ARGS").env("HOME", &self.dir).stdin(Stdio::null());
+        command.args(["xe", "-s", "127.0.0.1", "-p", &port, "-u", "root", "-pw", PASSWORD]);
+        command.arg("--ca").arg(self.path("state/tls/cert.pem")).args(args);
+        command.env_remove("XE_EXTRA_ARGS").env_remove("XE_CA").env("HOME", &self.dir).stdin(Stdio::null());
         run(command)
     }
 

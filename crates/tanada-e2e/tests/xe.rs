@@ -104,6 +104,8 @@ fn over_tls_a_password_is_needed() {
     assert_eq!(ran.out.trim_end().len(), 36, "{}", ran.out);
     let port = scratch.https_url().rsplit(':').next().unwrap().to_owned();
     let refused = scratch.xe_fails(["-s", "127.0.0.1", "-p", &port, "-u", "root", "-pw", "wrong", "host-list"]);
+    let (unchecked, refused) = refused.split_once('\n').unwrap();
+    assert!(unchecked.starts_with("The certificate of 127.0.0.1 is not checked"), "{unchecked}");
     assert_eq!(refused, "Authentication failed\nFor usage run: 'xe help'\n");
     let missing = scratch.xe_fails(["-s", "127.0.0.1", "-p", &port, "host-list"]);
     assert_eq!(missing, "Username/password must be specified\n");

@@ -5,7 +5,7 @@
 //! ```
 //! Client options say where and as whom to connect; they may stand anywhere. Each may also come from `~/.xe` (lines
 //! `key=value`) and from `XE_EXTRA_ARGS` (the same, comma-separated, a backslash escapes a comma); the command line wins,
-//! then the variable, then the file. Everything else belongs to the command.
+//! then the variable, then the file. `XE_CA` alone is as `ca=` in the file, and wins over it. Everything else belongs to the command.
 
 use crate::failure::Failure;
 use crate::scalar::parse_bool;
@@ -22,6 +22,8 @@ pub struct ClientOptions {
     pub password_file: Option<String>,
     /// Plain HTTP.
     pub no_tls: bool,
+    /// PEM file with the certificates that vouch for the server. `None`: any server will do.
+    pub ca: Option<String>,
     pub debug: bool,
     pub debug_on_fail: bool,
 }
@@ -44,6 +46,8 @@ pub struct Invocation {
 /// Raw sources in rising precedence.
 pub struct Sources<'a> {
     pub rc_file: Option<&'a str>,
+    /// What `XE_CA` says; empty says nothing.
+    pub ca: Option<&'a str>,
     pub extra_args: Option<&'a str>,
     pub command_line: Vec<OsString>,
 }
@@ -52,6 +56,9 @@ pub fn parse(sources: Sources<'_>) -> Result<(ClientOptions, Request), Failure> 
     let mut options = ClientOptions::default();
     for line in sources.rc_file.unwrap_or_default().lines() {
         set_from_pair(&mut options, line.trim())?;
+    }
+    if let Some(ca) = sources.ca.filter(|ca| !ca.is_empty()) {
+        options.ca = Some(ca.to_owned());
     }
     for item in split_commas(sources.extra_args.unwrap_or_default()) {
         set_from_pair(&mut options, item.trim())?;
@@ -80,6 +87,7 @@ fn parse_words(options: &mut ClientOptions, words: Vec<String>) -> Result<Reques
             "-pw" => options.password = Some(argument("a password")?),
             "-pwf" => options.password_file = Some(argument("a file name")?),
             "--nossl" => options.no_tls = true,
+            "--ca" => options.ca = Some(argument("a file name")?),
             "--debug" => options.debug = true,
             "--debug-on-fail" => options.debug_on_fail = true,
             // Traces are not kept here; the argument is taken so that scripts written for it work.
@@ -87,6 +95,7 @@ fn parse_words(options: &mut ClientOptions, words: Vec<String>) -> Result<Reques
             "-help" | "--help" if name.is_none() => return Ok(Request::Usage),
             "-version" => return Ok(Request::Version),
             _ => match word.strip_prefix("--") {
+                Some(switch) if switch.starts_with("ca=") => set_from_pair(options, switch)?,
                 Some(switch) => {
                     let (key, value) = switch.split_once('=').unwrap_or((switch, "true"));
                     params.push((key.to_owned(), value.to_owned()));
@@ -118,7 +127,7 @@ fn parse_words(options: &mut ClientOptions, words: Vec<String>) -> Result<Reques
 }
 
 const CLIENT_OPTIONS: &[&str] =
-    &["server", "port", "username", "password", "passwordfile", "nossl", "debug", "debug-on-fail"];
+    &["server", "port", "username", "password", "passwordfile", "nossl", "ca", "debug", "debug-on-fail"];
 
 fn is_client_option(key: &str) -> bool {
     CLIENT_OPTIONS.contains(&key)
@@ -140,6 +149,7 @@ fn set_option(options: &mut ClientOptions, key: &str, value: &str) -> Result<(),
         "username" => options.username = Some(value.to_owned()),
         "password" => options.password = Some(value.to_owned()),
         "passwordfile" => options.password_file = Some(value.to_owned()),
+        "ca" => options.ca = Some(value.to_owned()),
         "nossl" => options.no_tls = parse_bool(key, value)?,
         "debug" => options.debug = parse_bool(key, value)?,
         "debug-on-fail" => options.debug_on_fail = parse_bool(key, value)?,
@@ -174,7 +184,23 @@ mod tests {
 
     fn run(rc: &str, extra: &str, words: &str) -> Result<(super::ClientOptions, Request), Failure> {
         let command_line = words.split_whitespace().map(Into::into).collect();
-        parse(Sources { rc_file: Some(rc), extra_args: Some(extra), command_line })
+        parse(Sources { rc_file: Some(rc), ca: None, extra_args: Some(extra), command_line })
+    }
+
+    #[test]
+    fn whom_to_trust_is_said_as_everything_else_and_by_a_variable() {
+        let ca = |rc: &str, ca: Option<&str>, extra: &str, words: &str| {
+            let command_line = words.split_whitespace().map(Into::into).collect();
+            let sources = Sources { rc_file: Some(rc), ca, extra_args: Some(extra), command_line };
+            parse(sources).unwrap().0.ca.unwrap_or_default()
+        };
+        assert_eq!(ca("", None, "", "vm-list"), "");
+        assert_eq!(ca("ca=file", Some(""), "", "vm-list"), "file");
+        assert_eq!(ca("ca=file", Some("variable"), "", "vm-list"), "variable");
+        assert_eq!(ca("ca=file", Some("variable"), "ca=extra", "vm-list"), "extra");
+        for words in ["--ca word vm-list", "vm-list --ca=word", "vm-list ca=word"] {
+            assert_eq!(ca("ca=file", Some("variable"), "ca=extra", words), "word", "{words}");
+        }
     }
 
     fn check(words: &str, expected: &str) {

@@ -11,7 +11,7 @@ use crate::record::lookup::Lookup;
 use crate::record::{self, Class, Object};
 use crate::stream::{self, Target};
 use crate::transport::Endpoint;
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
 use tanada_xapi::{Ref, Value};
@@ -29,20 +29,24 @@ pub struct Ctx<'a> {
     pub command: Command,
     pub params: Params,
     options: ClientOptions,
-    around: Surroundings<'a>,
+    socket: PathBuf,
+    input: &'a mut dyn BufRead,
+    out: &'a mut dyn Write,
+    err: RefCell<&'a mut dyn Write>,
     api: OnceCell<Api>,
 }
 
 impl<'a> Ctx<'a> {
     pub fn new(command: Command, params: Params, options: ClientOptions, around: Surroundings<'a>) -> Ctx<'a> {
-        Ctx { command, params, options, around, api: OnceCell::new() }
+        let Surroundings { socket, input, out, err } = around;
+        Ctx { command, params, options, socket, input, out, err: RefCell::new(err), api: OnceCell::new() }
     }
 
     pub fn api(&self) -> Result<&Api, Failure> {
         if let Some(api) = self.api.get() {
             return Ok(api);
         }
-        let api = connect(&self.options, &self.around.socket)?;
+        let api = connect(&self.options, &self.socket, |text| self.complain(text))?;
         Ok(self.api.get_or_init(|| api))
     }
 
@@ -56,7 +60,7 @@ impl<'a> Ctx<'a> {
 
     /// Writes to stdout. A reader that went away ends the command.
     pub fn write(&mut self, text: &str) -> Result<(), Failure> {
-        self.around.out.write_all(text.as_bytes()).and_then(|()| self.around.out.flush()).map_err(|_| Failure::Reported)
+        self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush()).map_err(|_| Failure::Reported)
     }
 
     pub fn line(&mut self, text: &str) -> Result<(), Failure> {
@@ -78,7 +82,7 @@ impl<'a> Ctx<'a> {
     pub fn download(&mut self, target: &Target<'_>, filename: &str) -> Result<(), Failure> {
         self.api()?;
         match self.api.get() {
-            Some(api) => stream::download(api, target, filename, &mut *self.around.out),
+            Some(api) => stream::download(api, target, filename, &mut *self.out),
             None => Err(Failure::unexpected("no connection")),
         }
     }
@@ -87,7 +91,7 @@ impl<'a> Ctx<'a> {
     pub fn confirm(&mut self) -> Result<bool, Failure> {
         self.line("Type 'yes' to continue")?;
         let mut answer = String::new();
-        self.around.input.read_line(&mut answer).map_err(|e| Failure::cli(format!("Cannot read the answer: {e}")))?;
+        self.input.read_line(&mut answer).map_err(|e| Failure::cli(format!("Cannot read the answer: {e}")))?;
         if answer.trim().eq_ignore_ascii_case("yes") {
             return Ok(true);
         }
@@ -139,18 +143,22 @@ impl<'a> Ctx<'a> {
     pub fn report(&mut self, failure: &Failure) {
         let lines = failure::lines(failure, |name, value| self.describe(name, value));
         for line in lines {
-            // There is nowhere left to complain.
-            let _ = writeln!(self.around.err, "{line}");
+            self.complain(&line);
         }
         if self.options.debug_on_fail {
-            let _ = writeln!(self.around.err, "{failure:?}");
+            self.complain(&format!("{failure:?}"));
         }
+    }
+
+    fn complain(&self, text: &str) {
+        // There is nowhere left to complain.
+        let _ = writeln!(self.err.borrow_mut(), "{text}");
     }
 
     /// Writes what a person should know to stderr; the command has done its work.
     pub fn remark(&mut self, text: &str) {
         // It is no failure where nobody reads it.
-        let _ = writeln!(self.around.err, "{text}");
+        self.complain(text);
     }
 
     pub fn summary(&self, failure: &Failure) -> String {
@@ -183,8 +191,8 @@ impl<'a> Ctx<'a> {
     }
 }
 
-/// The local socket needs no password; everything else does.
-fn connect(options: &ClientOptions, socket: &Path) -> Result<Api, Failure> {
+/// The local socket needs no password; everything else does. `remark` is told of a server that anybody could be.
+fn connect(options: &ClientOptions, socket: &Path, remark: impl Fn(&str)) -> Result<Api, Failure> {
     let (mut user, mut password) = (options.username.clone(), options.password.clone());
     if let Some(file) = &options.password_file {
         let text = std::fs::read_to_string(file).map_err(|e| Failure::cli(format!("Cannot read {file}: {e}")))?;
@@ -196,6 +204,17 @@ fn connect(options: &ClientOptions, socket: &Path) -> Result<Api, Failure> {
     let is_local = matches!(endpoint, Endpoint::Unix(_));
     if !is_local && password.is_none() {
         return Err(Failure::NoCredentials);
+    }
+    match &endpoint {
+        Endpoint::Tls { host, ca: None, .. } => remark(&format!(
+            "The certificate of {host} is not checked: --ca (or XE_CA) names the file with the one to trust"
+        )),
+        Endpoint::Plain { .. } if options.ca.is_some() => {
+            return Err(Failure::cli(
+                "--nossl asks for plain HTTP, which has no certificates for --ca (or XE_CA) to vouch for",
+            ));
+        }
+        _ => {}
     }
     Api::login(endpoint, user.as_deref().unwrap_or("root"), password.as_deref().unwrap_or_default(), options.debug)
 }
@@ -212,7 +231,9 @@ fn endpoint(options: &ClientOptions, socket: &Path) -> Endpoint {
     let host = server.to_owned();
     match options.no_tls {
         true => Endpoint::Plain { host, port: options.port.unwrap_or(80) },
-        false => Endpoint::Tls { host, port: options.port.unwrap_or(443) },
+        false => {
+            Endpoint::Tls { host, port: options.port.unwrap_or(443), ca: options.ca.as_deref().map(PathBuf::from) }
+        }
     }
 }
 
@@ -231,9 +252,9 @@ mod tests {
         };
         check(None, None, false, r#"Unix("/nowhere/xapi.sock")"#);
         check(Some("/x/y"), None, false, r#"Unix("/x/y")"#);
-        check(Some("h"), None, false, r#"Tls { host: "h", port: 443 }"#);
+        check(Some("h"), None, false, r#"Tls { host: "h", port: 443, ca: None }"#);
         check(Some("h"), None, true, r#"Plain { host: "h", port: 80 }"#);
-        check(Some("localhost"), Some(8443), false, r#"Tls { host: "localhost", port: 8443 }"#);
-        check(Some("localhost"), None, false, r#"Tls { host: "localhost", port: 443 }"#);
+        check(Some("localhost"), Some(8443), false, r#"Tls { host: "localhost", port: 8443, ca: None }"#);
+        check(Some("localhost"), None, false, r#"Tls { host: "localhost", port: 443, ca: None }"#);
     }
 }

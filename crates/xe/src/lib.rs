@@ -6,7 +6,7 @@
 //! | [`args`], [`params`], [`scalar`] | the grammar, a command's parameters, booleans and sizes |
 //! | [`command`] | one definition per command: parameters, help, completion and run |
 //! | [`record`] | one table per class: fields, their order, flags and formatting |
-//! | [`context`], [`api`], [`transport`], [`stream`] | a run, its calls, its connection, its files |
+//! | [`context`], [`api`], [`transport`], [`trust`], [`stream`] | a run, its calls, its connection, whom it trusts, its files |
 //! | [`print`], [`progress`], [`failure`], [`texts`], [`nearest`] | what people and scripts see |
 //! | [`complete`] | words for the shell |
 
@@ -25,6 +25,7 @@ mod scalar;
 mod stream;
 mod texts;
 mod transport;
+mod trust;
 
 #[cfg(test)]
 mod tests;
@@ -45,9 +46,10 @@ pub const SOCKET_DEFAULT: &str = "/run/tanada/xapi";
 pub fn main(args: Vec<OsString>) -> ExitCode {
     let rc_file =
         std::env::var_os("HOME").and_then(|home| std::fs::read_to_string(PathBuf::from(home).join(".xe")).ok());
-    let extra_args = std::env::var("XE_EXTRA_ARGS").ok();
+    let (extra_args, ca) = (std::env::var("XE_EXTRA_ARGS").ok(), std::env::var("XE_CA").ok());
     let socket = std::env::var_os("TANADA_SOCKET").map_or_else(|| PathBuf::from(SOCKET_DEFAULT), PathBuf::from);
-    let sources = Sources { rc_file: rc_file.as_deref(), extra_args: extra_args.as_deref(), command_line: args };
+    let (rc_file, ca, extra_args) = (rc_file.as_deref(), ca.as_deref(), extra_args.as_deref());
+    let sources = Sources { rc_file, ca, extra_args, command_line: args };
     let around =
         Surroundings { socket, input: &mut stdin().lock(), out: &mut stdout().lock(), err: &mut stderr().lock() };
     ExitCode::from(run(sources, around))

@@ -13,6 +13,8 @@ Usage:
      [ -s <server> ]            server (this machine, over its local socket, when left out)
      [ -p <port> ]              port (443, or 80 with --nossl)
      [ -u <username> -pw <password> | -pwf <password file> ]
+     [ --ca <file> ]            talk to a server that a certificate in this PEM file vouches for, or not
+                                at all (the variable XE_CA says the same)
      [ --nossl ]                plain HTTP
      [ <param>=<value> ... ]    parameters of the command
      [ --minimal ]              one line, separated by commas

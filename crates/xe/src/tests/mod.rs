@@ -2,6 +2,7 @@
 
 mod quiesce;
 mod server;
+mod trust;
 
 use crate::args::Sources;
 use crate::context::Surroundings;
@@ -17,8 +18,12 @@ struct Ran {
 
 fn xe(server: &FakeServer, input: &str, words: &[&str]) -> Ran {
     let (mut out, mut err) = (Vec::new(), Vec::new());
-    let sources =
-        Sources { rc_file: None, extra_args: None, command_line: words.iter().map(|word| (*word).into()).collect() };
+    let sources = Sources {
+        rc_file: None,
+        ca: None,
+        extra_args: None,
+        command_line: words.iter().map(|word| (*word).into()).collect(),
+    };
     let around = Surroundings {
         socket: server.socket.clone(),
         input: &mut Cursor::new(input.to_owned()),
