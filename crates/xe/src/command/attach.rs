@@ -183,7 +183,7 @@ fn tell(ctx: &mut Ctx<'_>, snapshot: &Object, vm: &Object, mode: Mode, connected
     lines.iter().try_for_each(|line| ctx.line(line))
 }
 
-/// Goes by the marks alone: the snapshot may be gone by now, and so may the VM.
+/// Goes by the marks alone: the snapshot may be gone by now, and so may the VM. A disk that is held keeps no other from going.
 fn detach(ctx: &mut Ctx<'_>) -> Outcome {
     let snapshot = ctx.params.get("snapshot-uuid").or_else(|| ctx.params.get("uuid")).map(str::to_owned);
     let snapshot = snapshot.ok_or_else(|| Failure::cli("Required parameter not found: snapshot-uuid or uuid."))?;
@@ -198,22 +198,48 @@ fn detach(ctx: &mut Ctx<'_>) -> Outcome {
         let at_vm = vm.as_ref().is_none_or(|vm| text(&vbd.record, "VM") == vm.as_str());
         at_vm && is_ours(vbd, ATTACHED)
     });
+    let mut held = Vec::new();
     for vbd in &found {
-        disconnect(ctx, &vbd.reference, patience_s)?;
+        match disconnect(ctx, &vbd.reference, patience_s) {
+            Err(failure @ Failure::Api(_)) => {
+                let told = format!("{} stays: {}", place(ctx, vbd)?, ctx.summary(&failure));
+                ctx.remark(&told);
+                held.push(text(&vbd.record, "VDI"));
+            }
+            other => other?,
+        }
     }
+    let mut stays = !held.is_empty();
     if vm.is_none() {
         // Clones of an attempt that was broken off before they were connected.
         let mut clones = ctx.api()?.all("VDI")?;
-        clones.retain(|vdi| is_ours(vdi, THROW_AWAY));
+        clones.retain(|vdi| is_ours(vdi, THROW_AWAY) && !held.iter().any(|held| held == vdi.reference.as_str()));
         for clone in &clones {
-            throw_away(ctx, &clone.reference)?;
+            match throw_away(ctx, &clone.reference) {
+                Err(failure @ Failure::Api(_)) => {
+                    let told = format!("The clone {} stays: {}", text(&clone.record, "uuid"), ctx.summary(&failure));
+                    ctx.remark(&told);
+                    stays = true;
+                }
+                other => other?,
+            }
         }
     }
-    match found.len() {
-        0 => ctx.line(&format!("Nothing of snapshot {snapshot} is attached")),
-        1 => ctx.line("1 disk detached"),
-        disks => ctx.line(&format!("{disks} disks detached")),
+    match (found.len(), found.len() - held.len()) {
+        (0, _) => ctx.line(&format!("Nothing of snapshot {snapshot} is attached"))?,
+        (_, 1) => ctx.line("1 disk detached")?,
+        (_, disks) => ctx.line(&format!("{disks} disks detached"))?,
     }
+    if stays { Err(Failure::Reported) } else { Ok(()) }
+}
+
+/// Which disk of which machine, for a person who has to look why it is held there.
+fn place(ctx: &Ctx<'_>, vbd: &Object) -> Result<String, Failure> {
+    let vm = ctx.api()?.record("VM", &Ref::from(text(&vbd.record, "VM")))?;
+    let vm = vm.map(|vm| format!("{} ({})", text(&vm, "uuid"), text(&vm, "name_label"))).unwrap_or_default();
+    let (device, uuid) = (text(&vbd.record, "device"), text(&vbd.record, "uuid"));
+    let device = if device.is_empty() { "a disk".to_owned() } else { device };
+    Ok(format!("{device} of VM {vm}, VBD {uuid},"))
 }
 
 /// Unplugs the device where it is plugged, and destroys it. The server destroys a throw-away disk with it.

@@ -1,5 +1,6 @@
 //! Whole commands against a tiny server: what they print, what they call, how they end.
 
+mod detach;
 mod quiesce;
 mod server;
 mod trust;
