@@ -67,13 +67,13 @@ impl Handle {
                     let blocks = state.alloc.geometry().region_blocks(page.region);
                     let decode = |bytes: &[u8]| BitmapPage::decode(bytes, page.crc, page.used, blocks);
                     let why = match bytes.map(|bytes| bytes.map(|bytes| decode(&bytes))) {
-                        Ok(Some(Ok(bitmap))) => return state.alloc.install(page.region, bitmap),
+                        Ok(Some(Ok(bitmap))) => return state.alloc.install(page, bitmap),
                         Ok(Some(Err(error))) => error.to_string(),
                         Ok(None) => "nothing was read".to_owned(),
                         Err(error) => error.to_string(),
                     };
                     tracing::error!(region = page.region, why, "a bitmap page cannot be read");
-                    state.alloc.give_up(page.region);
+                    state.alloc.give_up(page);
                 });
             }
         }
@@ -81,12 +81,17 @@ impl Handle {
 
     /// Has these regions in memory. Errors where a page cannot be read: there is no way to save it.
     async fn load_regions(&self, regions: &[u64]) -> Result<(), Failure> {
-        let missing = |state: &mut State| regions.iter().filter_map(|region| state.alloc.page_of(*region)).collect();
-        let pages: Vec<PageRead> = self.with(missing);
-        self.load_pages(pages).await;
-        match regions.iter().find(|region| self.with(|state| state.alloc.is_broken(**region))) {
-            Some(region) => Err(Failure::new(EIO, format!("the bitmap of region {region} is damaged"))),
-            None => Ok(()),
+        loop {
+            if let Some(region) = regions.iter().find(|region| self.with(|state| state.alloc.is_broken(**region))) {
+                return Err(Failure::new(EIO, format!("the bitmap of region {region} is damaged")));
+            }
+            let missing =
+                |state: &mut State| regions.iter().filter_map(|region| state.alloc.page_of(*region)).collect();
+            let pages: Vec<PageRead> = self.with(missing);
+            if pages.is_empty() {
+                return Ok(());
+            }
+            self.load_pages(pages).await;
         }
     }
 

@@ -146,7 +146,7 @@ impl Allocator {
         }
         self.entries[region as usize] = entry;
         if self.loaded.len() < self.loaded_max {
-            self.install(region, page);
+            self.take_in(region, page);
         }
     }
 

@@ -31,14 +31,22 @@ impl Allocator {
                 Some(PageRead { region, block: self.geometry.page_block(region, copy), crc, used })
             }
             RegionEntry::Fresh => {
-                self.install(region, BitmapPage::fresh());
+                self.take_in(region, BitmapPage::fresh());
                 None
             }
         }
     }
 
-    /// Takes over a page that was read.
-    pub fn install(&mut self, region: u64, page: BitmapPage) {
+    /// Takes over a page that was read. What a checkpoint has saved anew while it was on its way is let go: it says of
+    /// blocks in use that they are free.
+    pub fn install(&mut self, read: PageRead, page: BitmapPage) {
+        if self.page_of(read.region) == Some(read) {
+            self.take_in(read.region, page);
+        }
+    }
+
+    /// From now on the region is in memory.
+    pub(super) fn take_in(&mut self, region: u64, page: BitmapPage) {
         let state = &mut self.regions[region as usize];
         if state.loaded().is_none() {
             state.load(page);
@@ -47,8 +55,12 @@ impl Allocator {
         }
     }
 
-    /// The region's page cannot be read.
-    pub fn give_up(&mut self, region: u64) {
+    /// The region's page cannot be read; nothing comes from it any more, unless it is known by another read.
+    pub fn give_up(&mut self, read: PageRead) {
+        if self.page_of(read.region) != Some(read) {
+            return;
+        }
+        let region = read.region;
         self.broken.insert(region);
         let of_region = |segment: &usize| *segment as u64 / REGION_SEGMENTS == region;
         self.lines.iter_mut().for_each(|line| line.next.retain(|segment| !of_region(segment)));

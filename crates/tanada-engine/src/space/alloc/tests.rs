@@ -47,9 +47,43 @@ fn what_the_other_stream_has_in_line_is_read_for_both() {
     let for_data = allocator.line_up(Stream::Data, 8);
     assert_eq!(for_data.len(), 1);
     assert_eq!(allocator.line_up(Stream::Map, 1), for_data);
-    allocator.install(0, BitmapPage::fresh());
+    allocator.install(for_data[0], BitmapPage::fresh());
     assert_eq!(allocator.line_up(Stream::Map, 1), []);
     assert!(allocator.allocate(Stream::Map, 1).is_some());
+}
+
+/// A read of a bitmap page that takes longer than the checkpoint that saves the page anew: what it brings is the page of
+/// the checkpoint before, in which the new blocks are free.
+#[test]
+fn a_page_that_was_saved_while_it_was_read_is_not_taken_for_what_is_used() {
+    let mut allocator = Allocator::new(Geometry::new(3 * SEGMENT_BLOCKS, 64).expect("valid"), 0);
+    let old = BitmapPage::fresh();
+    allocator.load(0, old.entry(0), old.clone());
+    let slow = allocator.page_of(0).expect("not in memory");
+    // The checkpoint does not wait for it.
+    allocator.hold(0);
+    allocator.install(slow, old.clone());
+    let (block, _) = allocator.allocate(Stream::Map, 1).expect("free");
+    allocator.adopt(block);
+    assert_eq!(allocator.save().len(), 1);
+    // The rest of the segment goes too, so that no line needs the region any more.
+    while allocator.allocate(Stream::Map, 1024).is_some() {}
+    let taken = allocator.geometry().region_start(0) + 2..allocator.geometry().store_blocks();
+    taken.filter(|other| *other != block).for_each(|other| allocator.release(other));
+    allocator.pages_written();
+    let again = allocator.page_of(0).expect("cold again");
+    assert_ne!(again, slow);
+    allocator.hold(0);
+    allocator.install(slow, old);
+    assert_eq!(allocator.page_of(0), Some(again), "the slow read brought nothing");
+    allocator.give_up(slow);
+    assert!(!allocator.is_broken(0), "nor does it matter that it fails");
+    let mut page = BitmapPage::fresh();
+    page.set(block - allocator.geometry().region_start(0));
+    allocator.install(again, page);
+    while let Some((first, count)) = allocator.allocate(Stream::Data, 1024) {
+        assert!(!(first..first + count).contains(&block), "block {block} has two owners");
+    }
 }
 
 #[test]

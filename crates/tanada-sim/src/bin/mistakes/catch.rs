@@ -69,7 +69,17 @@ fn attempt(scratch: &Scratch, mistake: &Mistake, catcher: Catcher, time: Duratio
     let programs = match catcher {
         Catcher::Model => with(scratch.tests(&["tanada_engine"]), &["model::"]),
         Catcher::Tests => {
-            let names = ["tanada_engine", "basics", "edges", "tanada_format", "checker", "roundtrip"];
+            let names = [
+                "tanada_engine",
+                "basics",
+                "edges",
+                "failing",
+                "limits",
+                "pairs",
+                "tanada_format",
+                "checker",
+                "roundtrip",
+            ];
             with(scratch.tests(&names), &["--skip", "model::"])
         }
         Catcher::Sim(kind) => {

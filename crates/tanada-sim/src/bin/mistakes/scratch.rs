@@ -62,6 +62,10 @@ impl Scratch {
             let text = fs::read_to_string(root.join(file)).map_err(|error| format!("{file}: {error}"))?;
             write(&tree.join(file), &few_members(&text))?;
         }
+        // Tests hold it to the code.
+        let page = "docs/format.md";
+        let text = fs::read_to_string(root.join(page)).map_err(|error| format!("{page}: {error}"))?;
+        write(&tree.join(page), &text)?;
         for source in apply(sources, edits) {
             let place = source.path.strip_prefix(root).map_err(|error| error.to_string())?;
             write(&tree.join(place), &source.text)?;
