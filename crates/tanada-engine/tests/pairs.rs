@@ -3,7 +3,7 @@
 mod shell;
 
 use shell::{MIB, Shell, block, id};
-use tanada_engine::Request;
+use tanada_engine::{Control, Request};
 
 /// A volume whose writer flushes after every write.
 fn flushed_often() -> (Shell, tanada_engine::ExportId) {
@@ -39,6 +39,26 @@ fn a_failed_write_does_not_end_the_journal_for_those_behind_it() {
     let export = shell.export(id(1), true);
     assert_eq!(shell.read(export, 4096, 4096), block(51));
     assert_eq!(shell.read(export, 0, 4096), block(0));
+}
+
+/// A power cut before the next sync may bring the pair's first journal block back, which names its data's blocks. Were
+/// they written again, with the same content, the journal would name them twice, and the store would not open.
+#[test]
+fn blocks_that_a_full_medium_refused_to_a_pair_are_kept_until_a_checkpoint() {
+    let (mut shell, export) = flushed_often();
+    assert_eq!(shell.stat().unreleased, 0);
+    let geometry = tanada_format::Geometry::new(64 * MIB / 4096, 256).expect("valid");
+    shell.device.refuses = Some((geometry.regions_start()..geometry.store_blocks(), 28));
+    let data = tanada_disk::Buf::copy_from(&block(50));
+    let refused = shell.ask(Request::Write { export, offset: 0, data, fua: false }).expect_err("no room");
+    assert_eq!(refused.errno, 28);
+    shell.device.refuses = None;
+    assert_eq!(shell.stat().unreleased, 4096, "a record has named the block (B1)");
+    shell.control(Control::Checkpoint).expect("written");
+    shell.control(Control::Settle).expect("settled");
+    assert_eq!(shell.stat().unreleased, 0);
+    shell.write(export, 0, &block(50));
+    assert_eq!(shell.read(export, 0, 4096), block(50));
 }
 
 #[test]

@@ -279,7 +279,7 @@ impl State {
         self.settle_promises(&write);
         for run in write.runs {
             if matches!(&result, Err(error) if error.errno == ENOSPC) {
-                self.refused_by_full_medium(run);
+                self.refused_by_full_medium(run, write.is_paired);
             } else if let Err(error) = result {
                 // The blocks stay busy until a restart: the device may still write them (J10).
                 self.part_failed(run.op, State::data_failure(error.errno, "writing data"));
@@ -291,11 +291,17 @@ impl State {
         }
     }
 
-    /// A file below without room has written nothing and will write nothing: the blocks may go back at once (B1).
-    fn refused_by_full_medium(&mut self, run: Run) {
+    /// A file below without room has written nothing and will write nothing: the blocks may go back, at once where no
+    /// record names them (B1). The journal block of a pair did, and until a sync a crash may bring that one back.
+    fn refused_by_full_medium(&mut self, run: Run, is_named: bool) {
         self.medium_is_full();
         let count = run.crcs.len() as u64;
-        (run.block..run.block + count).for_each(|block| self.alloc.release(block));
+        let blocks = run.block..run.block + count;
+        if is_named {
+            self.versions.dropped.extend(blocks);
+        } else {
+            blocks.for_each(|block| self.alloc.release(block));
+        }
         let volume = self.versions.get(run.head).map(|version| version.uuid).unwrap_or_default();
         let message = format!(
             "no room for {} bytes at offset {} of volume {volume}: the file system or pool below the store is full",

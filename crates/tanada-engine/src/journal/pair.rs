@@ -60,6 +60,8 @@ impl State {
         let may = self.syncs.expects_flush(FLUSH_INTERVAL_MAX)
             && self.data_in_flight == 1 // this one
             && self.pending.is_empty()
+            // Each pair that is refused would keep its blocks until a checkpoint, which finds no room either.
+            && self.medium_full_at.is_none()
             && !self.pairs.is_busy();
         if !may || write.runs.iter().any(|run| !self.is_live_head(run.head)) {
             return;
