@@ -1,5 +1,6 @@
 //! What the shell decides about an engine before it opens a store.
 
+use tanada_format::version::VERSION_SLOTS_MAX;
 use tanada_units::MIB;
 
 use crate::journal::kept::KeptMemory;
@@ -32,6 +33,8 @@ pub struct EngineConfig {
     pub sync_micros: u64,
     /// Blocks kept for checkpoints and deletions (store notes section 6), in bytes.
     pub reserve_bytes: u64,
+    /// Versions at most: volumes, generations, and those that are being deleted. No more than the version table holds.
+    pub versions_max: u64,
     /// Blocks that one deletion walk frees at most between two checkpoints.
     pub walk_blocks: u64,
     /// Segments of 4 MiB that are filled with zeros ahead of use, for files that are sparse; 0 for none.
@@ -64,6 +67,7 @@ impl EngineConfig {
             sync_bytes: 64 * MIB,
             sync_micros: 1_000_000,
             reserve_bytes: 32 * MIB,
+            versions_max: VERSION_SLOTS_MAX,
             walk_blocks: 1_000_000,
             prepare_segments: 0,
             relayout_bytes_per_second: 256 * MIB,

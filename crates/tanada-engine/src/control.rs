@@ -183,7 +183,9 @@ impl Handle {
         let _reading = self.reading();
         let (old, new, size) = self.with(|state| {
             let (from, to) = (ids[0], ids[1]);
-            let (Some(a), Some(b)) = (state.versions.get(from), state.versions.get(to)) else {
+            // What was destroyed while the checkpoint was waited for may have been given back in part (V7).
+            let live = |id| state.versions.get(id).filter(|version| version.is_live());
+            let (Some(a), Some(b)) = (live(from), live(to)) else {
                 return Err(Failure::new(ENOENT, "a generation went away while it was compared"));
             };
             if state.versions.family(from) != state.versions.family(to) {
@@ -280,10 +282,23 @@ impl State {
             let message = format!("{} bytes are free, too few for new volumes and generations", free * BLOCK);
             return Err(Failure::new(ENOSPC, message));
         }
-        if self.versions.iter().count() as u64 + GROUP_MAX as u64 >= VERSION_SLOTS_MAX {
-            return Err(Failure::new(ENOSPC, format!("the store holds {VERSION_SLOTS_MAX} versions at most")));
+        // What a group at its largest takes; so what changes volumes that are there finds slots for long after.
+        self.check_slots(GROUP_MAX as u64)
+    }
+
+    /// True where the version table has slots for `more` versions.
+    pub fn has_slots(&self, more: u64) -> bool {
+        self.versions.len() + more <= self.config.versions_max.min(VERSION_SLOTS_MAX)
+    }
+
+    fn check_slots(&self, more: u64) -> Result<(), Failure> {
+        if self.has_slots(more) {
+            return Ok(());
         }
-        Ok(())
+        let (there, most) = (self.versions.len(), self.config.versions_max.min(VERSION_SLOTS_MAX));
+        let message =
+            format!("the store has {there} versions, those being deleted among them, and holds {most} at most");
+        Err(Failure::new(ENOSPC, message))
     }
 
     fn check_new_name(&self, id: Uuid) -> Result<(), Failure> {
@@ -385,6 +400,7 @@ impl State {
         if self.exports.values().any(|export| export.version == old_head && export.writable) {
             return Err(Failure::new(EBUSY, format!("{volume} is open for writing")));
         }
+        self.check_slots(1)?;
         let head = self.versions.next_id;
         // Readers of the volume go on with its new content.
         for export in self.exports.values_mut().filter(|export| export.version == old_head) {
@@ -412,6 +428,7 @@ impl State {
         if self.versions.may_unmap(head, blocks) {
             return Ok(vec![unmap, resize]);
         }
+        self.check_slots(1)?;
         let (first_id, ended, uuid) = (self.versions.next_id, self.versions.epoch, self.hidden_uuid());
         let members = vec![Member { head, uuid }];
         Ok(vec![

@@ -320,3 +320,47 @@ fn many_discards_of_moderate_size_are_left_to_the_walk() {
         assert_eq!(shell.read(volume, leaf * MIB, 4096), [0; 4096], "leaf {leaf}");
     }
 }
+
+#[test]
+fn no_way_leads_to_more_versions_than_the_table_holds() {
+    // A ring so large that it does not make for checkpoints.
+    let config = EngineConfig { versions_max: 200, ..EngineConfig::new(64 * MIB) };
+    let mut shell = Shell::open(formatted(64 * MIB, 16 * MIB), config);
+    let export = shell.create(id(1), TIB);
+    shell.write(export, 0, &block(1));
+    shell.close(export);
+    let mut generations = 0;
+    let full = loop {
+        generations += 1;
+        let group = vec![(id(1), id(1000 + generations))];
+        match shell.control(Control::Snapshot { group }) {
+            Ok(_) => {}
+            Err(failure) => break failure,
+        }
+    };
+    says(&full, ENOSPC, &["200 at most"]);
+    shell.must(Control::Checkpoint);
+    // A former head goes with the next checkpoint, and until then takes a slot.
+    let mut reverts = 0;
+    let revert = Control::Revert { volume: id(1), generation: id(1001) };
+    let full = loop {
+        match shell.control(revert.clone()) {
+            Ok(_) => reverts += 1,
+            Err(failure) => break failure,
+        }
+        assert!(reverts <= 200, "as many as one likes");
+    };
+    says(&full, ENOSPC, &["200 versions", "200 at most"]);
+    assert!(reverts >= 100, "a reserve for volumes that are there: {reverts}");
+    says(&refused(&mut shell, Control::Resize { id: id(1), size: MIB }), ENOSPC, &["200 at most"]);
+    // A guest's discard is not refused.
+    let export = shell.export(id(1), true);
+    shell.ask(Request::Discard { export, offset: 0, length: TIB, fua: true }).expect("discarded");
+    assert_eq!(shell.read(export, 0, 4096), [0; 4096]);
+    shell.close(export);
+    shell.must(Control::Settle);
+    shell.must(revert);
+    let mut shell = shell.reopen();
+    let export = shell.export(id(1), true);
+    assert_eq!(shell.read(export, 0, 4096), block(1));
+}

@@ -181,7 +181,8 @@ impl State {
         if empty {
             return self.part_done(piece.op);
         }
-        let result = if self.versions.may_unmap(piece.head, count) {
+        // Without a slot for the generation the next checkpoint has to do it all: late, but a discard is never refused.
+        let result = if self.versions.may_unmap(piece.head, count) || !self.has_slots(1) {
             self.record(&[Record::Unmap { head: piece.head, place: piece.place, blocks: count }])
         } else {
             self.unmap_large(piece.head, piece.place, count)

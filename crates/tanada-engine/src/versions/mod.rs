@@ -159,6 +159,11 @@ impl Versions {
         self.names.get(&uuid).and_then(|id| self.by_id.get(id))
     }
 
+    /// How many there are, those that are dying and ghosts among them.
+    pub fn len(&self) -> u64 {
+        self.by_id.len() as u64
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = &Version> {
         self.by_id.values()
     }
