@@ -37,6 +37,8 @@
 //! Delta, frozen delta (while a checkpoint runs), tree: three steps, with no generation or a thousand. Leaves come
 //! from a cache within the memory budget ([`map::cache`]). What was read is verified against the pointer's checksum.
 //! A mismatch is looked up again, read again, and then an error that names volume and offset ([`guest::read`], W4).
+//! What random overwriting has scattered and somebody reads in sequence is written together again, as far as no
+//! generation shares it ([`background::relayout`], V12).
 //!
 //! # The checkpoint
 //! The journal is a ring. Now and then the delta is frozen (the *cut*) and merged into the trees, leaf by leaf, while
@@ -55,6 +57,13 @@
 //! what was freed. A version with several children waits as a *ghost* until one is left ([`background::walker`],
 //! V4-V8).
 //!
+//! # When something fails
+//! A failed sync or journal write is final: the store only reads until it is opened again, and recovers then from what
+//! the medium holds. A failed data write is an error for its guest, and its blocks stay out of use. A medium without
+//! room is waited for (J10). Data that does not verify is an error for whoever reads it, and a map node that cannot be
+//! read costs what it mapped and nothing else ([`map::tree::merge`], M1). A scrub finds both before somebody needs them
+//! ([`background::scrub`]). There is one copy of everything: nothing repairs, writing over heals.
+//!
 //! # What runs it
 //! ```text
 //!   the shell ── submit, complete, turn ──▶ engine ──▶ state ──▶ Action::{Disk, Keep, Reply, ...} ──▶ the shell
@@ -69,12 +78,12 @@
 //! |---|---|
 //! | [`api`], [`engine`], [`config`] | the face |
 //! | [`state`], [`tasks`] | all state and how it meets the device; the executor |
-//! | [`guest`] | reads, writes, discards, flushes; busy blocks; re-layout (W rules) |
+//! | [`guest`] | reads, writes, discards, flushes; busy blocks; the brake (W rules) |
 //! | [`journal`] | the ring, what outlives the process, syncs (J rules) |
 //! | [`map`] | delta, node cache, trees and the pure functions over them, catalog |
 //! | [`versions`] | the version tree, and the cut that a checkpoint keeps (V rules) |
 //! | [`space`] | allocator, bitmap pages, releases, reserve, written space ahead (B rules) |
-//! | [`background`] | checkpoint, deletion walk, scrub, reading ahead for them |
+//! | [`background`] | checkpoint, deletion walk, re-layout, scrub; which of them may overlap with what |
 //! | [`open`], [`control`], [`stat`] | recovery; volumes and generations; figures |
 //!
 //! Names like J1 or V2 are rules of `docs/store-rules.md`: each is one sentence that must hold, and what breaks

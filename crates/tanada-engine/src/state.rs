@@ -1,7 +1,7 @@
 //! All state of an open store, and how it meets the device.
 //!
-//! Events change it at once; tasks ([`crate::tasks::exec`]) reach it through a [`Handle`], in closures that end before the next
-//! await. What waits for what:
+//! Events change it at once; tasks ([`crate::tasks::exec`]) reach it through a [`Handle`], in closures that end before
+//! the next await. What waits for what:
 //! ```text
 //!   guest write: busy blocks -> admission (space, delta, journal) -> data write -> record -> journal write -> answer
 //!   FUA, flush, control: ... -> one sync, shared by all that wait -> answer

@@ -91,8 +91,8 @@ impl Pointer {
         bytes
     }
 
-    /// Errors: an unknown kind, block 0 with anything else set, or a lost pointer with a block or a checksum. Whether the block lies in the store is the caller's
-    /// to check ([`Pointer::check_within`]).
+    /// Errors: an unknown kind, block 0 with anything else set, or a lost pointer with a block or a checksum. Whether
+    /// the block lies in the store is the caller's to check ([`Pointer::check_within`]).
     pub fn decode(bytes: &[u8; POINTER_BYTES]) -> Result<Pointer, FormatError> {
         let both = u128::from_le_bytes(*bytes);
         let pointer = Pointer { low: both as u64, high: (both >> 64) as u64 };
@@ -109,7 +109,8 @@ impl Pointer {
         Ok(pointer)
     }
 
-    /// Errors where the block lies outside a store of `store_blocks` blocks. The null pointer and lost ones are always within.
+    /// Errors where the block lies outside a store of `store_blocks` blocks. The null pointer and lost ones are always
+    /// within.
     pub fn check_within(self, store_blocks: u64) -> Result<(), FormatError> {
         if self.block() < store_blocks || !self.has_block() {
             return Ok(());
