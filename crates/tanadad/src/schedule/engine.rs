@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::look::{Due, Look, look};
 use super::notes;
 use super::prune::prune;
-use super::run::{Ran, run};
+use super::run::{Ran, mark_taken, run};
 use super::steer::{Order, Tally};
 use super::{Claim, Schedules, clock, ending, space};
 use crate::context::Daemon;
@@ -333,9 +333,11 @@ fn take_note(tx: &mut Tx<'_>, found: &Look, now: Timestamp) -> ApiResult<()> {
     for (vm, handled) in new {
         let Some(record) = tx.find("VM", vm) else { continue };
         let Some(schedule) = tx.find("VMSS", &record.reference("snapshot_schedule")) else { continue };
-        let handled = handled.as_second();
-        let note = notes::MachineNote { schedule: schedule.uuid().to_owned(), handled, ..Default::default() };
-        notes::put_machine(tx, record.uuid(), &note);
+        let mut old = notes::of_machine(tx, record.uuid()).unwrap_or_default();
+        mark_taken(tx, &record, &mut old)?;
+        // What is being taken at this moment, by somebody's wish, is not there to be marked yet.
+        let (schedule, handled, taking) = (schedule.uuid().to_owned(), handled.as_second(), old.taking);
+        notes::put_machine(tx, record.uuid(), &notes::MachineNote { schedule, handled, taking, attempt: None });
     }
     Ok(())
 }

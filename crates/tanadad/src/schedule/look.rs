@@ -26,6 +26,8 @@ pub struct Due {
     pub missed: u64,
     /// Not the repetition of a failed run.
     pub first: bool,
+    /// Somebody asked for it; its slot is now, and none of the calendar's.
+    pub by_hand: bool,
 }
 
 /// What there is to do.
@@ -122,6 +124,7 @@ fn sort(found: &mut Look, vm: &Record, schedule: &Record, member: &Member<'_>, s
             since,
             missed,
             first: member.attempt.is_none_or(|attempt| attempt.slot != slot),
+            by_hand: false,
         }),
     }
 }

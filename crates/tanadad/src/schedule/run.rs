@@ -71,13 +71,9 @@ fn begin(tx: &mut Tx<'_>, due: &Due) -> ApiResult<Option<Run>> {
     let zone = policy(&schedule).map_or_else(calendar::host_zone, |policy| policy.calendar.zone);
     let slot = due.slot.as_second();
     let mut found = None;
-    if let Some(taking) = note.taking.take()
-        && let Some(snapshot) = unmarked(tx, &vm, &taking.name)
-    {
-        match taking.slot == slot {
-            true => found = Some(snapshot),
-            false => mark(tx, &snapshot, schedule.uuid(), taking.slot)?,
-        }
+    match &note.taking {
+        Some(taking) if taking.slot == slot => found = unmarked(tx, &vm, &taking.name),
+        _ => mark_taken(tx, &vm, &mut note)?,
     }
     let name = snapshot_name(&schedule, due.slot, &zone);
     note.taking = Some(Taking { slot, name: name.clone() });
@@ -88,6 +84,18 @@ fn begin(tx: &mut Tx<'_>, due: &Due) -> ApiResult<Option<Run>> {
     }
     let label = format!("Scheduled snapshot of {} by {}", vm.str("name_label"), schedule.str("name_label"));
     Ok(Some(Run { name, found, message: message_of(&vm, &schedule), label }))
+}
+
+/// A snapshot that an earlier life took and did not come to mark is marked now, whatever becomes of its machine's note; its slot
+/// is handled.
+pub fn mark_taken(tx: &mut Tx<'_>, vm: &Record, note: &mut MachineNote) -> ApiResult<()> {
+    let Some(taking) = &note.taking else { return Ok(()) };
+    if let Some(snapshot) = unmarked(tx, vm, &taking.name) {
+        mark(tx, &snapshot, &note.schedule, taking.slot)?;
+        note.handled = note.handled.max(taking.slot);
+        note.taking = None;
+    }
+    Ok(())
 }
 
 /// `nightly 2027-03-28T04:00+02:00`: the slot in the schedule's own time, never twice the same.
@@ -185,8 +193,13 @@ fn failed(tx: &mut Tx<'_>, due: &Due, error: &ApiError, now: Timestamp) -> ApiRe
     let mut note = notes::of_machine(tx, vm.uuid()).unwrap_or_default();
     note.taking = None;
     let slot = due.slot.as_second();
+    if due.by_hand {
+        // Whoever asked is told. The slot that is to be repeated, if there is one, keeps its turn and its count.
+        notes::put_machine(tx, vm.uuid(), &note);
+        return Ok(if is_busy(error) { Ran::Busy } else { Ran::Failed(error.clone()) });
+    }
     let before = note.attempt.filter(|attempt| attempt.slot == slot).map_or(0, |attempt| attempt.failures);
-    let busy = error.is("OTHER_OPERATION_IN_PROGRESS") || error.is("VDI_IN_USE");
+    let busy = is_busy(error);
     let failures = if busy { before } else { before + 1 };
     let wait = if busy { Some(BUSY_SECONDS) } else { retry_after_seconds(failures).filter(|_| may_pass(error)) };
     tracing::warn!(vm = vm.uuid(), schedule = schedule.uuid(), failures, ?wait, %error, "a scheduled snapshot failed");
@@ -202,6 +215,11 @@ fn failed(tx: &mut Tx<'_>, due: &Due, error: &ApiError, now: Timestamp) -> ApiRe
     message(tx, "VMSS_SNAPSHOT_FAILED", 3, "VMSS", schedule.uuid(), &body)?;
     handled(tx, due, &schedule, now, false)?;
     Ok(Ran::Failed(error.clone()))
+}
+
+/// Does something else go on with the machine?
+fn is_busy(error: &ApiError) -> bool {
+    error.is("OTHER_OPERATION_IN_PROGRESS") || error.is("VDI_IN_USE")
 }
 
 /// Is it worth trying again?

@@ -14,7 +14,7 @@ use tanada_xapi::{ApiError, ApiResult, Ref, Value};
 
 use super::exceptions::TYPES;
 use super::look::Due;
-use super::run::{Ran, run};
+use super::run::{Ran, mark_taken, run};
 use super::{Schedules, notes, prune};
 use crate::context::{Args, CallContext, Daemon, Handlers};
 use crate::db::{Record, Tx, View};
@@ -220,7 +220,7 @@ async fn one_now(ctx: CallContext, schedule: Ref, vm: std::sync::Arc<Record>) ->
         return Some(format!("{name}: a scheduled snapshot is being taken"));
     };
     let now = ctx.daemon.schedules.clock.now();
-    let due = Due { vm: vm.id().clone(), schedule, slot: now, since: now, missed: 0, first: true };
+    let due = Due { vm: vm.id().clone(), schedule, slot: now, since: now, missed: 0, first: true, by_hand: true };
     let failure = match run(&ctx.daemon, &due).await {
         Ok(Ran::Taken(_)) => {
             if prune::prune(&ctx.daemon, vm.id()).await.postponed {
@@ -248,6 +248,11 @@ async fn set_snapshot_schedule(ctx: CallContext, args: Args) -> ApiResult<Value>
             return Err(ApiError::vm_is_template(&vm, "set_snapshot_schedule"));
         }
         let name = format!("{}{}", notes::MACHINE, record.uuid());
+        if record.reference("snapshot_schedule") != value
+            && let Some(mut note) = notes::of_machine(tx, record.uuid())
+        {
+            mark_taken(tx, &record, &mut note)?;
+        }
         if value.is_null() {
             tx.forget_note(&name);
             return tx.set("VM", &vm, "snapshot_schedule", Ref::null());

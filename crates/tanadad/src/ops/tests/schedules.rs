@@ -213,6 +213,88 @@ async fn a_daemon_that_dies_in_the_middle_goes_on_with_the_rest() {
     world.assert_consistent("after a death").await;
 }
 
+/// A machine whose snapshot of 13 o'clock was taken by a daemon that died before it could mark it.
+async fn taken_and_not_marked(world: &World, schedule: &Ref) -> Ref {
+    let vm = member(world, schedule).await;
+    let name = "nightly 2026-06-01T13:00+00:00";
+    world.snapshot(&vm, name).await.unwrap();
+    let uuid = world.get("VM", &vm).uuid().to_owned();
+    let noted = world.test.daemon.db.write(|tx| {
+        let mut note = notes::of_machine(tx, &uuid).unwrap();
+        note.taking = Some(Taking { slot: 1_780_318_800, name: name.to_owned() });
+        notes::put_machine(tx, &uuid, &note);
+        Ok(())
+    });
+    noted.unwrap();
+    vm
+}
+
+#[tokio::test]
+async fn what_an_earlier_life_took_is_marked_whatever_becomes_of_its_machine() {
+    let world = World::new().await;
+    at(&world, "2026-06-01T12:00:00Z").await;
+    let daily = schedule(&world, "daily", 7, "hour=13 timezone=UTC jitter=0").await;
+    let other = schedule(&world, "daily", 7, "hour=3 timezone=UTC jitter=0").await;
+    let mut vms = Vec::new();
+    for _ in 0..5 {
+        vms.push(taken_and_not_marked(&world, &daily).await);
+    }
+    exception(&world, &vms[0], "tanada-schedule-skip", "true").await;
+    let to = |vm: &Ref, schedule: Ref| [Value::from(vm), Value::from(schedule)];
+    world.call("VM.set_snapshot_schedule", to(&vms[1], other)).await.unwrap();
+    world.call("VM.set_snapshot_schedule", to(&vms[2], Ref::null())).await.unwrap();
+    // The notes of one are of a time to come: it begins anew.
+    let uuid = world.get("VM", &vms[3]).uuid().to_owned();
+    let ahead = world.test.daemon.db.write(|tx| {
+        let note = notes::of_machine(tx, &uuid).unwrap();
+        notes::put_machine(tx, &uuid, &notes::MachineNote { handled: 1_790_000_000, ..note });
+        Ok(())
+    });
+    ahead.unwrap();
+    at(&world, "2026-06-01T13:05:00Z").await;
+    for (number, vm) in vms.iter().enumerate() {
+        let first = snapshots(&world, vm)[0].clone();
+        assert!(first.bool("is_vmss_snapshot"), "machine {number}");
+        assert_eq!(first.entry("snapshot_info", "schedule-slot"), Some("20260601T13:00:00Z"), "machine {number}");
+        assert_eq!(
+            first.entry("snapshot_info", "schedule"),
+            Some(world.get("VMSS", &daily).uuid()),
+            "machine {number}"
+        );
+    }
+    let taken: usize = vms.iter().map(|vm| snapshots(&world, vm).len()).sum();
+    assert_eq!(taken, vms.len(), "none is taken twice");
+}
+
+#[tokio::test]
+async fn who_asks_in_between_changes_nothing_about_what_is_to_be_repeated() {
+    let world = World::new().await;
+    at(&world, "2026-06-01T12:00:00Z").await;
+    let daily = schedule(&world, "daily", 7, "hour=13 timezone=UTC jitter=0").await;
+    let vm = member(&world, &daily).await;
+    let uuid = world.get("VM", &vm).uuid().to_owned();
+    let note = |world: &World| world.test.daemon.db.read(|state| notes::of_machine(state, &uuid)).unwrap();
+    for (time, failures) in [("2026-06-01T13:00:00Z", 1), ("2026-06-01T13:01:00Z", 2)] {
+        world.driver.fail(1, Fault::Before, DriverErrorKind::Io);
+        assert_eq!(at(&world, time).await, Tally { failed: 1, ..Tally::default() });
+        assert_eq!(note(&world).attempt.unwrap().failures, failures);
+        let before = note(&world);
+        world.driver.fail(1, Fault::Before, DriverErrorKind::Io);
+        let words = world.call("VMSS.snapshot_now", [Value::from(&daily)]).await.unwrap();
+        assert!(words.as_str().unwrap().starts_with("0 of 1 snapshots taken"), "{words:?}");
+        assert_eq!(note(&world), before);
+        // What cannot succeed is no reason to give up the slot.
+        let params = [Value::from(&vm), Value::from("snapshot"), Value::from("not now")];
+        world.call("VM.add_to_blocked_operations", params).await.unwrap();
+        world.call("VMSS.snapshot_now", [Value::from(&daily)]).await.unwrap();
+        let params = [Value::from(&vm), Value::from("snapshot")];
+        world.call("VM.remove_from_blocked_operations", params).await.unwrap();
+        assert_eq!(note(&world), before);
+    }
+    assert_eq!(at(&world, "2026-06-01T13:06:00Z").await, Tally { taken: 1, ..Tally::default() });
+    assert_eq!(slots(&world, &vm), ["20260601T13:00:00Z"]);
+}
+
 #[tokio::test]
 async fn machines_have_exceptions_of_their_own() {
     let world = World::new().await;
