@@ -31,6 +31,8 @@ const SUBMISSIONS_MAX: u32 = 1024;
 const COMPLETIONS_MAX: u32 = 8192;
 /// The kernel's limit of vectors in one call (UIO_MAXIOV).
 const VECTORS_MAX: usize = 1024;
+/// A sync is done by the thread itself only where the last one took no longer.
+const SYNC_HERE_MAX: Duration = Duration::from_micros(500);
 /// IORING_ENTER_GETEVENTS: run what has ended, so that its completions are seen.
 const ENTER_GETEVENTS: u32 = 1;
 
@@ -101,6 +103,8 @@ struct Flight {
     done: u64,
     left: u64,
     header: libc::msghdr,
+    /// When a sync was asked for.
+    begun: Option<Instant>,
 }
 
 pub(crate) struct Ring {
@@ -113,6 +117,10 @@ pub(crate) struct Ring {
     at_store: usize,
     /// Before sleeping, completions of the store are looked for so long.
     spin: Duration,
+    /// What ended without the kernel's ring.
+    ready: Vec<Completion>,
+    /// How long the last sync of the store took.
+    last_sync: Option<Duration>,
 }
 
 impl Ring {
@@ -126,7 +134,15 @@ impl Ring {
             tracing::info!(%error, "io_uring without deferred task work");
             IoUring::builder().setup_cqsize(COMPLETIONS_MAX).build(SUBMISSIONS_MAX)
         })?;
-        Ok(Ring { ring, flights: Slab::new(), ended: Vec::new(), at_store: 0, spin })
+        Ok(Ring {
+            ring,
+            flights: Slab::new(),
+            ended: Vec::new(),
+            at_store: 0,
+            spin,
+            ready: Vec::new(),
+            last_sync: None,
+        })
     }
 
     pub(crate) fn accept(&mut self, fd: RawFd) -> io::Result<()> {
@@ -193,6 +209,32 @@ impl Ring {
         self.start(flight)
     }
 
+    /// True where a sync is better done by the calling thread: the kernel would hand it to a thread of its own, and the way there and
+    /// back costs half as much again as a quick device needs. Whoever else asks meanwhile waits for so long; so nothing else may be under
+    /// way, and the device must have been quick the last time.
+    pub(crate) fn may_sync_here(&self) -> bool {
+        self.at_store == 0 && self.last_sync.is_some_and(|last| last <= SYNC_HERE_MAX)
+    }
+
+    /// Syncs the store, before it returns; the completion comes with the next ones.
+    pub(crate) fn sync_here(&mut self, io: IoId, fd: RawFd) -> io::Result<()> {
+        // Clients read their answers meanwhile. What cannot go now goes with the next wait.
+        match self.ring.submit() {
+            Ok(_) => {}
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) => {}
+            Err(error) => return Err(error),
+        }
+        let begun = Instant::now();
+        // SAFETY: the caller keeps the descriptor open.
+        let result = match unsafe { libc::fdatasync(fd) } {
+            0 => Ok(None),
+            _ => Err(DiskError { errno: io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO) }),
+        };
+        self.last_sync = Some(begun.elapsed());
+        self.ready.push(Completion::Disk { io, result });
+        Ok(())
+    }
+
     /// Waits for an eventfd.
     pub(crate) fn wake(&mut self, fd: RawFd) -> io::Result<()> {
         self.launch(Kind::Wake { count: 0 }, fd)
@@ -200,6 +242,7 @@ impl Ring {
 
     /// Submits everything and waits until something has ended, at most `timeout`.
     pub(crate) fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let timeout = if self.ready.is_empty() { timeout } else { Some(Duration::ZERO) };
         if self.at_store > 0 && !self.spin.is_zero() && self.look_busily()? {
             return Ok(());
         }
@@ -242,6 +285,7 @@ impl Ring {
 
     /// Takes everything that has ended since the last call.
     pub(crate) fn reap(&mut self, completions: &mut Vec<Completion>) -> io::Result<()> {
+        completions.append(&mut self.ready);
         let mut ended = std::mem::take(&mut self.ended);
         ended.extend(self.ring.completion().map(|entry| (entry.user_data(), entry.result())));
         for (number, result) in ended.drain(..) {
@@ -318,6 +362,9 @@ impl Ring {
                 Completion::Sent { conn, result, outgoing }
             }
             Kind::Disk { io, op, buffer } => {
+                if let (DiskOp::Sync, Some(begun)) = (&op, flight.begun) {
+                    self.last_sync = Some(begun.elapsed());
+                }
                 Completion::Disk { io, result: disk_result(&op, buffer, result, flight.left) }
             }
         }))
@@ -335,7 +382,9 @@ impl Flight {
     fn new(kind: Kind, fd: RawFd) -> Box<Flight> {
         // SAFETY: a message header of zeros is valid: null pointers with zero lengths.
         let header = unsafe { std::mem::zeroed() };
-        Box::new(Flight { kind, fd, vectors: Vec::new(), at: 0, done: 0, left: 0, header })
+        let is_sync = matches!(kind, Kind::Disk { op: DiskOp::Sync, .. });
+        let begun = is_sync.then(Instant::now);
+        Box::new(Flight { kind, fd, vectors: Vec::new(), at: 0, done: 0, left: 0, header, begun })
     }
 
     fn is_at_store(&self) -> bool {
@@ -431,4 +480,50 @@ fn vector_mut(bytes: &mut [u8]) -> libc::iovec {
 /// For the kernel to read from only.
 fn vector(bytes: &[u8]) -> libc::iovec {
     libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+    use std::time::Duration;
+
+    use tanada_disk::{BufPool, DiskOp};
+    use tanada_engine::IoId;
+
+    use super::{Completion, Ring};
+
+    fn reaped(ring: &mut Ring) -> Vec<(IoId, bool)> {
+        let mut completions = Vec::new();
+        ring.wait(Some(Duration::from_secs(60))).unwrap();
+        ring.reap(&mut completions).unwrap();
+        let ended = |completion| match completion {
+            Completion::Disk { io, result } => (io, result.is_ok()),
+            _ => panic!("only the store was asked"),
+        };
+        completions.into_iter().map(ended).collect()
+    }
+
+    #[test]
+    fn a_sync_is_done_here_only_where_nothing_is_under_way_and_the_last_one_was_quick() {
+        let (file, mut pool) = (tempfile::tempfile().unwrap(), BufPool::new(0));
+        let mut ring = Ring::new(Duration::ZERO).unwrap();
+        assert!(!ring.may_sync_here(), "nobody knows how long it takes");
+        ring.disk(IoId(1), file.as_raw_fd(), DiskOp::Sync, &mut pool).unwrap();
+        assert!(!ring.may_sync_here(), "one is under way");
+        assert_eq!(reaped(&mut ring), [(IoId(1), true)]);
+        ring.last_sync = Some(Duration::from_micros(50));
+        assert!(ring.may_sync_here());
+        ring.sync_here(IoId(2), file.as_raw_fd()).unwrap();
+        assert_eq!(reaped(&mut ring), [(IoId(2), true)]);
+        ring.last_sync = Some(Duration::from_millis(20));
+        assert!(!ring.may_sync_here(), "a slow device");
+    }
+
+    #[test]
+    fn a_sync_that_fails_here_is_told_like_any_other() {
+        let (end, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut ring = Ring::new(Duration::ZERO).unwrap();
+        ring.sync_here(IoId(3), end.as_raw_fd()).unwrap();
+        assert_eq!(reaped(&mut ring), [(IoId(3), false)], "sockets cannot be synced");
+    }
 }

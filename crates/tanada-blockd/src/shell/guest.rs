@@ -197,6 +197,7 @@ impl Shell {
         let Some(conn) = self.conns.get_mut(number) else { return };
         conn.requests += 1;
         conn.charge += charge;
+        self.askers.note(number);
         let pending = GuestPending { conn: number, cookie, export, charge, started: self.now, what };
         self.ask(Pending::Guest(pending), request);
     }

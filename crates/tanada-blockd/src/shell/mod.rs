@@ -47,9 +47,10 @@ use crate::translate;
 
 /// Connections at a time.
 const CONNECTIONS_MAX: usize = 1024;
-/// Payloads are cut from chunks of this size; a few dozen are kept for further use.
-const CHUNK_BYTES: usize = MIB as usize;
-const CHUNKS_MAX: usize = 64;
+/// Memory for payloads that is kept for further use.
+const POOL_BYTES_MAX: usize = 64 * MIB as usize;
+/// Of what was read, so much is fetched into the cache while what arrived before it is worked on.
+const NEXT_PREFETCHED_BYTES: usize = 16 << 10;
 /// After an accept that failed for want of descriptors or memory, in microseconds.
 const ACCEPT_PAUSE_US: u64 = 100_000;
 
@@ -64,6 +65,28 @@ enum Pending {
     LastCheckpoint,
     /// How the scrub stands, or that it goes on.
     ScrubLook,
+}
+
+/// Connections that asked for something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Askers {
+    None,
+    One(u32),
+    Several,
+}
+
+impl Askers {
+    fn note(&mut self, conn: u32) {
+        *self = match *self {
+            Askers::None => Askers::One(conn),
+            Askers::One(one) if one == conn => Askers::One(one),
+            _ => Askers::Several,
+        };
+    }
+
+    fn is_one(self) -> bool {
+        matches!(self, Askers::One(_))
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,6 +138,8 @@ pub(crate) struct Shell {
     touched: VecDeque<u32>,
     /// What the engine wants of the store in this turn.
     disk_ops: Vec<(IoId, DiskOp)>,
+    /// Whose requests came since the last sync.
+    askers: Askers,
     /// The engine was asked something since its last turn.
     is_asked: bool,
     opened: Option<Result<OpenReport, Failure>>,
@@ -136,7 +161,7 @@ impl Shell {
             engine: Engine::open(config, 0),
             ring: Ring::new(spin).context("create an io_uring")?,
             send_thread: SendThread::start().context("start a thread")?,
-            pool: BufPool::new(CHUNK_BYTES, CHUNKS_MAX),
+            pool: BufPool::new(POOL_BYTES_MAX),
             store,
             kept,
             clock,
@@ -154,6 +179,7 @@ impl Shell {
             cuts: Slab::new(),
             touched: VecDeque::new(),
             disk_ops: Vec::new(),
+            askers: Askers::None,
             is_asked: false,
             opened: None,
         };
@@ -210,7 +236,7 @@ impl Shell {
         while let Some(completion) = completions.next() {
             // The next one's data comes into the cache while this one's is verified.
             if let Some(Completion::Disk { result: Ok(Some(buf)), .. }) = completions.as_slice().first() {
-                buf.prefetch();
+                buf.prefetch(0..NEXT_PREFETCHED_BYTES);
             }
             self.completed(completion)?;
         }
@@ -243,7 +269,16 @@ impl Shell {
         for at in 0..self.touched.len() {
             self.start_send(self.touched[at])?;
         }
+        let is_lone_sync = matches!(self.disk_ops[..], [(_, DiskOp::Sync)]);
+        let may_sync_here = is_lone_sync && self.askers.is_one() && self.ring.may_sync_here();
+        if is_lone_sync {
+            self.askers = Askers::None;
+        }
         for (io, op) in self.disk_ops.drain(..) {
+            if may_sync_here {
+                self.ring.sync_here(io, self.store.raw_fd()).context("sync the store")?;
+                continue;
+            }
             self.ring.disk(io, self.store.raw_fd(), op, &mut self.pool).context("start a store operation")?;
         }
         while let Some(number) = self.touched.pop_front() {
