@@ -32,7 +32,18 @@ pub struct Faults {
     pub sync: u64,
     /// Of writes beyond superblocks and journal.
     pub data: u64,
+    /// Of those: what is below is full, and refuses this one and some more.
+    pub full: u64,
 }
+
+impl Faults {
+    pub fn any(&self) -> bool {
+        self.read + self.write + self.sync + self.data + self.full > 0
+    }
+}
+
+/// Writes that a full medium refuses before it has room again, at most.
+const REFUSED_MAX: u64 = 12;
 
 /// How a planted liar of a device misbehaves; for tests that the simulation notices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -85,6 +96,8 @@ pub struct SimDevice {
     pub faults: Faults,
     /// A sync failed since this was last cleared: acknowledged data may be gone as after a power cut.
     pub sync_failed: bool,
+    /// Writes that are still to be refused for want of room.
+    refuses: u64,
     pub lie: Lie,
     /// So many of a hundred operations take up to so many events.
     pub slow: (u64, u64),
@@ -109,6 +122,7 @@ impl SimDevice {
             length_blocks: length / BLOCK as u64,
             faults: Faults::default(),
             sync_failed: false,
+            refuses: 0,
             lie: Lie::None,
             slow: (3, 1500),
             slow_sync: false,
@@ -236,7 +250,8 @@ impl SimDevice {
             return Err(DiskError::EIO);
         }
         self.serial += 1;
-        let mut failed = rng.below(1000) < self.faults.write;
+        let is_full = self.is_full(at, rng);
+        let mut failed = is_full || rng.below(1000) < self.faults.write;
         if self.faults.data > 0 && at / BLOCK as u64 >= REGIONS_START {
             failed |= rng.below(1000) < self.faults.data;
         }
@@ -250,7 +265,24 @@ impl SimDevice {
             self.current.insert(block, Rc::clone(&bytes));
             self.unsynced.push(Unsynced { serial: self.serial, block, bytes });
         }
-        if failed { Err(DiskError::EIO) } else { Ok(None) }
+        match (failed, is_full) {
+            (false, _) => Ok(None),
+            (true, false) => Err(DiskError::EIO),
+            (true, true) => Err(DiskError::ENOSPC),
+        }
+    }
+
+    /// True where what is below the store has no room for a write at `at`; journal and superblocks have theirs.
+    fn is_full(&mut self, at: u64, rng: &mut Rng) -> bool {
+        if self.faults.full == 0 || at / (BLOCK as u64) < REGIONS_START {
+            return false;
+        }
+        if self.refuses == 0 && rng.below(1000) < self.faults.full {
+            self.refuses = rng.within(1, REFUSED_MAX);
+        }
+        let is_full = self.refuses > 0;
+        self.refuses = self.refuses.saturating_sub(1);
+        is_full
     }
 
     fn finish_sync(&mut self, covers: u64, rng: &mut Rng) -> DiskResult {

@@ -26,10 +26,12 @@ pub enum Kind {
     Echoes,
     /// Streams of reads over what was scattered, and writes between them.
     Relayout,
+    /// What is below the store is full now and then; guests write the same few contents, and flush often.
+    FullMedium,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 8] = [
+    pub const ALL: [Kind; 9] = [
         Kind::Mixed,
         Kind::SlowSyncs,
         Kind::FailingWrites,
@@ -38,6 +40,7 @@ impl Kind {
         Kind::NoReserve,
         Kind::Echoes,
         Kind::Relayout,
+        Kind::FullMedium,
     ];
 
     pub fn name(self) -> &'static str {
@@ -50,6 +53,7 @@ impl Kind {
             Kind::NoReserve => "no-reserve",
             Kind::Echoes => "echoes",
             Kind::Relayout => "relayout",
+            Kind::FullMedium => "full-medium",
         }
     }
 
@@ -141,6 +145,20 @@ pub fn settings(seed: u64, kind: Option<Kind>, trace: bool) -> Settings {
             settings.stream_percent = 25;
             settings.resize(40);
         }
+        Kind::FullMedium => {
+            settings.faults.full = rng.within(5, 150);
+            settings.contents = *rng.pick(&[0, 2, 2]);
+            settings.kept_places = *rng.pick(&[None, None, Some(5)]);
+            settings.flush_percent = rng.within(20, 50);
+            settings.outstanding_max = *rng.pick(&[1, 1, 4]);
+            settings.volumes_max = 1;
+            config.checkpoint_entries = *rng.pick(&[200, 5000]);
+            config.checkpoint_micros = *rng.pick(&[100_000, 60_000_000]);
+            config.sync_micros = 1_000_000;
+            config.sync_bytes = 64 << 20;
+            config.prepare_segments = 0;
+            settings.brims(rng.chance(70));
+        }
     }
     settings
 }
@@ -191,7 +209,7 @@ fn mixed(seed: u64, trace: bool) -> Settings {
     config.relayout_stream_bytes = *layout.pick(&[0, 8 << 10]);
     config.relayout_read_blocks = 2;
     let faults = match faulty {
-        true => Faults { read: rng.below(6), write: rng.below(10), sync: rng.below(8), data: 0 },
+        true => Faults { read: rng.below(6), write: rng.below(10), sync: rng.below(8), ..Faults::default() },
         false => Faults::default(),
     };
     Settings {

@@ -58,12 +58,15 @@ impl World {
                 );
             }
             66..=79 => self.guest_zero(id, size),
-            80..=90 => {
-                let submitted = self.outstanding(id);
-                self.submit(Pending::Flush { volume: id, submitted }, Request::Flush { export });
-            }
+            80..=90 => self.flush(id),
             _ => self.read_generation(),
         }
+    }
+
+    fn flush(&mut self, id: Uuid) {
+        let Some(export) = self.export_of(id) else { return };
+        let submitted = self.outstanding(id);
+        self.submit(Pending::Flush { volume: id, submitted }, Request::Flush { export });
     }
 
     pub fn outstanding(&mut self, id: Uuid) -> u64 {
@@ -96,10 +99,14 @@ impl World {
         self.write_at(id, offset, length);
     }
 
-    /// A write of one block that needs no sync, at one of a few places, with one of a few contents.
+    /// A write of one block that needs no sync, at one of a few places, with one of a few contents; where guests flush
+    /// often, a flush now and then.
     pub fn echo(&mut self) {
         let is_full = self.pending.len() as u64 >= self.settings.outstanding_max;
         let Some(id) = self.usable_volume().filter(|_| !is_full) else { return };
+        if self.settings.flush_percent > 0 && self.rng.chance(self.settings.flush_percent) {
+            return self.flush(id);
+        }
         let size = self.model.volumes.get(&id).map_or(0, |volume| volume.size);
         let offset = self.rng.below(12) * B;
         if offset + B <= size {

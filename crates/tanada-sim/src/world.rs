@@ -501,8 +501,7 @@ impl World {
     }
 
     pub fn is_faulty(&self) -> bool {
-        let faults = self.device.faults;
-        faults.read + faults.write + faults.sync + faults.data > 0
+        self.device.faults.any()
     }
 
     /// The same store, for trying out another way to go on.
