@@ -13,11 +13,11 @@ use uuid::Uuid;
 
 use crate::failure::{EBUSY, Failure};
 use crate::map::delta::Lookup;
-use crate::map::tree::merge::{Base, MergeStore, Merged, Part, merge};
+use crate::map::tree::merge::{MergeStore, Merged, merge};
 use crate::map::tree::walk::{WalkStore, walk};
 use crate::map::tree::{NodeSource, diff::diff};
 use crate::testing::Random;
-use crate::versions::cut::{Cut, Item, cut, finish};
+use crate::versions::cut::{Cut, cut, finish};
 use crate::versions::{VersionId, Versions};
 
 /// 27 places, three slots on each of three levels: borders of leaves and of inner nodes among them.
@@ -298,22 +298,11 @@ impl World {
         self.check_used();
     }
 
-    /// As [`crate::background::checkpoint`] merges: what builds upon one another together, in chunks.
+    /// What builds upon one another together, in chunks.
     fn merge(&mut self, made: &Cut) -> Vec<Merged> {
         let mut merged: Vec<Merged> = Vec::new();
         for range in made.chunks(1 + self.random.below(4) as usize) {
-            let part = |item: &'_ Item| match item.base {
-                Base::Item(below) if below < range.start => Base::Tree(merged[below].tree),
-                Base::Item(below) => Base::Item(below - range.start),
-                tree => tree,
-            };
-            let items = &made.items[range.clone()];
-            let bases: Vec<Base> = items.iter().map(part).collect();
-            let parts: Vec<Part<'_>> = items
-                .iter()
-                .zip(bases)
-                .map(|(item, base)| Part { base, delta: &item.delta, rules: item.rules })
-                .collect();
+            let parts = made.parts(range, &merged);
             merged.extend(now(merge(&self.memory, &parts)).expect("memory does not fail"));
         }
         merged

@@ -16,6 +16,7 @@
 
 pub mod ahead;
 pub mod checkpoint;
+pub mod merging;
 pub mod relayout;
 pub mod scrub;
 pub mod walker;

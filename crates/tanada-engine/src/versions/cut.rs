@@ -11,7 +11,7 @@ use std::ops::Range;
 use tanada_format::{Pointer, TREE_BLOCKS, VersionState};
 
 use crate::map::delta::{Delta, DeltaCost};
-use crate::map::tree::merge::{Base, MergeRules, Merged};
+use crate::map::tree::merge::{Base, MergeRules, Merged, Part};
 use crate::versions::{UNMAPPED_MAX, Version, VersionId, Versions};
 
 /// One tree to make.
@@ -67,6 +67,17 @@ impl Cut {
             }
         }
         chunks
+    }
+
+    /// The items of a chunk as parts of one merge, over what became of the chunks before.
+    pub fn parts(&self, chunk: Range<usize>, merged: &[Merged]) -> Vec<Part<'_>> {
+        let base = |item: &Item| match item.base {
+            Base::Item(below) if below < chunk.start => Base::Tree(merged[below].tree),
+            Base::Item(below) => Base::Item(below - chunk.start),
+            tree => tree,
+        };
+        let part = |item| Part { base: base(item), delta: &item.delta, rules: item.rules };
+        self.items[chunk.clone()].iter().map(part).collect()
     }
 }
 
