@@ -13,6 +13,7 @@
 //! 7. Intents are written in the transaction of the state change that they belong to, and outlive a crash.
 //! 8. Notes are texts of the daemon's own under names that parts choose (`schedule/<uuid>`): as durable as objects and in
 //!    the same transactions, but no objects, and no change that anybody is woken for.
+//! 9. What is done at every change does not look at whole classes: what changed, and who names an object, is in an [`index`].
 //!
 //! ```text
 //! let sr = daemon.db.read(|s| s.by_uuid("SR", uuid).map(|r| r.id().clone()))?;
@@ -24,6 +25,7 @@
 //! let size = daemon.db.read(|s| Ok(s.get("VDI", &vdi)?.int("virtual_size")))?;
 //! ```
 
+mod index;
 mod record;
 mod relations;
 mod sqlite;

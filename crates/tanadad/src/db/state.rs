@@ -1,8 +1,10 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
+use tanada_xapi::classes;
 use tanada_xapi::{ApiError, ApiResult, Ref, Value};
 
+use super::index::{Index, indexed};
 use super::record::Record;
 use super::relations::of_many;
 use super::tx::{Changes, NEW_SEQUENCE};
@@ -16,6 +18,9 @@ pub trait View {
     fn find_by_uuid(&self, class: &str, uuid: &str) -> Option<Arc<Record>>;
     /// All objects of a class in order of creation.
     fn all(&self, class: &str) -> Vec<Arc<Record>>;
+    /// Objects of a class whose `field` says `value`, in order of creation: by an index, for references of relations, for
+    /// `VM.suspend_VDI` and `VDI.location`. Nobody has a null reference or an empty text.
+    fn having(&self, class: &str, field: &str, value: &str) -> Vec<Arc<Record>>;
 
     /// A text of the daemon's own.
     fn note(&self, name: &str) -> Option<String>;
@@ -65,12 +70,15 @@ pub struct Deletion {
 /// The committed objects.
 pub struct State {
     tables: HashMap<&'static str, Table>,
+    index: Index,
     notes: BTreeMap<String, String>,
     generation: u64,
     sequence: u64,
     deletions: VecDeque<Deletion>,
     /// Deletions up to this generation may be forgotten.
     history_start: u64,
+    #[cfg(test)]
+    visited: std::sync::atomic::AtomicUsize,
 }
 
 impl State {
@@ -80,18 +88,36 @@ impl State {
         let generation = u64::try_from(now.as_micros()).unwrap_or(1).max(1);
         let mut state = State {
             tables: HashMap::new(),
+            index: Index::default(),
             notes,
             generation,
             sequence: 0,
             deletions: VecDeque::new(),
             history_start: 0,
+            #[cfg(test)]
+            visited: Default::default(),
         };
         for mut record in records {
             (record.created, record.modified) = (generation, generation);
-            state.insert(record);
+            state.keep(record);
         }
         state.derive_all();
+        for record in state.tables.values().flat_map(|table| table.objects.values()) {
+            state.index.put(None, record);
+        }
         state
+    }
+
+    /// Tests count what is looked at: work that grows with the database is found so, on any machine.
+    fn look_at(&self, _records: usize) {
+        #[cfg(test)]
+        self.visited.fetch_add(_records, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Records looked at so far.
+    #[cfg(test)]
+    pub fn visited(&self) -> usize {
+        self.visited.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     pub fn generation(&self) -> u64 {
@@ -108,10 +134,9 @@ impl State {
         self.history_start
     }
 
-    /// Objects of the class changed after `generation`, in no order.
+    /// Objects of the class changed after `generation`, the longest unchanged first.
     pub fn changed_since(&self, class: &str, generation: u64) -> impl Iterator<Item = &Arc<Record>> {
-        let objects = self.tables.get(class).map(|t| t.objects.values());
-        objects.into_iter().flatten().filter(move |r| r.modified > generation)
+        self.index.changed_since(class, generation).inspect(|_| self.look_at(1))
     }
 
     /// Names of the notes that begin with `prefix`.
@@ -156,7 +181,17 @@ impl State {
         true
     }
 
-    fn insert(&mut self, mut record: Record) {
+    fn insert(&mut self, record: Record) {
+        let (class, id) = (record.class().name, record.id().clone());
+        let old = self.tables.get(class).and_then(|table| table.objects.get(&id)).cloned();
+        self.keep(record);
+        if let Some(new) = self.tables.get(class).and_then(|table| table.objects.get(&id)) {
+            self.index.put(old.as_deref(), new);
+        }
+    }
+
+    /// [`State::insert`] without the index.
+    fn keep(&mut self, mut record: Record) {
         if record.sequence == 0 {
             self.sequence += 1;
             record.sequence = self.sequence;
@@ -176,6 +211,7 @@ impl State {
     fn remove(&mut self, class: &'static str, id: Ref) {
         let Some(table) = self.tables.get_mut(class) else { return };
         let Some(old) = table.objects.remove(&id) else { return };
+        self.index.remove(&old);
         if old.class().field("uuid").is_some() {
             table.by_uuid.remove(old.uuid());
         }
@@ -210,6 +246,7 @@ impl State {
 
 impl View for State {
     fn find(&self, class: &str, id: &Ref) -> Option<Arc<Record>> {
+        self.look_at(1);
         self.tables.get(class)?.objects.get(id).cloned()
     }
 
@@ -221,7 +258,18 @@ impl View for State {
     fn all(&self, class: &str) -> Vec<Arc<Record>> {
         let mut all: Vec<_> = self.tables.get(class).map_or_else(Vec::new, |t| t.objects.values().cloned().collect());
         all.sort_unstable_by_key(|r| r.sequence);
+        self.look_at(all.len());
         all
+    }
+
+    fn having(&self, class: &str, field: &str, value: &str) -> Vec<Arc<Record>> {
+        let Some(class) = classes::class(class).map(|class| class.name) else { return Vec::new() };
+        let indexed = indexed(class).find(|indexed| *indexed == field);
+        debug_assert!(indexed.is_some(), "{class}.{field} has no index");
+        let found: Vec<_> =
+            indexed.map(|field| self.index.having(class, field, value).cloned().collect()).unwrap_or_default();
+        self.look_at(found.len());
+        found
     }
 
     fn note(&self, name: &str) -> Option<String> {

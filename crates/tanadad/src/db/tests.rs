@@ -172,3 +172,66 @@ fn secrets_are_sealed_on_disk_and_open_after_a_restart() {
     let Err(error) = Db::open(&path) else { panic!("opened under another key") };
     assert!(format!("{error:#}").contains(secret.as_str()), "{error:#}");
 }
+
+/// Whatever happened, and in the middle of a transaction: the index says what a look at everything says.
+fn index_is_right(view: &impl View, values: &[Ref], what: &str) {
+    for (class, field) in [("VBD", "VM"), ("VBD", "VDI"), ("VM", "suspend_VDI"), ("VM", "snapshot_of")] {
+        for value in values {
+            let of = |records: Vec<std::sync::Arc<super::Record>>| -> Vec<Ref> {
+                records.iter().map(|record| record.id().clone()).collect()
+            };
+            let mut all = view.all(class);
+            all.retain(|record| record.reference(field) == *value && !value.is_null());
+            assert_eq!(of(view.having(class, field, value.as_str())), of(all), "{what}: {class}.{field} = {value}");
+        }
+    }
+}
+
+#[test]
+fn the_index_agrees_with_a_look_at_everything() {
+    let db = Db::in_memory().unwrap();
+    // References that objects have, had, or will have: a record may name what is gone.
+    let ids: Vec<Ref> = (0..6).map(|_| Ref::random()).chain([Ref::null()]).collect();
+    let mut random = 12_345_u64;
+    let mut below = |bound: usize| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) as usize % bound
+    };
+    let mut seen = 0;
+    for round in 0..300 {
+        let generation = db.read(|state| state.generation());
+        db.write(|tx| {
+            for _ in 0..=below(4) {
+                let (class, fields): (&str, &[&str]) =
+                    [("VM", &["suspend_VDI", "snapshot_of"][..]), ("VBD", &["VM", "VDI"]), ("VDI", &[])][below(3)];
+                let (id, value, field) = (&ids[below(6)], &ids[below(7)], below(2));
+                match (tx.find(class, id), below(3)) {
+                    (None, _) => drop(tx.create_as::<&str>(class, id.clone(), [])?),
+                    (Some(_), 0) => tx.destroy(class, id)?,
+                    (Some(_), _) if fields.is_empty() => tx.touch(class, id)?,
+                    (Some(_), _) => tx.set(class, id, fields[field], value)?,
+                }
+            }
+            index_is_right(tx, &ids, &format!("in round {round}"));
+            Ok(())
+        })
+        .unwrap();
+        db.read(|state| {
+            index_is_right(state, &ids, &format!("after round {round}"));
+            for class in ["VM", "VBD", "VDI"] {
+                for since in [seen, generation] {
+                    let mut changed: Vec<_> = state.changed_since(class, since).map(|r| r.id().clone()).collect();
+                    let all = state.all(class);
+                    let later = all.iter().filter(|record| record.modified_generation() > since);
+                    let mut later: Vec<_> = later.map(|record| record.id().clone()).collect();
+                    changed.sort();
+                    later.sort();
+                    assert_eq!(changed, later, "{class} after round {round}");
+                }
+            }
+        });
+        if round % 10 == 0 {
+            seen = generation;
+        }
+    }
+}

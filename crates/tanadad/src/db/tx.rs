@@ -97,9 +97,8 @@ impl<'a> Tx<'a> {
     /// References to the new object that already dangle (a VM made again under its old reference).
     fn adopt(&self, record: &mut Record) -> ApiResult<()> {
         for relation in of_many(record.class().name) {
-            let all = self.all(relation.one_class);
-            let members = all.iter().filter(|r| r.reference(relation.one) == *record.id());
-            let members: Vec<Value> = members.map(|r| Value::from(r.id())).collect();
+            let members = self.having(relation.one_class, relation.one, record.id().as_str());
+            let members: Vec<Value> = members.iter().map(|r| Value::from(r.id())).collect();
             record.put(relation.many, Value::Set(members))?;
         }
         Ok(())
@@ -221,6 +220,12 @@ impl<'a> Tx<'a> {
         }
     }
 
+    /// The objects of a class that this transaction has made or changed.
+    fn ours(&self, class: &'static str) -> impl Iterator<Item = &Record> {
+        let ours = self.changes.objects.range((class, Ref::from(""))..).take_while(move |((c, _), _)| *c == class);
+        ours.filter_map(|(_, change)| change.as_ref())
+    }
+
     /// Changes an object with `change`, which says whether it did; answers the object as it is now.
     fn edit(
         &mut self,
@@ -292,9 +297,7 @@ impl View for Tx<'_> {
 
     fn find_by_uuid(&self, class: &str, uuid: &str) -> Option<Arc<Record>> {
         let class = classes::class(class).filter(|c| c.field("uuid").is_some())?.name;
-        let ours = self.changes.objects.range((class, Ref::from(""))..).take_while(|((c, _), _)| *c == class);
-        let ours = ours.filter_map(|(_, change)| change.as_ref()).find(|r| r.uuid() == uuid);
-        if let Some(record) = ours {
+        if let Some(record) = self.ours(class).find(|r| r.uuid() == uuid) {
             return Some(Arc::new(record.clone()));
         }
         let base = self.base.find_by_uuid(class, uuid)?;
@@ -306,10 +309,20 @@ impl View for Tx<'_> {
         let Some(class) = classes::class(class).map(|c| c.name) else { return Vec::new() };
         let mut all = self.base.all(class);
         all.retain(|r| !self.changes.objects.contains_key(&(class, r.id().clone())));
-        let ours = self.changes.objects.range((class, Ref::from(""))..).take_while(|((c, _), _)| *c == class);
-        all.extend(ours.filter_map(|(_, change)| change.clone().map(Arc::new)));
+        all.extend(self.ours(class).cloned().map(Arc::new));
         all.sort_unstable_by_key(|r| r.sequence);
         all
+    }
+
+    fn having(&self, class: &str, field: &str, value: &str) -> Vec<Arc<Record>> {
+        let Some(class) = classes::class(class).map(|c| c.name) else { return Vec::new() };
+        let mut found = self.base.having(class, field, value);
+        found.retain(|r| !self.changes.objects.contains_key(&(class, r.id().clone())));
+        if !value.is_empty() && !Ref::from(value).is_null() {
+            found.extend(self.ours(class).filter(|r| r.str(field) == value).cloned().map(Arc::new));
+        }
+        found.sort_unstable_by_key(|r| r.sequence);
+        found
     }
 
     fn note(&self, name: &str) -> Option<String> {

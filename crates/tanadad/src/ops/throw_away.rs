@@ -55,29 +55,33 @@ fn is_connected(state: &State, vdi: &Ref) -> bool {
     state.find("VDI", vdi).is_some_and(|vdi| !state.resolve("VBD", &vdi.refs("VBDs")).is_empty())
 }
 
-fn marked(state: &State) -> impl Iterator<Item = Ref> {
-    let all = state.all("VDI").into_iter();
-    all.filter(|vdi| vdi.entry("other_config", MARK).is_some()).map(|vdi| vdi.id().clone())
+/// The marked disks: those of `known` that still are, and what changed after generation `seen`.
+pub fn marked(state: &State, known: &HashSet<Ref>, seen: u64) -> HashSet<Ref> {
+    let changed = state.changed_since("VDI", seen).map(|vdi| vdi.id());
+    known.iter().chain(changed).filter(|vdi| is_marked(state, vdi)).cloned().collect()
 }
 
 /// Follows the database and destroys marked disks when they are no longer connected. Those that are there already were
 /// made by an earlier life of the process, so nobody is about to connect them.
 pub fn keep_current(daemon: &Arc<Daemon>) {
     let mut changed = daemon.db.changed();
-    let mut known: HashSet<Ref> = daemon.db.read(|state| marked(state).collect());
+    let (mut all, mut seen) = daemon.db.read(|state| (marked(state, &HashSet::new(), 0), state.generation()));
+    // Those that are to go when they are not connected.
+    let mut known = all.clone();
     let daemon = Arc::downgrade(daemon);
     tokio::spawn(async move {
         loop {
             let Some(strong) = daemon.upgrade() else { return };
-            let (marked, connected): (HashSet<Ref>, HashSet<Ref>) = strong.db.read(|state| {
-                let marked: HashSet<Ref> = marked(state).collect();
-                let connected = marked.iter().filter(|vdi| is_connected(state, vdi)).cloned().collect();
-                (marked, connected)
+            let connected: HashSet<Ref>;
+            (all, connected, seen) = strong.db.read(|state| {
+                let all = marked(state, &all, seen);
+                let connected = all.iter().filter(|vdi| is_connected(state, vdi)).cloned().collect();
+                (all, connected, state.generation())
             });
-            for vdi in known.iter().filter(|vdi| marked.contains(*vdi) && !connected.contains(*vdi)) {
+            for vdi in known.iter().filter(|vdi| all.contains(*vdi) && !connected.contains(*vdi)) {
                 end(&strong, vdi).await;
             }
-            known.retain(|vdi| marked.contains(vdi));
+            known.retain(|vdi| all.contains(vdi));
             known.extend(connected);
             drop(strong);
             if changed.changed().await.is_err() {

@@ -511,7 +511,7 @@ pub fn remove_record(tx: &mut Tx<'_>, vdi: &Ref) -> ApiResult<()> {
     for vbd in tx.get("VDI", vdi)?.refs("VBDs") {
         tx.destroy("VBD", &vbd)?;
     }
-    for vm in tx.all("VM").iter().filter(|vm| vm.reference("suspend_VDI") == *vdi) {
+    for vm in tx.having("VM", "suspend_VDI", vdi.as_str()) {
         tx.set("VM", vm.id(), "suspend_VDI", Ref::null())?;
     }
     tx.destroy("VDI", vdi)

@@ -39,8 +39,8 @@ fn tell(daemon: &Daemon, sr: &Ref, alert: &Alert) -> ApiResult<()> {
         let (name, priority, body) = words(alert);
         let disk = match alert {
             Alert::Damage { volume, .. } => {
-                let location = volume.to_string();
-                tx.all("VDI").into_iter().find(|vdi| vdi.str("location") == location && vdi.reference("SR") == *sr)
+                let at = tx.having("VDI", "location", &volume.to_string());
+                at.into_iter().find(|vdi| vdi.reference("SR") == *sr)
             }
             _ => None,
         };

@@ -128,7 +128,7 @@ fn sleeper(view: &impl View, vdi: &Record, vbd: &Ref) -> bool {
 
 /// Is this the memory of a machine that sleeps?
 fn is_memory(view: &impl View, vdi: &Ref) -> bool {
-    view.all("VM").iter().any(|vm| vm.reference("suspend_VDI") == *vdi)
+    !view.having("VM", "suspend_VDI", vdi.as_str()).is_empty()
 }
 
 /// Who logs in: the machine of the VBD, or this host.

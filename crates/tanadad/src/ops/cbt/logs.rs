@@ -42,12 +42,20 @@ pub struct Logs {
     known: Mutex<BTreeMap<(Uuid, Uuid), Log>>,
     /// SR and volume of logs that lead further, while nobody knows whether the volume is gone.
     done_with: Mutex<BTreeSet<(Uuid, Uuid)>>,
+    /// SRs whose logs have to be gone through once more, all of them.
+    left: Mutex<BTreeSet<Uuid>>,
     turns: Mutex<BTreeMap<Uuid, Arc<RwLock<()>>>>,
 }
 
 impl Logs {
     pub fn new(dir: PathBuf) -> Logs {
-        Logs { dir, known: Mutex::default(), done_with: Mutex::default(), turns: Mutex::default() }
+        Logs {
+            dir,
+            known: Mutex::default(),
+            done_with: Mutex::default(),
+            left: Mutex::default(),
+            turns: Mutex::default(),
+        }
     }
 
     fn known(&self) -> MutexGuard<'_, BTreeMap<(Uuid, Uuid), Log>> {
@@ -90,6 +98,25 @@ impl Logs {
 
     pub fn is_gone(&self, sr: Uuid, volume: Uuid) {
         self.done_with.lock().unwrap_or_else(PoisonError::into_inner).remove(&(sr, volume));
+    }
+
+    /// Something could not be done with a log of this SR.
+    pub fn leave(&self, sr: Uuid) {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).insert(sr);
+    }
+
+    /// Was something left there? It is somebody's business now.
+    pub fn take_left(&self, sr: Uuid) -> bool {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).remove(&sr)
+    }
+
+    pub fn has_left(&self, sr: Uuid) -> bool {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).contains(&sr)
+    }
+
+    /// Is a log of this SR such?
+    pub fn any(&self, sr: Uuid, is_such: impl Fn(&Log) -> bool) -> bool {
+        self.known().iter().any(|((at, _), log)| *at == sr && is_such(log))
     }
 
     pub fn is_empty(&self) -> bool {

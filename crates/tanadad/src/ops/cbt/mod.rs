@@ -51,6 +51,7 @@ use crate::storage::{driver_error, is_attached, volume_id};
 use bitmap::Bitmap;
 use logs::Log;
 pub use logs::Logs;
+use settle::Touched;
 
 /// Type of a VDI whose data is destroyed.
 pub const METADATA_TYPE: &str = "cbt_metadata";
@@ -130,7 +131,7 @@ async fn data_destroy(ctx: CallContext, args: Args) -> ApiResult<Value> {
     ctx.db().write(|tx| {
         tx.set_all("VDI", &vdi, [("type", Value::from(METADATA_TYPE)), ("physical_utilisation", Value::from(0))])
     })?;
-    settle::settle(&ctx.daemon, sr).await;
+    settle::settle(&ctx.daemon, sr, touched(&record)).await;
     Ok(Value::Void)
 }
 
@@ -149,9 +150,22 @@ async fn users_gone(ctx: &CallContext, vdi: &Ref) -> ApiResult<()> {
     }
 }
 
+fn touched(vdi: &Record) -> Touched {
+    let mut touched = Touched::default();
+    touched.add(vdi);
+    touched
+}
+
 fn pending(vdi: &Record, volume: Uuid) -> Log {
     let (disk, taken) = (vdi.reference("snapshot_of").to_string(), vdi.datetime("snapshot_time").unix());
     Log { volume, disk, taken, next: volume }
+}
+
+/// As [`data_destroy`] does, for records without storage.
+#[cfg(test)]
+pub fn keep_for_test(daemon: &Daemon, sr: Uuid, vdi: &Record) {
+    let volume = volume_id(vdi.str("location")).unwrap();
+    daemon.cbt.save(sr, &pending(vdi, volume), &Bitmap::default()).unwrap();
 }
 
 fn sr_uuid(daemon: &Daemon, vdi: &Record) -> ApiResult<Uuid> {
@@ -176,14 +190,14 @@ pub async fn destroyed(daemon: &Arc<Daemon>, vdi: &Record) -> ApiResult<Option<O
         daemon.cbt.save(sr, &pending(vdi, volume), &Bitmap::default())?;
     }
     daemon.db.write(|tx| remove_record(tx, vdi.id()))?;
-    settle::settle(daemon, sr).await;
+    settle::settle(daemon, sr, touched(vdi)).await;
     Ok(None)
 }
 
 fn is_needed(daemon: &Daemon, sr: Uuid, vdi: &Record, volume: Uuid) -> bool {
     match vdi.str("type") == METADATA_TYPE {
         true => daemon.cbt.knows(sr, volume),
-        false => daemon.cbt.of(sr).values().any(|log| log.next == volume && log.volume != volume),
+        false => daemon.cbt.any(sr, |log| log.next == volume && log.volume != volume),
     }
 }
 
@@ -291,15 +305,22 @@ pub fn keep_current(daemon: &Arc<Daemon>) {
 }
 
 /// One round of [`keep_current`]: looks at what changed after generation `seen`, answers the generation looked at.
-async fn settle_changed(daemon: &Arc<Daemon>, seen: u64) -> u64 {
-    let (generation, concerned) = daemon.db.read(|state| {
-        let concerned = ["VDI", "PBD"].iter().any(|class| state.changed_since(class, seen).next().is_some());
-        (state.generation(), concerned)
+///
+/// Where a snapshot goes, the record of its disk changes. At the first round, after an SR was attached, and where something was
+/// left, all logs are gone through.
+pub async fn settle_changed(daemon: &Arc<Daemon>, seen: u64) -> u64 {
+    let (generation, touched) = daemon.db.read(|state| {
+        let mut touched = Touched { all: seen == 0, ..Touched::default() };
+        if !daemon.cbt.is_empty() {
+            touched.all |= state.changed_since("PBD", seen).next().is_some();
+            state.changed_since("VDI", seen).for_each(|vdi| touched.add(vdi));
+        }
+        (state.generation(), touched)
     });
-    if concerned && !daemon.cbt.is_empty() {
-        for sr in daemon.cbt.srs() {
+    for sr in daemon.cbt.srs() {
+        if daemon.cbt.has_left(sr) || daemon.cbt.any(sr, |log| touched.concerns(log)) {
             let _turn = daemon.cbt.turn(sr).write_owned().await;
-            settle::settle(daemon, sr).await;
+            settle::settle(daemon, sr, touched.clone()).await;
         }
     }
     generation

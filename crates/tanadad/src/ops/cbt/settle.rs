@@ -36,6 +36,30 @@ impl Disk {
     }
 }
 
+/// What may have become possible: the logs that are gone through.
+#[derive(Debug, Clone, Default)]
+pub struct Touched {
+    pub all: bool,
+    /// References of disks whose snapshots came, went or changed.
+    pub disks: BTreeSet<String>,
+    pub volumes: BTreeSet<Uuid>,
+}
+
+impl Touched {
+    /// This VDI came, went or changed.
+    pub fn add(&mut self, vdi: &Record) {
+        self.disks.extend([vdi.id().to_string(), vdi.reference("snapshot_of").to_string()]);
+        self.volumes.extend(volume_id(vdi.str("location")));
+    }
+
+    pub fn concerns(&self, log: &Log) -> bool {
+        self.all
+            || self.disks.contains(&log.disk)
+            || self.volumes.contains(&log.volume)
+            || self.volumes.contains(&log.next)
+    }
+}
+
 /// What is to be done next with the logs of an SR.
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
@@ -58,15 +82,15 @@ impl Step {
     }
 }
 
-/// `skipped` are logs whose step failed already in this round.
-fn next_step(logs: &BTreeMap<Uuid, Log>, disks: &[Disk], skipped: &BTreeSet<Uuid>) -> Option<Step> {
-    for log in logs.values().filter(|log| !skipped.contains(&log.volume)) {
+/// `skipped` are logs whose step failed already in this round. `disks` are those that the touched logs have to do with.
+fn next_step(logs: &BTreeMap<Uuid, Log>, disks: &[Disk], skipped: &BTreeSet<Uuid>, touched: &Touched) -> Option<Step> {
+    let led_to: BTreeSet<Uuid> = logs.values().filter(|log| !log.is_pending()).map(|log| log.next).collect();
+    for log in logs.values().filter(|log| touched.concerns(log) && !skipped.contains(&log.volume)) {
         let owner = disks.iter().find(|disk| disk.volume == log.volume);
         if owner.is_some_and(|owner| owner.has_data) {
             return Some(Step::Disregard(log.volume));
         }
-        let is_used = logs.values().any(|other| other.next == log.volume && other.volume != log.volume);
-        if owner.is_none() && !is_used {
+        if owner.is_none() && !led_to.contains(&log.volume) {
             return Some(Step::Drop(log.volume));
         }
         if log.is_pending() {
@@ -91,18 +115,28 @@ fn later(log: &Log, logs: &BTreeMap<Uuid, Log>, disks: &[Disk]) -> Option<Uuid> 
     later.min_by_key(|disk| (disk.taken, disk.volume)).map(|disk| disk.volume)
 }
 
-/// Does everything that can be done now; what fails is left for the next time. The caller holds [`Logs::turn`] for writing.
-pub async fn settle(daemon: &Arc<Daemon>, sr: Uuid) {
+/// Does everything that can be done now with the touched logs; what fails is left for the next time. The caller holds
+/// [`Logs::turn`] for writing.
+pub async fn settle(daemon: &Arc<Daemon>, sr: Uuid, mut touched: Touched) {
     let logs = &daemon.cbt;
     let Some(record) = daemon.db.read(|state| state.find_by_uuid("SR", &sr.to_string())) else { return };
     let Ok(driver) = daemon.storage.driver(record.id()) else { return };
-    let mut given_back =
-        destroy_done(logs, sr, driver.as_ref(), &daemon.db.read(|state| disks_of(state, record.id()))).await;
+    touched.all |= logs.take_left(sr);
+    let done_with = logs.done_with(sr);
+    let (mut given_back, mut well) = (false, true);
+    if !done_with.is_empty() {
+        let disks = daemon.db.read(|state| disks_at(state, record.id(), &done_with));
+        (given_back, well) = destroy_done(logs, sr, driver.as_ref(), done_with, &disks).await;
+    }
     let mut skipped = BTreeSet::new();
     loop {
-        let disks = daemon.db.read(|state| disks_of(state, record.id()));
-        let Some(step) = next_step(&logs.of(sr), &disks, &skipped) else { break };
+        let known = logs.of(sr);
+        let disks = daemon.db.read(|state| disks_of(state, record.id(), known.values(), &touched));
+        let Some(step) = next_step(&known, &disks, &skipped, &touched) else { break };
         let volume = step.volume();
+        // What this log led to may be of no more use, and what led to it may lead further.
+        touched.volumes.insert(volume);
+        touched.volumes.extend(known.get(&volume).map(|log| log.next));
         match carry_out(logs, sr, driver.as_ref(), step).await {
             Ok(gone) => given_back |= gone,
             Err(error) => {
@@ -111,30 +145,55 @@ pub async fn settle(daemon: &Arc<Daemon>, sr: Uuid) {
             }
         }
     }
+    if !well || !skipped.is_empty() {
+        logs.leave(sr);
+    }
     if given_back {
         space_comes_back(daemon, record.id());
     }
 }
 
-fn disks_of(view: &impl View, sr: &Ref) -> Vec<Disk> {
-    let vdis = view.find("SR", sr).map(|sr| sr.refs("VDIs")).unwrap_or_default();
-    view.resolve("VDI", &vdis).iter().filter_map(|vdi| Disk::of(vdi)).collect()
+/// The VDIs that the touched logs have to do with: their owners, and the snapshots of their disks.
+fn disks_of<'a>(
+    view: &impl View,
+    sr: &Ref,
+    logs: impl Iterator<Item = &'a Log> + Clone,
+    touched: &Touched,
+) -> Vec<Disk> {
+    let logs = logs.filter(|log| touched.concerns(log));
+    let families: BTreeSet<&str> = logs.clone().map(|log| log.disk.as_str()).collect();
+    let snapshots = families.into_iter().flat_map(|disk| view.having("VDI", "snapshot_of", disk));
+    let snapshots = snapshots.filter(|vdi| vdi.reference("SR") == *sr).filter_map(|vdi| Disk::of(&vdi));
+    let owners: Vec<Uuid> = logs.map(|log| log.volume).collect();
+    let all: BTreeMap<Uuid, Disk> =
+        snapshots.chain(disks_at(view, sr, &owners)).map(|disk| (disk.volume, disk)).collect();
+    all.into_values().collect()
 }
 
-/// Destroys the volumes whose changes are written down: what an earlier life or a failing storage left. True where one went.
-async fn destroy_done(logs: &Logs, sr: Uuid, driver: &dyn Driver, disks: &[Disk]) -> bool {
-    let mut given_back = false;
-    for volume in logs.done_with(sr) {
+/// The VDIs that have these volumes.
+fn disks_at(view: &impl View, sr: &Ref, volumes: &[Uuid]) -> Vec<Disk> {
+    let vdis = volumes.iter().flat_map(|volume| view.having("VDI", "location", &volume.to_string()));
+    vdis.filter(|vdi| vdi.reference("SR") == *sr).filter_map(|vdi| Disk::of(&vdi)).collect()
+}
+
+/// Destroys the volumes whose changes are written down: what an earlier life or a failing storage left. Whether one went, and
+/// whether all did.
+async fn destroy_done(logs: &Logs, sr: Uuid, driver: &dyn Driver, volumes: Vec<Uuid>, disks: &[Disk]) -> (bool, bool) {
+    let (mut given_back, mut well) = (false, true);
+    for volume in volumes {
         let has_data = disks.iter().any(|disk| disk.volume == volume && disk.has_data);
         match if has_data { Ok(Moved::default()) } else { driver.destroy(volume).await } {
             Ok(moved) => {
                 logs.is_gone(sr, volume);
                 given_back |= moved.changed;
             }
-            Err(error) => tracing::warn!(%sr, %volume, %error, "a volume whose data is destroyed stays for now"),
+            Err(error) => {
+                tracing::warn!(%sr, %volume, %error, "a volume whose data is destroyed stays for now");
+                well = false;
+            }
         }
     }
-    given_back
+    (given_back, well)
 }
 
 /// True where a volume went.
@@ -172,7 +231,7 @@ async fn carry_out(logs: &Logs, sr: Uuid, driver: &dyn Driver, step: Step) -> Ap
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
-    use super::{Disk, Log, Step, next_step};
+    use super::{Disk, Log, Step, Touched, next_step};
     use uuid::Uuid;
 
     fn id(number: u128) -> Uuid {
@@ -189,7 +248,13 @@ mod tests {
 
     fn step(logs: &[Log], disks: &[Disk]) -> Option<Step> {
         let logs: BTreeMap<Uuid, Log> = logs.iter().map(|log| (log.volume, log.clone())).collect();
-        next_step(&logs, disks, &BTreeSet::new())
+        let all = Touched { all: true, ..Touched::default() };
+        let step = next_step(&logs, disks, &BTreeSet::new(), &all);
+        // It is found by what was touched alone, too, and by nothing else.
+        let volume = step.as_ref().map(Step::volume);
+        let one = Touched { volumes: volume.into_iter().collect(), ..Touched::default() };
+        assert_eq!(next_step(&logs, disks, &BTreeSet::new(), &one), step);
+        step
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod failures;
 mod left;
 mod lifecycle;
 mod reverts;
+mod scale;
 mod schedules;
 mod turns;
 

@@ -203,7 +203,7 @@ fn records(tx: &mut Tx<'_>, plan: &RevertPlan, moved: Moved) -> ApiResult<Vec<Re
         if had && tx.find("VDI", &old).is_some() {
             replaced.push(old.clone());
         }
-        for sibling in tx.all("VDI").iter().filter(|vdi| vdi.reference("snapshot_of") == old && !old.is_null()) {
+        for sibling in tx.having("VDI", "snapshot_of", old.as_str()) {
             tx.set("VDI", sibling.id(), "snapshot_of", &now)?;
         }
         disks.push((then, now));
