@@ -230,6 +230,9 @@ pub struct StoreStat {
     /// Scattered bytes that were brought together since blockd was started.
     #[serde(default)]
     pub moved: u64,
+    /// Guests' reads answered from what had been read ahead since blockd was started.
+    #[serde(default)]
+    pub read_ahead: u64,
     pub failed: Option<String>,
 }
 

@@ -46,6 +46,7 @@ pub(crate) fn store(stat: engine::StoreStat) -> api::StoreStat {
         delta_entries: stat.delta_entries,
         blocks_per_write_x100: stat.blocks_per_write_x100,
         moved: stat.moved,
+        read_ahead: stat.read_ahead,
         failed: stat.failed,
     }
 }

@@ -258,6 +258,8 @@ pub struct StoreStat {
     pub blocks_per_write_x100: u64,
     /// Scattered data brought together since the store was opened (rule V12).
     pub moved: u64,
+    /// Reads of guests that were answered from what had been read ahead, since the store was opened.
+    pub read_ahead: u64,
     /// The error that made the store read-only, if any (rule J10).
     pub failed: Option<String>,
 }

@@ -46,6 +46,12 @@ pub struct EngineConfig {
     pub relayout_stream_bytes: u64,
     /// ... by reads of at least so many blocks.
     pub relayout_read_blocks: u64,
+    /// Reads of a stream may overtake each other by so many bytes.
+    pub stream_reordered_bytes: u64,
+    /// A guest that has read so many bytes one after another ...
+    pub ahead_stream_bytes: u64,
+    /// ... has what is next read ahead, so many bytes; 0: never.
+    pub ahead_bytes: u64,
     /// Memory that outlives the process, for journal blocks that are not written yet (J6b); `None`: writes are
     /// acknowledged when their journal block is written (J6a).
     pub kept: Option<KeptMemory>,
@@ -73,6 +79,9 @@ impl EngineConfig {
             relayout_bytes_per_second: 256 * MIB,
             relayout_stream_bytes: MIB,
             relayout_read_blocks: 16,
+            stream_reordered_bytes: 2 * MIB,
+            ahead_stream_bytes: MIB / 2,
+            ahead_bytes: MIB,
             kept: None,
         }
     }

@@ -9,10 +9,10 @@ use tanada_format::{Member, Record, VersionKind};
 use uuid::Uuid;
 
 use crate::api::{Control, ExportId, ExtentKind, Reply, Request, RequestId, VolumeInfo};
-use crate::background::relayout::Stream;
 use crate::failure::{EBUSY, EEXIST, EINVAL, ENOENT, ENOSPC, Failure};
 use crate::guest::Export;
 use crate::guest::lookup::ExtentList;
+use crate::guest::stream::Stream;
 use crate::map::tree::diff::diff;
 use crate::state::{BLOCK, Handle, State};
 use crate::tasks::exec::slot;

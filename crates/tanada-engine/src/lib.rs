@@ -39,6 +39,7 @@
 //! A mismatch is looked up again, read again, and then an error that names volume and offset ([`guest::read`], W4).
 //! What random overwriting has scattered and somebody reads in sequence is written together again, as far as no
 //! generation shares it ([`background::relayout`], V12).
+//! For a guest that reads in order, what comes next is read before it asks ([`guest::read_ahead`], W7).
 //!
 //! # The checkpoint
 //! The journal is a ring. Now and then the delta is frozen (the *cut*) and merged into the trees, leaf by leaf, while
@@ -78,7 +79,7 @@
 //! |---|---|
 //! | [`api`], [`engine`], [`config`] | the face |
 //! | [`state`], [`tasks`] | all state and how it meets the device; the executor |
-//! | [`guest`] | reads, writes, discards, flushes; busy blocks; the brake (W rules) |
+//! | [`guest`] | reads, reading ahead, writes, discards, flushes; busy blocks; the brake (W rules) |
 //! | [`journal`] | the ring, what outlives the process, syncs (J rules) |
 //! | [`map`] | delta, node cache, trees and the pure functions over them, catalog |
 //! | [`versions`] | the version tree, and the cut that a checkpoint keeps (V rules) |

@@ -145,6 +145,7 @@ impl State {
             delta_entries: cost.entries,
             blocks_per_write_x100: (self.data_blocks * 100).checked_div(self.data_writes).unwrap_or(0),
             moved: self.relayout.moved_blocks * BLOCK,
+            read_ahead: self.ahead.answered,
             failed: match &self.phase {
                 Phase::ReadOnly(message) => Some(message.clone()),
                 _ => None,

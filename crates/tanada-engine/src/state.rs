@@ -24,6 +24,7 @@ use crate::failure::{EIO, EROFS, Failure};
 use crate::guest::busy::BusyBlocks;
 use crate::guest::data::{DataWrite, Piece};
 use crate::guest::read::{GuestRead, GuestReads, ReadId};
+use crate::guest::read_ahead::ReadAhead;
 use crate::guest::{Export, GuestOp, OpId};
 use crate::journal::Journal;
 use crate::journal::pair::Pairs;
@@ -192,6 +193,7 @@ pub struct State {
 
     pub releases: Releases,
     pub reads: GuestReads,
+    pub ahead: ReadAhead,
     pub relayout: Relayout,
     /// When a guest last changed something.
     pub last_change: u64,
@@ -263,6 +265,7 @@ impl State {
             data_blocks: 0,
             releases: Releases::default(),
             reads: GuestReads::default(),
+            ahead: ReadAhead::default(),
             relayout: Relayout::default(),
             last_change: now,
             loading_pages: false,

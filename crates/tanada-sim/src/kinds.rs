@@ -143,6 +143,8 @@ pub fn settings(seed: u64, kind: Option<Kind>, trace: bool) -> Settings {
             settings.outstanding_max = *rng.pick(&[4, 16]);
             settings.volumes_max = 2;
             settings.stream_percent = 25;
+            let mut ahead = Rng::new(seed.wrapping_mul(41) ^ 0xa4ea);
+            (config.ahead_stream_bytes, config.ahead_bytes) = (8 << 10, *ahead.pick(&[0, 64 << 10, 256 << 10]));
             settings.resize(40);
         }
         Kind::FullMedium => {
@@ -208,6 +210,9 @@ fn mixed(seed: u64, trace: bool) -> Settings {
     config.relayout_bytes_per_second = *layout.pick(&[0, 10 << 20, 10 << 30]);
     config.relayout_stream_bytes = *layout.pick(&[0, 8 << 10]);
     config.relayout_read_blocks = 2;
+    // A stream's second time through a volume's beginning is one anew.
+    config.stream_reordered_bytes = 16 << 10;
+    config.ahead_bytes = 0;
     let faults = match faulty {
         true => Faults { read: rng.below(6), write: rng.below(10), sync: rng.below(8), ..Faults::default() },
         false => Faults::default(),

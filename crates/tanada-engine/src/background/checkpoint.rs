@@ -237,6 +237,7 @@ impl State {
         self.checkpoint.last_at = self.now;
         self.checkpoint.urgent = self.checkpoint.wanted;
         self.releases.later(garbage);
+        self.yield_ahead();
         let finished = self.checkpoint.finished;
         for (cut, filler) in std::mem::take(&mut self.checkpoint.waiters) {
             if cut <= finished {

@@ -35,30 +35,6 @@ const RUN_BLOCKS_GOOD: usize = 8;
 const MISSES_MAX: u32 = 4;
 /// ... none is made for so long, in microseconds.
 const REST_MICROS: u64 = 1_000_000;
-/// Requests of a stream may overtake each other by so many bytes.
-const REORDERED_BYTES: u64 = 2 << 20;
-
-/// How far the reads of one export are sequential.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Stream {
-    next: u64,
-    streak: u64,
-}
-
-impl Stream {
-    /// Takes up a read; returns the bytes read one after another so far.
-    pub fn note(&mut self, offset: u64, length: u64) -> u64 {
-        let end = offset + length;
-        if offset == self.next {
-            self.streak += length;
-        } else if offset.abs_diff(self.next) > REORDERED_BYTES {
-            (self.streak, self.next) = (0, end);
-        }
-        self.next = self.next.max(end);
-        self.streak
-    }
-}
-
 /// Where re-layout stands.
 #[derive(Default)]
 pub struct Relayout {
@@ -222,18 +198,7 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use super::{Relayout, Stream};
-
-    #[test]
-    fn a_stream_survives_overtaking_and_ends_with_a_jump() {
-        let mut stream = Stream::default();
-        assert_eq!(stream.note(0, 100), 100);
-        assert_eq!(stream.note(200, 100), 100, "it came before its predecessor");
-        assert_eq!(stream.note(100, 100), 100);
-        assert_eq!(stream.note(300, 100), 200);
-        assert_eq!(stream.note(1 << 30, 100), 0);
-        assert_eq!(stream.note((1 << 30) + 100, 100), 100);
-    }
+    use super::Relayout;
 
     #[test]
     fn the_budget_grows_with_time_and_is_bounded() {

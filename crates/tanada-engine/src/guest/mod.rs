@@ -12,15 +12,17 @@ pub mod data;
 pub mod holes;
 pub mod lookup;
 pub mod read;
+pub mod read_ahead;
+pub mod stream;
 
 use tanada_disk::Buf;
 use tanada_format::VersionKind;
 use uuid::Uuid;
 
 use crate::api::{ExportId, Reply, Request, RequestId};
-use crate::background::relayout::Stream;
 use crate::failure::{EBADF, EINVAL, EIO, ENOSPC, EROFS, Failure};
 use crate::guest::data::{Piece, PieceKind};
+use crate::guest::stream::Stream;
 use crate::state::{BLOCK, Job, Patch, Phase, State};
 use crate::versions::VersionId;
 
@@ -131,6 +133,7 @@ impl State {
         export.in_flight -= 1;
         if let Some(request) = export.closing.filter(|_| export.in_flight == 0) {
             self.exports.remove(&id);
+            self.end_ahead(id);
             self.reply(request, Ok(Reply::Done));
         }
     }
@@ -144,6 +147,7 @@ impl State {
             Some(export) if export.in_flight > 0 => export.closing = Some(request),
             Some(_) => {
                 self.exports.remove(&id.0);
+                self.end_ahead(id.0);
                 self.reply(request, Ok(Reply::Done));
             }
             None => self.reply(request, Err(Failure::new(EBADF, format!("export {} is not open", id.0)))),

@@ -6,6 +6,8 @@
 //!               +--> a task looks up and goes on at the same point                                     |
 //!                                             a task repairs what did not verify (W4) <-- wrong block -+
 //! ```
+//! A read that continues a stream may have been made already, ahead of it ([`super::read_ahead`]).
+//!
 //! Blocks of one read are sorted by where they are, and neighbours read together, in whatever order they belong.
 //! A read counts as a reader from its look-up to its answer, also while tasks work for it (B3).
 
@@ -26,6 +28,24 @@ const SPARE_MAX: usize = 64;
 /// Names a read in flight; used again.
 pub type ReadId = u32;
 
+/// Who asked for a read.
+#[derive(Debug, Clone, Copy)]
+pub enum Role {
+    Guest {
+        request: RequestId,
+    },
+    /// Nobody yet: it is a piece of what is read ahead.
+    Ahead {
+        number: u64,
+    },
+}
+
+impl Default for Role {
+    fn default() -> Role {
+        Role::Guest { request: RequestId::default() }
+    }
+}
+
 /// One block of a read: where it is to be found, and where it is found.
 struct Block {
     pointer: Pointer,
@@ -37,7 +57,7 @@ struct Block {
 /// A guest's read.
 #[derive(Default)]
 pub struct GuestRead {
-    request: RequestId,
+    role: Role,
     export: u32,
     pub version: VersionId,
     /// The round it is counted in as a reader.
@@ -106,9 +126,13 @@ impl GuestRead {
         let indices = self.wanted[from..from + count].iter().map(|(_, index)| *index as usize);
         match result {
             Ok(Some(buf)) if buf.len() == count * BLOCK_BYTES => {
-                let right = |(bytes, index): &(&[u8], usize)| crc32c(bytes) == self.blocks[*index].pointer.crc();
-                let wrong = buf.chunks_exact(BLOCK_BYTES).zip(indices).filter(|pair| !right(pair));
-                self.wrong.extend(wrong.map(|(_, index)| index));
+                for (bytes, (at, index)) in buf.chunks_exact(BLOCK_BYTES).zip((1..).zip(indices)) {
+                    // The next one comes into the cache while this one is verified.
+                    buf.prefetch(at * BLOCK_BYTES..(at + 1) * BLOCK_BYTES);
+                    if crc32c(bytes) != self.blocks[index].pointer.crc() {
+                        self.wrong.push(index);
+                    }
+                }
                 let run = self.blocks[self.wanted[from].1 as usize].run;
                 self.runs[run as usize] = Some(buf);
             }
@@ -116,9 +140,20 @@ impl GuestRead {
         }
     }
 
+    /// True where all of it is there and verified.
+    pub fn is_right(&self) -> bool {
+        self.left == 0 && self.wrong.is_empty()
+    }
+
     /// The answer's content; everything is there and verified.
     fn segments(&self) -> Vec<Segment> {
         self.pieces(0, (self.offset % BLOCK) as usize, self.length as usize)
+    }
+
+    /// The answer's content for a read of `length` bytes at `offset` inside of this one.
+    pub fn part(&self, offset: u64, length: u32) -> Vec<Segment> {
+        let index = (offset / BLOCK - self.first()) as usize;
+        self.pieces(index, (offset % BLOCK) as usize, length as usize)
     }
 
     /// The content of `count` mapped blocks from the one with number `from` on.
@@ -204,6 +239,10 @@ impl GuestReads {
         id
     }
 
+    pub fn get(&self, id: ReadId) -> Option<&GuestRead> {
+        self.reads.get(id as usize)?.as_deref()
+    }
+
     fn remove(&mut self, id: ReadId) -> Option<Box<GuestRead>> {
         let read = self.reads.get_mut(id as usize)?.take()?;
         self.free.push(id);
@@ -221,14 +260,33 @@ impl GuestReads {
 }
 
 impl State {
-    /// Begins a read whose range was checked and counted in.
+    /// Takes up a guest's read whose range was checked and counted in.
     pub fn begin_read(&mut self, request: RequestId, export: u32, offset: u64, length: u32) {
-        let version = self.exports.get(&export).map_or(0, |export| export.version);
+        let bytes = u64::from(length);
+        let reordered = self.config.stream_reordered_bytes;
+        let stream = self.exports.get_mut(&export).map(|export| {
+            export.stream.note(offset, bytes, reordered);
+            export.stream
+        });
+        if !self.read_from_ahead(request, export, offset, length) {
+            self.start_read(Role::Guest { request }, export, offset, length);
+        }
+        // Who came late does not lead.
+        if let Some(stream) = stream.filter(|stream| stream.end() == offset + bytes) {
+            self.read_ahead(export, bytes, stream);
+        }
+    }
+
+    /// Begins a read: finds out where its blocks are, and has them read.
+    pub fn start_read(&mut self, role: Role, export: u32, offset: u64, length: u32) {
+        let (version, streak) =
+            self.exports.get(&export).map_or((0, 0), |export| (export.version, export.stream.streak()));
         let round = self.releases.enter();
         let mut read = self.reads.spare.pop().unwrap_or_default();
-        (read.request, read.export, read.version, read.round) = (request, export, version, round);
+        (read.role, read.export, read.version, read.round) = (role, export, version, round);
         (read.offset, read.length) = (offset, u64::from(length));
-        read.is_stream = self.is_stream(export, offset, read.length, read.count() as u64);
+        read.is_stream =
+            streak >= self.config.relayout_stream_bytes && read.count() as u64 >= self.config.relayout_read_blocks;
         let mut pointers = std::mem::take(&mut self.reads.pointers);
         pointers.clear();
         let found = self.look_up_cached(version, read.first(), read.count() as u64, &mut pointers);
@@ -256,16 +314,16 @@ impl State {
         done
     }
 
-    fn is_stream(&mut self, export: u32, offset: u64, length: u64, blocks: u64) -> bool {
-        let (stream_bytes, read_blocks) = (self.config.relayout_stream_bytes, self.config.relayout_read_blocks);
-        let Some(export) = self.exports.get_mut(&export) else { return false };
-        export.stream.note(offset, length) >= stream_bytes && blocks >= read_blocks
-    }
-
     /// Reads what the pointers of `read` say.
     fn fetch_read(&mut self, read: Box<GuestRead>) {
         let id = self.reads.insert(read);
         let Some(mut read) = self.reads.reads[id as usize].take() else { return };
+        if let Role::Ahead { number } = read.role
+            && !self.piece_under_way(read.export, number, id)
+        {
+            self.reads.free.push(id);
+            return self.let_go(read);
+        }
         read.plan(|block, from, count| {
             let op = DiskOp::Read { at: block * BLOCK, length: (count * BLOCK_BYTES) as u32 };
             self.start_io(op, Pending::Read { read: id, from, count });
@@ -288,20 +346,38 @@ impl State {
 
     fn end_read(&mut self, id: ReadId) {
         let Some(read) = self.reads.remove(id) else { return };
-        if read.wrong.is_empty() {
-            if read.is_stream {
-                self.relayout(&read);
+        match read.role {
+            Role::Ahead { number } => self.piece_read(read.export, number, read),
+            Role::Guest { .. } if read.wrong.is_empty() => {
+                self.bring_together(&read);
+                let data = Reply::Data(read.segments());
+                self.end_guest_read(read, Ok(data));
             }
-            let data = Reply::Data(read.segments());
-            self.answer_read(read, Ok(data));
-        } else {
-            self.jobs.push_back(Job::MendRead(read));
+            Role::Guest { .. } => self.jobs.push_back(Job::MendRead(read)),
         }
     }
 
-    fn answer_read(&mut self, read: Box<GuestRead>, result: Result<Reply, Failure>) {
+    /// What a stream found scattered is brought together.
+    pub fn bring_together(&mut self, read: &GuestRead) {
+        if read.is_stream {
+            self.relayout(read);
+        }
+    }
+
+    fn end_guest_read(&mut self, read: Box<GuestRead>, result: Result<Reply, Failure>) {
+        let (role, export) = (read.role, read.export);
+        match role {
+            Role::Guest { request } => {
+                self.let_go(read);
+                self.answer(request, export, result);
+            }
+            Role::Ahead { number } => self.piece_failed(export, number, read),
+        }
+    }
+
+    /// The read is over: counted out as a reader, its memory kept for another.
+    pub fn let_go(&mut self, read: Box<GuestRead>) {
         self.releases.leave(read.round);
-        self.answer(read.request, read.export, result);
         self.reads.recycle(read);
     }
 }
@@ -311,7 +387,7 @@ impl Handle {
     pub async fn cold_read(self, mut read: Box<GuestRead>) {
         let found = self.look_up(read.version, read.first(), read.count() as u64).await;
         self.with(|state| match found {
-            Err(failure) => state.answer_read(read, Err(failure)),
+            Err(failure) => state.end_guest_read(read, Err(failure)),
             Ok(pointers) => {
                 read.set_pointers(&pointers);
                 state.fetch_read(read);
@@ -325,11 +401,11 @@ impl Handle {
             let (place, old) = (read.first() + index as u64, read.blocks[index].pointer);
             match self.fetch_again(read.version, place, old).await {
                 Ok(content) => read.mend(index, content),
-                Err(failure) => return self.with(|state| state.answer_read(read, Err(failure))),
+                Err(failure) => return self.with(|state| state.end_guest_read(read, Err(failure))),
             }
         }
         let data = Reply::Data(read.segments());
-        self.with(|state| state.answer_read(read, Ok(data)));
+        self.with(|state| state.end_guest_read(read, Ok(data)));
     }
 }
 

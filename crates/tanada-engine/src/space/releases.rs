@@ -46,6 +46,11 @@ impl Releases {
         self.round += 1;
     }
 
+    /// True where blocks may wait for who began to read in `round`.
+    pub fn is_overtaken(&self, round: u64) -> bool {
+        self.round != round
+    }
+
     fn is_ready(&self) -> bool {
         let oldest = self.readers.first_key_value().map_or(u64::MAX, |(round, _)| *round);
         self.queue.front().is_some_and(|(round, _)| *round < oldest)
@@ -90,7 +95,7 @@ pub struct Reading {
 impl Reading {
     /// True where blocks wait for this reader to end.
     pub fn is_overtaken(&self) -> bool {
-        self.handle.with(|state| state.releases.round != self.round)
+        self.handle.with(|state| state.releases.is_overtaken(self.round))
     }
 }
 

@@ -76,6 +76,7 @@ fn attempt(scratch: &Scratch, mistake: &Mistake, catcher: Catcher, time: Duratio
                 "failing",
                 "limits",
                 "pairs",
+                "read_ahead",
                 "tanada_format",
                 "checker",
                 "roundtrip",
