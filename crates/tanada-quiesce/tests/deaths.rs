@@ -4,16 +4,18 @@ mod common;
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use common::{AMPLE, Agent, State};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 
 /// A process that plays the daemon.
 struct Manager {
     process: Child,
-    lines: std::io::Lines<BufReader<ChildStdout>>,
+    /// What it says, line by line; closed when it has ended.
+    lines: Receiver<String>,
 }
 
 impl Manager {
@@ -26,13 +28,25 @@ impl Manager {
         command.arg("manage").arg(&agent.socket).arg(stop_at);
         command.args([cut_ms, window_ms, thaw.as_millis() as u64].map(|ms| ms.to_string()));
         let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let output = BufReader::new(process.stdout.take().unwrap());
+        let (said, lines) = channel();
+        std::thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| said.send(line)));
         Manager { process, lines }
+    }
+
+    /// The next thing that it says; `None` when it has ended. One that says nothing for so long hangs.
+    fn line(&self, waiting_for: &str) -> Option<String> {
+        match self.lines.recv_timeout(AMPLE) {
+            Ok(line) => Some(line),
+            Err(RecvTimeoutError::Disconnected) => None,
+            Err(RecvTimeoutError::Timeout) => panic!("the manager hangs; it was to come to {waiting_for}"),
+        }
     }
 
     /// Waits until it has reached `step`.
     fn until(&mut self, step: &str) {
-        let seen: Vec<String> = self.lines.by_ref().map(Result::unwrap).take_while(|line| line != step).collect();
+        let lines = std::iter::from_fn(|| self.line(step));
+        let seen: Vec<String> = lines.take_while(|line| line != step).collect();
         assert!(seen.iter().all(|line| !line.contains(' ')), "ended before {step}: {seen:?}");
     }
 
@@ -43,7 +57,7 @@ impl Manager {
 
     /// What it says at last: level and cause.
     fn verdict(mut self) -> String {
-        let last = self.lines.by_ref().map(Result::unwrap).last();
+        let last = std::iter::from_fn(|| self.line("a verdict")).last();
         assert!(self.process.wait().unwrap().success());
         last.expect("a verdict")
     }
@@ -73,6 +87,11 @@ impl Manager {
 
 impl Drop for Manager {
     fn drop(&mut self) {
+        // A guard that a test holds would stand still for ever.
+        let left = if matches!(self.process.try_wait(), Ok(None)) { self.guards() } else { Vec::new() };
+        for guard in left.into_iter().filter_map(Pid::from_raw) {
+            let _ = rustix::process::kill_process(guard, Signal::KILL);
+        }
         // It may have ended by itself.
         let _ = self.process.kill();
         let _ = self.process.wait();
@@ -88,7 +107,7 @@ fn processes(wanted: impl Fn(&str) -> bool) -> Vec<i32> {
 }
 
 fn signal(pid: i32, signal: Signal) {
-    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal).unwrap();
+    rustix::process::kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
 }
 
 /// No guard of this agent's socket is left.
