@@ -27,7 +27,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tanada-xapi", &[]),
     ("tanada-xva", &["tanada-xapi"]),
     ("tanada-schedule", &[]),
-    ("tanada-image", &["tanada-xva"]),
+    // Its tests take their content from the witness, as those of the whole do.
+    ("tanada-image", &["tanada-xva", "tanada-witness"]),
     (
         "tanadad",
         &[

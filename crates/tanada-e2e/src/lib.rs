@@ -32,18 +32,6 @@ pub fn tanada() -> PathBuf {
     store::tanada_binary().expect("the program under test")
 }
 
-/// Bytes that tell their place, nothing alike, nothing to compress.
-pub fn noise(length: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    };
-    (0..length.div_ceil(8)).flat_map(|_| next()).take(length).collect()
-}
-
 /// A Python that has the XenAPI SDK.
 pub fn python() -> PathBuf {
     let path = std::env::var_os("TANADA_PYTHON").map_or_else(venv_python, PathBuf::from);

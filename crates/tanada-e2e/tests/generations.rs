@@ -6,7 +6,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 
-use tanada_e2e::{Scratch, noise};
+use tanada_e2e::Scratch;
+use tanada_witness::noise;
 
 const MIB: usize = 1 << 20;
 const KIB: usize = 1 << 10;

@@ -6,7 +6,8 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use tanada_e2e::{Scratch, noise, tanada};
+use tanada_e2e::{Scratch, tanada};
+use tanada_witness::noise;
 
 const MIB: usize = 1 << 20;
 const SIZE: usize = 21 * MIB + 4096;

@@ -3,6 +3,7 @@
 use std::fs;
 
 use tanada_e2e::Scratch;
+use tanada_witness::noise;
 
 /// A store and a machine with one disk; uuids of both and of the disk.
 fn world(scratch: &Scratch, store: &str, disk: &str) -> (String, String, String) {
@@ -60,7 +61,7 @@ fn a_store_that_fills_is_foretold_and_keeps_room_for_writes() {
     let schedule = scheduled(&scratch, &vm, &["frequency=daily", "schedule:hour=13", "retained-snapshots=100"]);
     let file = scratch.path("content.raw");
     let write = |scratch: &Scratch, day: usize| {
-        fs::write(&file, noise(day, 12 << 20)).expect("the content");
+        fs::write(&file, noise(12 << 20, day as u64)).expect("the content");
         let file = format!("filename={}", file.display());
         scratch.xe_ok(["vdi-import", &format!("uuid={vdi}"), "format=raw", &file]);
     };
@@ -103,16 +104,4 @@ fn a_store_that_fills_is_foretold_and_keeps_room_for_writes() {
     let next = scratch.clock(&format!("at 2026-06-{:02}T14:00:00Z", refused_on + 2));
     assert!(next.starts_with("taken=1 failed=0 removed=1"), "{next}");
     assert_ne!(bodies(&scratch, "STORAGE_HAS_ROOM"), "");
-}
-
-/// What no store can fold, another for each seed.
-fn noise(seed: usize, bytes: usize) -> Vec<u8> {
-    let mut state = (seed as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let words = std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    });
-    words.take(bytes / 8).flatten().collect()
 }

@@ -6,7 +6,8 @@ use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use tanada_e2e::{Scratch, noise, tanada};
+use tanada_e2e::{Scratch, tanada};
+use tanada_witness::noise;
 
 const MIB: usize = 1 << 20;
 

@@ -13,12 +13,17 @@
 //! ## A steady load
 //! [`pace`] measures what a guest feels.
 //!
+//! ## Content
+//! [`noise`] fills what is compared afterwards.
+//!
 //! The programs run inside guests, so they are built statically and depend on next to nothing.
 
 pub mod ledger;
+mod noise;
 mod order;
 pub mod pace;
 mod pattern;
 
+pub use noise::noise;
 pub use order::{OrderReport, RECORD_BYTES, decode_record, encode_record, judge_order};
 pub use pattern::{check_block, fill_block};

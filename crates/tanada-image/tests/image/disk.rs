@@ -3,22 +3,11 @@
 use bytes::Bytes;
 use tanada_image::vhd::{self, Parent};
 use tanada_image::{ClusterMap, Event, Format, Gaps, ImageResult, Plan, Reader, Source, qcow2, tar};
+use tanada_witness::noise;
 
 pub const MIB: usize = 1 << 20;
 pub const ID: [u8; 16] = *b"this disk's uuid";
 pub const BASE_ID: [u8; 16] = *b"the base's uuid!";
-
-/// Bytes that tell their place, nothing alike, nothing to compress.
-pub fn noise(length: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    };
-    (0..length.div_ceil(8)).flat_map(|_| next()).take(length).collect()
-}
 
 /// A disk of zeros with noise in these ranges: start and end.
 pub fn disk(size: usize, filled: &[(usize, usize)]) -> Vec<u8> {

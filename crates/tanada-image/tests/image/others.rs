@@ -1,8 +1,9 @@
 //! VHDs as other writers lay them out, put together here byte by byte.
 
 use tanada_image::{Gaps, ImageError, Reader, Source};
+use tanada_witness::noise;
 
-use super::disk::{MIB, apply, apply_opened, noise};
+use super::disk::{MIB, apply, apply_opened};
 
 const ABSENT: u32 = u32::MAX;
 

@@ -3,6 +3,7 @@
 use proptest::prelude::{ProptestConfig, any, prop, proptest};
 use tanada_image::limits::VHD_BYTES;
 use tanada_image::{ClusterMap, Format, Gaps, ImageError, Reader, Source, qcow2, tar, vhd};
+use tanada_witness::noise;
 
 use super::disk::{ID, MIB, apply, apply_opened, disk, image, render, source};
 
@@ -134,7 +135,7 @@ proptest! {
             let mut next = states[states.len() - 1].clone();
             let start = at.index(blocks) * 4096;
             let end = size.min(start + length * 4096);
-            let content = if *data { super::disk::noise(end - start, seed) } else { vec![0; end - start] };
+            let content = if *data { noise(end - start, seed) } else { vec![0; end - start] };
             next[start..end].copy_from_slice(&content);
             states.push(next);
         }
