@@ -8,12 +8,10 @@ use tanada_format::version::{VERSION_SLOTS_MAX, VOLUME_BYTES_MAX};
 use tanada_format::{Member, Record, VersionKind};
 use uuid::Uuid;
 
-use crate::api::{Control, ExportId, ExtentKind, Reply, Request, RequestId, VolumeInfo};
+use crate::api::{Control, ExportId, ExtentKind, Reply, RequestId, VolumeInfo};
 use crate::failure::{EBUSY, EEXIST, EINVAL, ENOENT, ENOSPC, Failure};
 use crate::guest::Export;
-use crate::guest::lookup::ExtentList;
 use crate::guest::stream::Stream;
-use crate::map::tree::diff::diff;
 use crate::state::{BLOCK, Handle, State};
 use crate::tasks::exec::slot;
 use crate::versions::{Version, VersionId};
@@ -154,84 +152,6 @@ impl Handle {
             Ok::<_, Failure>(slot)
         })?;
         slot.await
-    }
-
-    /// Makes sure that both are in the last checkpoint's trees as they are now (V11). A head is taken as it is at the
-    /// checkpoint asked for.
-    async fn in_checkpoint(&self, ids: &[Uuid]) -> Result<Vec<VersionId>, Failure> {
-        let found = self.with(|state| {
-            ids.iter()
-                .map(|id| state.live(*id).map(|version| (version.id, version.is_settled())))
-                .collect::<Result<Vec<_>, Failure>>()
-        })?;
-        if found.iter().any(|(_, settled)| !settled) {
-            self.checkpointed().await?;
-        }
-        Ok(found.into_iter().map(|(id, _)| id).collect())
-    }
-
-    /// Changed extents of `from`..`to` as of the last checkpoint, with the unchanged ones between them.
-    pub async fn difference(
-        &self,
-        from: Uuid,
-        to: Uuid,
-        offset: u64,
-        length: u64,
-        extents_max: u32,
-    ) -> Result<Vec<crate::api::Extent>, Failure> {
-        let ids = self.in_checkpoint(&[from, to]).await?;
-        let _reading = self.reading();
-        let (old, new, size) = self.with(|state| {
-            let (from, to) = (ids[0], ids[1]);
-            // What was destroyed while the checkpoint was waited for may have been given back in part (V7).
-            let live = |id| state.versions.get(id).filter(|version| version.is_live());
-            let (Some(a), Some(b)) = (live(from), live(to)) else {
-                return Err(Failure::new(ENOENT, "a generation went away while it was compared"));
-            };
-            if state.versions.family(from) != state.versions.family(to) {
-                let message = format!("{} and {} are of different families: they share no history", a.uuid, b.uuid);
-                return Err(Failure::new(EINVAL, message));
-            }
-            Ok((a.tree, b.tree, a.size.max(b.size)))
-        })?;
-        let end = offset.saturating_add(length).min(size);
-        if offset >= end {
-            return Ok(Vec::new());
-        }
-        let runs = diff(self, old, new, offset / BLOCK, end.div_ceil(BLOCK), extents_max.max(1) as usize).await?;
-        let complete = runs.len() < extents_max.max(1) as usize;
-        let mut list = ExtentList::new(offset, end, usize::MAX - 1);
-        let mut place = offset / BLOCK;
-        for run in runs {
-            list.push(place, run.place - place, ExtentKind::Same);
-            list.push(run.place, run.count, if run.mapped { ExtentKind::Data } else { ExtentKind::Hole });
-            place = run.place + run.count;
-        }
-        if complete {
-            list.push(place, end.div_ceil(BLOCK).saturating_sub(place), ExtentKind::Same);
-        }
-        Ok(list.finish())
-    }
-
-    /// Answers a guest's question for extents.
-    pub async fn guest_extents(self, request: RequestId, body: Request) {
-        let Request::Extents { export, offset, length, extents_max, since } = body else { return };
-        let held = self.with(|state| state.exports.get(&export.0).map_or((0, Uuid::nil()), |e| (e.version, e.uuid)));
-        let result = match since {
-            None => self.extents(held.0, offset, length, extents_max as usize).await,
-            Some(since) => self.difference(since, held.1, offset, length, extents_max).await.map(|mut extents| {
-                extents.truncate(extents_max.max(1) as usize);
-                extents
-            }),
-        };
-        self.with(|state| state.answer(request, export.0, result.map(Reply::Extents)));
-    }
-}
-
-impl Version {
-    /// Its tree in the last checkpoint is all there is to it, as far as it concerns others.
-    fn is_settled(&self) -> bool {
-        self.own && self.delta.is_empty() && self.frozen.is_empty()
     }
 }
 

@@ -79,7 +79,7 @@
 //! |---|---|
 //! | [`api`], [`engine`], [`config`] | the face |
 //! | [`state`], [`tasks`] | all state and how it meets the device; the executor |
-//! | [`guest`] | reads, reading ahead, writes, discards, flushes; busy blocks; the brake (W rules) |
+//! | [`guest`] | reads, reading ahead, writes, discards, flushes, extents; busy blocks; the brake (W rules) |
 //! | [`journal`] | the ring, what outlives the process, syncs (J rules) |
 //! | [`map`] | delta, node cache, trees and the pure functions over them, catalog |
 //! | [`versions`] | the version tree, and the cut that a checkpoint keeps (V rules) |

@@ -1,21 +1,19 @@
-//! What reading is made of: looking up (delta, frozen delta, tree: the same three steps with 0 or 1,000 generations),
-//! reading again what does not verify, read-modify-write, extents. Guests' reads are in [`crate::guest::read`].
+//! What reading is made of: looking up (delta, frozen delta, tree: the same three steps with 0 or 1,000 generations), and
+//! reading again what does not verify. Guests' reads are in [`crate::guest::read`].
 
 use std::rc::Rc;
 
 use tanada_disk::Buf;
-use tanada_format::node::{slot_of, span_blocks};
+use tanada_format::node::slot_of;
 use tanada_format::pointer::{BLOCK_MAX, EPOCH_MAX};
 use tanada_format::{BLOCK_BYTES, FANOUT, Node, Pointer, ROOT_LEVEL, crc32c};
 use uuid::Uuid;
 
-use crate::api::{Alert, Extent, ExtentKind};
+use crate::api::Alert;
 use crate::failure::{EIO, Failure};
-use crate::guest::OpId;
-use crate::guest::data::zero_block;
 use crate::map::delta::Lookup;
 use crate::map::tree::NodeSource;
-use crate::state::{BLOCK, Handle, Patch, State};
+use crate::state::{BLOCK, Handle, State};
 use crate::versions::VersionId;
 
 /// What is said of a lost place.
@@ -141,7 +139,7 @@ impl Handle {
     }
 
     /// The content of one block of `version`, verified; `None` for a hole.
-    async fn fetch_block(&self, version: VersionId, place: u64) -> Result<Option<Buf>, Failure> {
+    pub async fn fetch_block(&self, version: VersionId, place: u64) -> Result<Option<Buf>, Failure> {
         let pointer = self.look_up(version, place, 1).await?[0];
         if pointer.is_null() {
             return Ok(None);
@@ -173,62 +171,6 @@ impl Handle {
         tracing::error!(block = now.block(), old = old.block(), version, place, "damaged block");
         Err(self.with(|state| state.damage(version, place, &said)))
     }
-
-    /// Reads, verifies and changes a part of one block, and queues the whole (W2).
-    pub async fn patch(self, op: OpId, place: u64, at: usize, patch: Patch) {
-        let Some(head) = self.with(|state| state.ops.get(&op).map(|op| op.head)) else { return };
-        let result = self.patched(head, place, at, patch).await;
-        self.with(|state| {
-            match result {
-                Ok(buf) => state.push_data(op, head, place, buf),
-                Err(failure) => return state.part_failed(op, failure),
-            }
-            state.part_done(op);
-        });
-    }
-
-    async fn patched(&self, head: VersionId, place: u64, at: usize, patch: Patch) -> Result<Buf, Failure> {
-        let _reading = self.reading();
-        let old = self.fetch_block(head, place).await?;
-        let mut block = zero_block();
-        let bytes = block.as_mut_slice();
-        if let Some(old) = old {
-            bytes.copy_from_slice(&old);
-        }
-        match patch {
-            Patch::Bytes(new) => bytes[at..at + new.len()].copy_from_slice(&new),
-            Patch::Zeros(length) => bytes[at..at + length].fill(0),
-        }
-        Ok(block.freeze())
-    }
-
-    /// The extents of a range, mapped or not.
-    pub async fn extents(
-        &self,
-        version: VersionId,
-        offset: u64,
-        length: u64,
-        extents_max: usize,
-    ) -> Result<Vec<Extent>, Failure> {
-        let _reading = self.reading();
-        let (first, end) = (offset / BLOCK, (offset + length).div_ceil(BLOCK));
-        let mut list = ExtentList::new(offset, offset + length, extents_max);
-        let mut place = first;
-        while place < end && !list.is_full() {
-            let hole = self.hole_from(version, place).await?.min(end - place);
-            if hole > 0 {
-                list.push(place, hole, ExtentKind::Hole);
-                place += hole;
-                continue;
-            }
-            let count = (span_blocks(0) - place % span_blocks(0)).min(end - place);
-            for pointer in self.look_up(version, place, count).await? {
-                list.push(place, 1, if pointer.is_null() { ExtentKind::Hole } else { ExtentKind::Data });
-                place += 1;
-            }
-        }
-        Ok(list.finish())
-    }
 }
 
 impl State {
@@ -238,40 +180,5 @@ impl State {
         let offset = place * BLOCK;
         self.alert(Alert::Damage { volume, offset, message: said.to_owned() });
         Failure::new(EIO, format!("volume {volume} is damaged at offset {offset}: {said}"))
-    }
-}
-
-/// Collects neighbouring extents of one kind, within a range of bytes.
-pub struct ExtentList {
-    start: u64,
-    end: u64,
-    extents_max: usize,
-    list: Vec<Extent>,
-}
-
-impl ExtentList {
-    pub fn new(start: u64, end: u64, extents_max: usize) -> ExtentList {
-        ExtentList { start, end, extents_max: extents_max.max(1), list: Vec::new() }
-    }
-
-    pub fn is_full(&self) -> bool {
-        self.list.len() > self.extents_max
-    }
-
-    pub fn push(&mut self, place: u64, count: u64, kind: ExtentKind) {
-        let from = (place * BLOCK).max(self.start);
-        let to = ((place + count) * BLOCK).min(self.end);
-        if from >= to {
-            return;
-        }
-        match self.list.last_mut() {
-            Some(last) if last.kind == kind => last.length = to - last.offset,
-            _ => self.list.push(Extent { offset: from, length: to - from, kind }),
-        }
-    }
-
-    pub fn finish(mut self) -> Vec<Extent> {
-        self.list.truncate(self.extents_max);
-        self.list
     }
 }

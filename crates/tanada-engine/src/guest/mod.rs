@@ -9,8 +9,9 @@
 pub mod brake;
 pub mod busy;
 pub mod data;
-pub mod holes;
+pub mod extents;
 pub mod lookup;
+pub mod patch;
 pub mod read;
 pub mod read_ahead;
 pub mod stream;
