@@ -37,7 +37,8 @@ pub fn known_disks(ova: &Ova) -> Vec<KnownDisk> {
 }
 
 /// The disk here that each of them is, by their ids in the archive: the one that the caller `mapped` to (by uuid or SCSI
-/// id), that of the same SCSI id, or the one at the same place of the same SR. With `force` what is not here is left out.
+/// id), that of the same SCSI id, the one at the same place of the same SR, or the one of its uuid there: a revert gives a disk
+/// another place. With `force` what is not here is left out.
 pub fn find_disks(
     view: &impl View,
     known: &[KnownDisk],
@@ -77,26 +78,30 @@ struct Here {
     by_scsi_id: BTreeMap<String, Ref>,
     /// By uuid of the SR and place in it.
     by_place: BTreeMap<(String, String), Ref>,
+    by_uuid: BTreeMap<(String, String), Ref>,
 }
 
 impl Here {
     fn read(view: &impl View) -> Here {
         let srs: BTreeMap<Ref, String> =
             view.all("SR").iter().map(|sr| (sr.id().clone(), sr.uuid().to_owned())).collect();
-        let (mut by_scsi_id, mut by_place) = (BTreeMap::new(), BTreeMap::new());
+        let (mut by_scsi_id, mut by_place, mut by_uuid) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for vdi in view.all("VDI") {
             if let Some(id) = vdi.entry("sm_config", "SCSIid") {
                 by_scsi_id.insert(id.to_owned(), vdi.id().clone());
             }
             if let Some(sr) = srs.get(&vdi.reference("SR")) {
                 by_place.insert((sr.clone(), vdi.str("location").to_owned()), vdi.id().clone());
+                by_uuid.insert((sr.clone(), vdi.uuid().to_owned()), vdi.id().clone());
             }
         }
-        Here { by_scsi_id, by_place }
+        Here { by_scsi_id, by_place, by_uuid }
     }
 
     fn of(&self, disk: &KnownDisk) -> Option<Ref> {
         let by_scsi_id = self.by_scsi_id.get(&disk.scsi_id).filter(|_| !disk.scsi_id.is_empty());
-        by_scsi_id.or_else(|| self.by_place.get(&(disk.sr_uuid.clone(), disk.location.clone()))).cloned()
+        let by_place = || self.by_place.get(&(disk.sr_uuid.clone(), disk.location.clone()));
+        let by_uuid = || self.by_uuid.get(&(disk.sr_uuid.clone(), disk.uuid.clone()));
+        by_scsi_id.or_else(by_place).or_else(by_uuid).cloned()
     }
 }

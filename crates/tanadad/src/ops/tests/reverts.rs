@@ -8,6 +8,7 @@ use super::{World, reference};
 use crate::ops::machine::revert::UNFINISHED_KEY;
 use crate::ops::reconcile::{end_intents, end_left};
 use crate::ops::{allowed, intents};
+use crate::storage;
 
 /// A machine of three disks: the snapshot's hold 1, its own 2.
 async fn scene(driver: MemoryDriver) -> (World, Ref, Ref) {
@@ -183,4 +184,33 @@ async fn clones_that_cannot_be_made_after_a_crash_are_given_up() {
     assert_eq!(values(&world, &vm), [2; 3]);
     may_start(&world, &vm).unwrap();
     world.assert_consistent("given up").await;
+}
+
+/// Whoever came in the middle would write to a disk that goes.
+#[tokio::test]
+async fn nobody_attaches_a_disk_on_its_way_back() {
+    let (world, vm, snapshot) = scene(MemoryDriver::default()).await;
+    let disks = world.vdis(&vm);
+    world.driver.pause_after(2);
+    let paused = world.driver.clone();
+    let work = revert(&world, &snapshot);
+    tokio::pin!(work);
+    tokio::select! {
+        biased;
+        _ = &mut work => panic!("not paused"),
+        () = paused.paused() => {}
+    }
+    let daemon = &world.test.daemon;
+    for disk in &disks {
+        let refused = storage::attach_vdi(daemon, disk, &Ref::null(), true).await.unwrap_err();
+        assert!(refused.is("OTHER_OPERATION_IN_PROGRESS"), "{refused}");
+    }
+    // And one that somebody has does not go.
+    let (other, vm, snapshot) = scene(MemoryDriver::default()).await;
+    let disk = other.vdis(&vm)[1].clone();
+    let (token, _) = storage::attach_vdi(&other.test.daemon, &disk, &Ref::null(), false).await.unwrap();
+    assert!(revert(&other, &snapshot).await.unwrap_err().is("VDI_IN_USE"));
+    storage::detach_vdi(&other.test.daemon, &token).await.unwrap();
+    revert(&other, &snapshot).await.unwrap();
+    other.assert_consistent("after a revert").await;
 }

@@ -9,8 +9,8 @@ use uuid::Uuid;
 use super::super::copy;
 use super::super::snapshot::{copy_media, disks_of};
 use super::plan::{self, UNFINISHED_KEY};
-use super::restored;
-use crate::context::Daemon;
+use super::{hold, restored};
+use crate::context::{CallContext, Daemon};
 use crate::db::{Record, Tx, View};
 use crate::ops::intents::{self, CloneDisk, Plan, RevertPlan, SwitchDisk};
 use crate::ops::records::{message, moved_text};
@@ -55,7 +55,12 @@ pub async fn end(daemon: &Arc<Daemon>, plan: &RevertPlan, intent: &str) -> ApiRe
     for sr in srs(plan) {
         daemon.storage.driver(&sr)?;
     }
-    match carry_out(daemon, plan, intent).await {
+    let held = hold(&CallContext::internal(daemon), plan);
+    let done = match &held {
+        Ok(_) => carry_out(daemon, plan, intent).await,
+        Err(error) => Err(Failed::from(error.clone())),
+    };
+    match done {
         Ok(_) => Ok(()),
         Err(failed) if plan.in_place.is_empty() => {
             tracing::warn!(vm = plan.vm, error = %failed.error, "a revert that was under way is given up");

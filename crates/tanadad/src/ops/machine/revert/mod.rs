@@ -23,10 +23,11 @@ mod plan;
 use futures_util::FutureExt;
 use tanada_xapi::{ApiError, ApiResult, Map, Ref, Value, json};
 
-use crate::context::{Args, CallContext, Handlers};
+use crate::context::{Args, CallContext, Handlers, Operation};
 use crate::db::{Record, Tx, View};
 use crate::ops::allowed;
-use crate::storage::is_attached;
+use crate::ops::intents::RevertPlan;
+use crate::ops::vdi::begin;
 
 pub use carry_out::end;
 pub use plan::UNFINISHED_KEY;
@@ -105,11 +106,7 @@ async fn revert(ctx: CallContext, args: Args) -> ApiResult<Value> {
     if machine.str("power_state") != "Halted" {
         crate::vmm::power::force_off(&ctx.daemon, &vm).await?;
     }
-    for vdi in plan.changed() {
-        if is_attached(&ctx.daemon, &Ref::from(vdi)) {
-            return Err(ApiError::vdi_in_use(vdi, "revert"));
-        }
-    }
+    let _disks = hold(&ctx, &plan)?;
     ctx.task.progress(0.1);
     let mut done = carry_out::at_once(&ctx.daemon, &plan).await;
     if !plan.switched.is_empty() && done.as_ref().is_err_and(|error| error.is("SR_BACKEND_FAILURE_44")) {
@@ -119,6 +116,12 @@ async fn revert(ctx: CallContext, args: Args) -> ApiResult<Value> {
     let moved = done.map_err(|error| revert_error(error, &snapshot, &vm))?;
     ctx.task.moved(moved);
     Ok(Value::Void)
+}
+
+/// Marks the disks whose content changes: nobody attaches them meanwhile, and what he writes would be lost. `VDI_IN_USE` where
+/// somebody has one.
+fn hold(ctx: &CallContext, plan: &RevertPlan) -> ApiResult<Vec<Operation>> {
+    plan.changed().map(|vdi| begin(ctx, &Ref::from(vdi), "blocked", false).map(|(mark, ..)| mark)).collect()
 }
 
 /// Only what tells the user to make room passes as it is.
