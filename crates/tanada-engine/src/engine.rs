@@ -47,6 +47,7 @@ impl Engine {
             state.now = now;
             state.yielded.drain(..).for_each(|waker| waker.wake());
             state.ring_timers();
+            state.sweep_ahead();
             state.start_checkpoint();
             state.start_walk();
         });
@@ -132,8 +133,9 @@ impl State {
         if !self.yielded.is_empty() || !self.jobs.is_empty() || self.more_releases {
             return Some(self.now);
         }
+        let timers = self.next_timer().into_iter().chain(self.ahead.sweep_at());
         if self.phase != Phase::Serving {
-            return self.next_timer();
+            return timers.min();
         }
         // What the end of a checkpoint or of a walk made possible after this turn had looked.
         if self.can_walk() || self.can_checkpoint() && (self.checkpoint.wanted || self.wants_to_settle()) {
@@ -146,7 +148,7 @@ impl State {
             .into_iter()
             .chain(checkpoint)
             .chain(self.punch_at())
-            .chain(self.next_timer())
+            .chain(timers)
             .chain(self.admission_at())
             .chain(self.medium_retry_at())
             .min()

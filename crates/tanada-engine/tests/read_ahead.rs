@@ -164,3 +164,17 @@ fn memory_is_bounded_and_goes_to_who_reads_now() {
         shell.close(export);
     }
 }
+
+#[test]
+fn what_nobody_asks_for_in_time_is_let_go() {
+    for (waited, expected_hits) in [(900_000, 1), (1_000_000, 0)] {
+        let mut shell = opened();
+        let export = filled(&mut shell, 1);
+        while shell.step() {}
+        stream(&mut shell, export);
+        shell.now += waited;
+        shell.step();
+        let (bytes, hits) = read_and_count(&mut shell, export, 8 * PIECE, PIECE);
+        assert!((bytes == expected(8 * PIECE, PIECE), hits) == (true, expected_hits), "{hits} hits");
+    }
+}

@@ -14,7 +14,8 @@
 //!    it; one under way is as short as any read.
 //! 3. A piece with a block that did not verify is let go, and those who wait read for themselves: damage is found, mended
 //!    or told by [`super::read`] alone.
-//! 4. Memory is bounded for each export and for all of them.
+//! 4. Memory is bounded for each export and for all of them. A piece that is not asked for within a second is let go, for
+//!    its blocks may be parts of larger chunks of memory, which it keeps.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -29,12 +30,15 @@ use crate::state::{BLOCK, State};
 const REQUEST_SHARE: u64 = 4;
 /// Small requests are read ahead many at a time, in pieces of at least this share.
 const PIECE_SHARE: u64 = 16;
+/// Who reads in order asks sooner, in microseconds.
+const KEPT_MICROS: u64 = 1_000_000;
 /// Of the memory budget, all pieces together may hold this share.
 const MEMORY_SHARE: u64 = 16;
 
 /// A part of a volume that is read before anybody asks.
 struct Piece {
     number: u64,
+    begun: u64,
     offset: u64,
     length: u64,
     /// Bytes of it that guests have been given.
@@ -74,11 +78,17 @@ pub struct ReadAhead {
     pieces: BTreeMap<u32, VecDeque<Piece>>,
     bytes: u64,
     next_number: u64,
+    /// When to look for what nobody has asked for.
+    sweep_at: Option<u64>,
     /// Reads of guests that a piece answered, since the store was opened.
     pub answered: u64,
 }
 
 impl ReadAhead {
+    pub fn sweep_at(&self) -> Option<u64> {
+        self.sweep_at
+    }
+
     fn piece(&mut self, export: u32, number: u64) -> Option<&mut Piece> {
         self.pieces.get_mut(&export)?.iter_mut().find(|piece| piece.number == number)
     }
@@ -190,9 +200,11 @@ impl State {
     fn begin_piece(&mut self, export: u32, offset: u64, length: u64) {
         let number = self.ahead.next_number;
         self.ahead.next_number += 1;
-        let piece = Piece { number, offset, length, given: 0, content: Content::Sought, waiters: Vec::new() };
+        let piece =
+            Piece { number, begun: self.now, offset, length, given: 0, content: Content::Sought, waiters: Vec::new() };
         self.ahead.pieces.entry(export).or_default().push_back(piece);
         self.ahead.bytes += length;
+        self.ahead.sweep_at.get_or_insert(self.now + KEPT_MICROS);
         self.start_read(Role::Ahead { number }, export, offset, length as u32);
     }
 
@@ -234,6 +246,21 @@ impl State {
                 self.let_go(read);
             }
         }
+    }
+
+    /// Lets go of what nobody has asked for in time.
+    pub fn sweep_ahead(&mut self) {
+        let now = self.now;
+        if self.ahead.sweep_at.is_none_or(|at| now < at) {
+            return;
+        }
+        let exports: Vec<u32> = self.ahead.pieces.keys().copied().collect();
+        for export in exports {
+            self.drop_ahead(export, |piece| piece.begun + KEPT_MICROS <= now);
+        }
+        let oldest = self.ahead.pieces.values().flatten().map(|piece| piece.begun).min();
+        // One with a reader waiting for it stays, however old.
+        self.ahead.sweep_at = oldest.map(|begun| (begun + KEPT_MICROS).max(now + KEPT_MICROS / 4));
     }
 
     /// The export is gone.
