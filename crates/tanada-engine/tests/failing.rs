@@ -221,3 +221,29 @@ fn a_full_medium_below_is_waited_for_and_nothing_is_lost() {
     let Reply::Store(stat) = shell.must(Control::StoreStat) else { panic!("figures") };
     assert_eq!(stat.failed, None);
 }
+
+/// The medium had no room, then it had, and then the store itself was full: nobody may be woken over and over for news
+/// that do not come.
+#[test]
+fn a_full_store_on_a_medium_that_was_full_sleeps() {
+    let mut shell = store();
+    let volume = shell.create(id(1), 64 * MIB);
+    shell.device.refuses = Some((geometry().regions_start()..geometry().store_blocks(), ENOSPC));
+    assert_eq!(failure(&mut shell, write(volume, 0, 1, false)).errno, ENOSPC);
+    shell.device.refuses = None;
+    let piece = |n: u64| Request::Write {
+        export: volume,
+        offset: n * 65536,
+        data: Buf::copy_from(&[n as u8 | 1; 65536]),
+        fua: false,
+    };
+    let taken = (0..).take_while(|n| shell.ask(piece(*n)).is_ok()).count();
+    assert!(taken > 500, "only {taken} pieces of 64 KiB found room");
+    let full_at = shell.now;
+    for _ in 0..20_000 {
+        if !shell.step() || shell.now > full_at + 60_000_000 {
+            return;
+        }
+    }
+    panic!("20,000 turns in {} us", shell.now - full_at);
+}

@@ -61,7 +61,7 @@ impl State {
             && self.data_in_flight == 1 // this one
             && self.pending.is_empty()
             // Each pair that is refused would keep its blocks until a checkpoint, which finds no room either.
-            && self.medium_full_at.is_none()
+            && self.medium_retry_at().is_none()
             && !self.pairs.is_busy();
         if !may || write.runs.iter().any(|run| !self.is_live_head(run.head)) {
             return;

@@ -136,9 +136,9 @@ impl State {
         self.warn_full();
     }
 
-    /// When guests may try again on a medium that was full.
+    /// When guests may try again on a medium that was full, where that is still to come.
     pub fn medium_retry_at(&self) -> Option<u64> {
-        self.medium_full_at.map(|at| at + MEDIUM_RETRY_MICROS)
+        self.medium_full_at.map(|at| at + MEDIUM_RETRY_MICROS).filter(|at| *at > self.now)
     }
 
     /// Warns when the store becomes 80 % full, and says so when there is room again.
@@ -149,8 +149,7 @@ impl State {
             let physical = self.alloc.geometry().store_bytes();
             self.alert(Alert::NearlyFull { free: free * BLOCK, physical });
         }
-        let is_tried = self.medium_full_at.is_none_or(|at| self.now >= at + MEDIUM_RETRY_MICROS);
-        if self.warned_full && is_tried && free > self.reserve() + total / 50 {
+        if self.warned_full && self.medium_retry_at().is_none() && free > self.reserve() + total / 50 {
             self.warned_full = false;
             self.medium_full_at = None;
             self.alert(Alert::RoomAgain { free: free * BLOCK });
