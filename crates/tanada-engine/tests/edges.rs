@@ -295,3 +295,20 @@ fn an_idle_store_comes_to_rest() {
     assert!(rests, "still wants a turn at {:?}, now is {}", shell.engine.deadline(), shell.now);
     assert_eq!(shell.stat().dying, 0);
 }
+
+/// A difference waits for a checkpoint; what is destroyed meanwhile may be given back in part before it is read.
+#[test]
+fn a_generation_that_goes_away_while_it_is_about_to_be_compared_is_missing() {
+    let mut shell = Shell::fresh(64 * MIB);
+    let export = shell.create(id(1), MIB);
+    shell.write(export, 0, &block(1));
+    shell.must(Control::Snapshot { group: vec![(id(1), id(2))] });
+    shell.must(Control::Checkpoint);
+    shell.write(export, 0, &block(2));
+    let difference = Control::Difference { from: id(2), to: id(1), offset: 0, extents_max: 10 };
+    let asked = shell.submit(Request::Control(difference.clone()));
+    let destroyed = shell.submit(Request::Control(Control::Destroy { id: id(2) }));
+    shell.wait(destroyed).expect("destroyed");
+    let missing = shell.wait(asked).expect_err("it is going away");
+    assert_eq!((missing.errno, shell.control(difference).expect_err("gone").errno), (2, 2), "{missing}");
+}
