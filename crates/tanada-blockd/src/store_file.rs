@@ -85,3 +85,26 @@ impl StoreFile {
         self.file.as_raw_fd()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::StoreFile;
+
+    /// As the kernel does for operations of a dead process: a descriptor of the same open file lives on.
+    #[test]
+    fn the_lock_is_held_until_the_last_hold_on_the_open_file_is_gone() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let first = StoreFile::open(file.path()).unwrap();
+        first.lock().unwrap();
+        let in_flight = first.file().try_clone().unwrap();
+        drop(first);
+        let second = StoreFile::open(file.path()).unwrap();
+        let refused = second.try_lock().unwrap_err();
+        assert!(refused.to_string().contains("in use by another process"), "{refused}");
+        let waits = std::thread::spawn(move || second.lock().map(|()| second));
+        drop(in_flight);
+        let second = waits.join().unwrap().unwrap();
+        assert!(StoreFile::open(file.path()).unwrap().try_lock().is_err());
+        drop(second);
+    }
+}
