@@ -153,16 +153,21 @@ fn damage_that_was_read_ahead_is_told_to_who_asks_for_it() {
 }
 
 #[test]
-fn memory_is_bounded_and_goes_to_who_reads_now() {
+fn memory_is_bounded_and_idle_streams_give_way() {
     let config = EngineConfig { relayout_bytes_per_second: 0, memory_bytes: 16 * MIB, ..EngineConfig::new(64 * MIB) };
     let mut shell = Shell::open(formatted(64 * MIB, MIB), config);
-    let exports: Vec<ExportId> = (1..4).map(|n| filled(&mut shell, n)).collect();
-    for export in exports {
-        stream(&mut shell, export);
-        let (bytes, hits) = read_and_count(&mut shell, export, 8 * PIECE, PIECE);
-        assert!((bytes == expected(8 * PIECE, PIECE), hits) == (true, 1), "{hits} hits");
-        shell.close(export);
-    }
+    let (first, second) = (filled(&mut shell, 1), filled(&mut shell, 2));
+    stream(&mut shell, first);
+    stream(&mut shell, second);
+    let hits = |shell: &mut Shell, export, n: u64| {
+        let (bytes, hits) = read_and_count(shell, export, n * PIECE, PIECE);
+        assert!(bytes == expected(n * PIECE, PIECE));
+        finish(shell);
+        hits
+    };
+    assert_eq!((hits(&mut shell, second, 8), hits(&mut shell, first, 8)), (0, 1), "all there is belongs to the first");
+    shell.now += 200_000;
+    assert_eq!((hits(&mut shell, second, 9), hits(&mut shell, second, 10)), (0, 1), "the first has stopped reading");
 }
 
 #[test]

@@ -32,6 +32,8 @@ const REQUEST_SHARE: u64 = 4;
 const PIECE_SHARE: u64 = 16;
 /// Who reads in order asks sooner, in microseconds.
 const KEPT_MICROS: u64 = 1_000_000;
+/// Where memory is short, a piece as old as this is idle, in microseconds.
+const IDLE_MICROS: u64 = 100_000;
 /// Of the memory budget, all pieces together may hold this share.
 const MEMORY_SHARE: u64 = 16;
 
@@ -187,12 +189,16 @@ impl State {
         }
     }
 
-    /// True where `bytes` more are within the bound, if need be after others' pieces were dropped.
+    /// True where `bytes` more are within the bound, if need be after others' idle pieces were dropped. Who else reads in order
+    /// keeps what he has: with more streams than there is room for, the later ones read for themselves.
     fn has_room_ahead(&mut self, export: u32, bytes: u64) -> bool {
         let limit = self.config.memory_bytes / MEMORY_SHARE;
         if self.ahead.bytes + bytes > limit {
+            let idle_since = self.now.saturating_sub(IDLE_MICROS);
             let others: Vec<u32> = self.ahead.pieces.keys().copied().filter(|other| *other != export).collect();
-            others.into_iter().for_each(|other| self.drop_ahead(other, |_| true));
+            for other in others {
+                self.drop_ahead(other, |piece| matches!(piece.content, Content::There(_)) && piece.begun <= idle_since);
+            }
         }
         self.ahead.bytes + bytes <= limit
     }

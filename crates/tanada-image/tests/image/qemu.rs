@@ -108,11 +108,12 @@ fn we_read_what_qemu_writes() {
 fn what_cannot_be_read_is_named() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("disk.raw"), disk(3 * MIB, &[(0, MIB)])).unwrap();
-    let luks = "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10";
+    // LUKS would first measure how fast the machine is, and fails where that is busy.
+    let aes = "encrypt.format=aes,encrypt.key-secret=key";
     let forms: [(Source, &str, &str, &str); 11] = [
         (Source::Qcow2, "qcow2", "extended_l2=on", "extended L2 entries"),
         (Source::Qcow2, "qcow2", "data_file=data.raw", "another file"),
-        (Source::Qcow2, "qcow2", luks, "encrypted"),
+        (Source::Qcow2, "qcow2", aes, "encrypted"),
         (Source::Qcow2, "qcow", "", "version 1"),
         (Source::Qcow2, "vpc", "", "a VHD image"),
         (Source::Qcow2, "vhdx", "", "a VHDX image"),
