@@ -154,7 +154,7 @@ fn damage_that_was_read_ahead_is_told_to_who_asks_for_it() {
 
 #[test]
 fn memory_is_bounded_and_idle_streams_give_way() {
-    let config = EngineConfig { relayout_bytes_per_second: 0, memory_bytes: 16 * MIB, ..EngineConfig::new(64 * MIB) };
+    let config = EngineConfig { relayout_bytes_per_second: 0, memory_bytes: 8 * MIB, ..EngineConfig::new(64 * MIB) };
     let mut shell = Shell::open(formatted(64 * MIB, MIB), config);
     let (first, second) = (filled(&mut shell, 1), filled(&mut shell, 2));
     stream(&mut shell, first);
@@ -182,4 +182,17 @@ fn what_nobody_asks_for_in_time_is_let_go() {
         let (bytes, hits) = read_and_count(&mut shell, export, 8 * PIECE, PIECE);
         assert!((bytes == expected(8 * PIECE, PIECE), hits) == (true, expected_hits), "{hits} hits");
     }
+}
+
+#[test]
+fn who_reads_a_part_here_and_a_part_there_has_little_read_for_nothing() {
+    let mut shell = opened();
+    let export = filled(&mut shell, 1);
+    let read_blocks = |shell: &Shell| shell.device.reads.values().sum::<u64>();
+    let before = read_blocks(&shell);
+    for n in 0..4 {
+        shell.read(export, n * PIECE, PIECE as u32);
+    }
+    finish(&mut shell);
+    assert_eq!(read_blocks(&shell) - before, 128 + 64, "half as much as was read in order");
 }

@@ -180,10 +180,12 @@ impl State {
             return;
         };
         let size = self.versions.get(version).map_or(0, |version| version.size);
+        // Who reads a part here and a part there has at most half as much again read for nothing.
+        let ahead = window.min(stream.streak() / 2);
         let piece_bytes = length * (window / PIECE_SHARE).div_ceil(length).max(1);
         let last = self.ahead.pieces.get(&export).and_then(|pieces| pieces.back()).map_or(0, Piece::end);
         let mut offset = end.max(last);
-        while offset + piece_bytes <= size.min(end + window) && self.has_room_ahead(export, piece_bytes) {
+        while offset + piece_bytes <= size.min(end + ahead) && self.has_room_ahead(export, piece_bytes) {
             self.begin_piece(export, offset, piece_bytes);
             offset += piece_bytes;
         }
