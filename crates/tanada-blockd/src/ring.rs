@@ -225,10 +225,16 @@ impl Ring {
             Err(error) => return Err(error),
         }
         let begun = Instant::now();
-        // SAFETY: the caller keeps the descriptor open.
-        let result = match unsafe { libc::fdatasync(fd) } {
-            0 => Ok(None),
-            _ => Err(DiskError { errno: io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO) }),
+        let result = loop {
+            // SAFETY: the caller keeps the descriptor open.
+            if unsafe { libc::fdatasync(fd) } == 0 {
+                break Ok(None);
+            }
+            match io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO) {
+                // As in the kernel's ring: a signal is no failure of the medium, which would be final.
+                libc::EINTR => {}
+                errno => break Err(DiskError { errno }),
+            }
         };
         self.last_sync = Some(begun.elapsed());
         self.ready.push(Completion::Disk { io, result });

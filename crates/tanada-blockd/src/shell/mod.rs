@@ -6,7 +6,8 @@
 //!    +---------------------------------------------------------------------------------------------------------+
 //! ```
 //! Everything that has ended is handled before the engine's turn, and everything that the turn answered goes out in one
-//! send for each connection: batching at the socket is what makes this fast. Nothing here blocks.
+//! send for each connection: batching at the socket is what makes this fast. Nothing here blocks,
+//! but for the sync of a client that is alone, on a device that was quick the last time ([`Ring::sync_here`]).
 //!
 //! Stages: the store opens; saved attachments are opened again; only then clients are let in. At the end connections
 //! are cut without an answer (a client that can, comes back and asks again), what the engine holds is awaited, a
