@@ -36,6 +36,17 @@ async fn revert(world: &World, snapshot: &Ref) -> Result<Value, ApiError> {
     world.call("VM.revert", [Value::from(snapshot)]).await
 }
 
+/// A revert that stands still after two effects at the storage and is then dropped, as a daemon that dies leaves it.
+async fn leave_half_done(world: &World, snapshot: &Ref) {
+    world.driver.pause_after(2);
+    let paused = world.driver.clone();
+    tokio::select! {
+        biased;
+        _ = revert(world, snapshot) => panic!("not paused"),
+        () = paused.paused() => {}
+    }
+}
+
 #[tokio::test]
 async fn where_clones_cost_nothing_all_disks_go_back_or_none() {
     for fault in [Fault::Before, Fault::After] {
@@ -129,14 +140,7 @@ async fn one_disk_is_of_one_instant_whatever_fails() {
 #[tokio::test]
 async fn while_a_plan_of_an_earlier_life_waits_its_machine_does() {
     let (world, vm, snapshot) = scene(MemoryDriver::with_copied_clones()).await;
-    // After the first disk's effect.
-    world.driver.pause_after(2);
-    let paused = world.driver.clone();
-    tokio::select! {
-        biased;
-        _ = revert(&world, &snapshot) => panic!("not paused"),
-        () = paused.paused() => {}
-    }
+    leave_half_done(&world, &snapshot).await;
     world.driver.fail(1, Fault::Before, DriverErrorKind::Io);
     let world = world.restart().await;
     assert_eq!(values(&world, &vm), [1, 2, 2]);
@@ -151,13 +155,7 @@ async fn while_a_plan_of_an_earlier_life_waits_its_machine_does() {
 async fn a_later_revert_takes_the_place_of_one_that_waits() {
     let (world, vm, early) = scene(MemoryDriver::with_copied_clones()).await;
     let late = world.snapshot(&vm, "late").await.unwrap();
-    world.driver.pause_after(2);
-    let paused = world.driver.clone();
-    tokio::select! {
-        biased;
-        _ = revert(&world, &early) => panic!("not paused"),
-        () = paused.paused() => {}
-    }
+    leave_half_done(&world, &early).await;
     world.driver.fail(1, Fault::Before, DriverErrorKind::Io);
     let world = world.restart().await;
     revert(&world, &late).await.unwrap();
@@ -171,13 +169,7 @@ async fn a_later_revert_takes_the_place_of_one_that_waits() {
 #[tokio::test]
 async fn clones_that_cannot_be_made_after_a_crash_are_given_up() {
     let (world, vm, snapshot) = scene(MemoryDriver::default()).await;
-    world.driver.pause_after(2);
-    let paused = world.driver.clone();
-    tokio::select! {
-        biased;
-        _ = revert(&world, &snapshot) => panic!("not paused"),
-        () = paused.paused() => {}
-    }
+    leave_half_done(&world, &snapshot).await;
     assert!(matches!(intents::Plan::read(&world.test.daemon.db.intents().unwrap()[0]), Some(intents::Plan::Revert(_))));
     world.driver.fail(1, Fault::Before, DriverErrorKind::Io);
     let world = world.restart().await;
