@@ -137,8 +137,11 @@ impl State {
         if self.phase != Phase::Serving {
             return timers.min();
         }
-        // What the end of a checkpoint or of a walk made possible after this turn had looked.
-        if self.can_walk() || self.can_checkpoint() && (self.checkpoint.wanted || self.wants_to_settle()) {
+        // What this turn's tasks, or the end of a checkpoint or of a walk, made possible after it had looked.
+        if self.has_unplaced()
+            || self.can_walk()
+            || self.can_checkpoint() && (self.checkpoint.wanted || self.wants_to_settle())
+        {
             return Some(self.now);
         }
         let dirty = self.is_dirty();

@@ -183,6 +183,8 @@ pub struct State {
     pub next_op: OpId,
     pub busy: BTreeMap<VersionId, BusyBlocks>,
     pub pending: VecDeque<Piece>,
+    /// Placing ended with nothing left: what is pending now came after it.
+    pub placed_all: bool,
     /// Delta nodes that admitted writes may still make.
     pub promised_nodes: u64,
     pub stalled_since_cut: Option<u64>,
@@ -257,6 +259,7 @@ impl State {
             next_op: 1,
             busy: BTreeMap::new(),
             pending: VecDeque::new(),
+            placed_all: true,
             promised_nodes: 0,
             stalled_since_cut: None,
             data_writes: 0,

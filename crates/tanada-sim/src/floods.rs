@@ -1,5 +1,5 @@
-//! Much at once: a store filled to the brim, and a volume that floods the store and ebbs away, so that blocks are used
-//! again at once, and whole segments go down to the medium and come back.
+//! Much at once: a store filled to the brim; a volume that floods the store and ebbs away, so that blocks are used again
+//! at once, and whole segments go down to the medium and come back; volumes full of holes.
 
 use tanada_engine::Request;
 use tanada_units::Uuid;
@@ -46,13 +46,7 @@ impl World {
             };
         };
         self.flood_blocks(id)?;
-        if let Some(export) = self.export_of(id) {
-            let (submitted, length) = (self.outstanding(id), 3000 * B);
-            let op = self.model.new_op(submitted);
-            self.model.zero(id, op, 0, length, true);
-            let request = Request::Discard { export, offset: 0, length, fua: false };
-            self.submit(Pending::Change { volume: id, op, fua: false }, request);
-        }
+        self.discard_at(id, 0, 3000 * B);
         self.wait_for_guests()?;
         self.settle()?;
         let patient = self.settings.slow_punch_percent > 0;
@@ -67,6 +61,18 @@ impl World {
         self.flood_blocks(id)
     }
 
+    /// Discards of every other block of a range, or a write of as many blocks as that gave back.
+    pub fn perforate(&mut self, id: Uuid, size: u64) {
+        let count = self.rng.within(20, 200).min(size / B);
+        let first = self.rng.below(size / B - count + 1);
+        if count == 0 || self.rng.chance(40) {
+            return self.write_at(id, first * B, (count * B).min(size));
+        }
+        for block in (first..first + count).step_by(2) {
+            self.discard_at(id, block * B, B);
+        }
+    }
+
     pub fn create_to_flood(&mut self) -> Result<(), Stop> {
         self.create_sized(3000 * B)
     }
@@ -76,6 +82,15 @@ impl World {
             self.flood_range(id, block, AT_ONCE)?;
         }
         self.wait_for_guests()
+    }
+
+    fn discard_at(&mut self, id: Uuid, offset: u64, length: u64) {
+        let Some(export) = self.export_of(id) else { return };
+        let submitted = self.outstanding(id);
+        let op = self.model.new_op(submitted);
+        self.model.zero(id, op, offset, length, true);
+        let request = Request::Discard { export, offset, length, fua: false };
+        self.submit(Pending::Change { volume: id, op, fua: false }, request);
     }
 
     fn flood_range(&mut self, id: Uuid, block: u64, count: u64) -> Result<(), Stop> {

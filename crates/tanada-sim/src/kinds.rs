@@ -28,10 +28,12 @@ pub enum Kind {
     Relayout,
     /// What is below the store is full now and then; guests write the same few contents, and flush often.
     FullMedium,
+    /// Free space in single blocks, and writes that are much larger: each becomes many, and a small ring is all but full.
+    Fragments,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 9] = [
+    pub const ALL: [Kind; 10] = [
         Kind::Mixed,
         Kind::SlowSyncs,
         Kind::FailingWrites,
@@ -41,6 +43,7 @@ impl Kind {
         Kind::Echoes,
         Kind::Relayout,
         Kind::FullMedium,
+        Kind::Fragments,
     ];
 
     pub fn name(self) -> &'static str {
@@ -54,6 +57,7 @@ impl Kind {
             Kind::Echoes => "echoes",
             Kind::Relayout => "relayout",
             Kind::FullMedium => "full-medium",
+            Kind::Fragments => "fragments",
         }
     }
 
@@ -161,6 +165,17 @@ pub fn settings(seed: u64, kind: Option<Kind>, trace: bool) -> Settings {
             config.prepare_segments = 0;
             settings.brims(rng.chance(70));
         }
+        Kind::Fragments => {
+            config.checkpoint_entries = 5000;
+            config.checkpoint_micros = 60_000_000;
+            config.checkpoint_journal_percent = *rng.pick(&[50, 90]);
+            config.prepare_segments = 0;
+            settings.journal_bytes = 64 << 12;
+            settings.outstanding_max = *rng.pick(&[4, 16]);
+            settings.volumes_max = 2;
+            settings.perforate_percent = 10;
+            settings.brims(true);
+        }
     }
     settings
 }
@@ -239,6 +254,7 @@ fn mixed(seed: u64, trace: bool) -> Settings {
         flood_percent: 0,
         scrub_percent: 0,
         stream_percent: 0,
+        perforate_percent: 0,
         contents: 0,
     }
 }

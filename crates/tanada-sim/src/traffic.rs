@@ -46,6 +46,9 @@ impl World {
         if self.settings.stream_percent > 0 && self.rng.chance(self.settings.stream_percent) {
             return self.stream(id, size, export);
         }
+        if self.settings.perforate_percent > 0 && self.rng.chance(self.settings.perforate_percent) {
+            return self.perforate(id, size);
+        }
         let flushes = self.settings.flush_percent > 0 && self.rng.chance(self.settings.flush_percent);
         match if flushes { 80 } else { self.rng.below(100) } {
             0..=47 => self.guest_write(id, size),

@@ -33,6 +33,11 @@ const EVENTS_MAX: u64 = 5_000_000;
 /// Actions of one turn at most.
 const ACTIONS_MAX: u64 = 1_000_000;
 
+/// Microseconds that the engine may sleep without a device operation in flight while a guest waits: the brake's longest
+/// waits are shorter, the time between checkpoints is longer. A medium without room is tried again once a second.
+const GUEST_SLEEP_MAX: u64 = 200_000;
+const FULL_MEDIUM_SLEEP_MAX: u64 = 1_000_000;
+
 pub fn wrong<T>(message: String) -> Result<T, Stop> {
     Err(Stop::Wrong(message))
 }
@@ -74,6 +79,8 @@ pub struct Settings {
     pub scrub_percent: u64,
     /// So many of a hundred requests of guests go on with a stream of reads.
     pub stream_percent: u64,
+    /// So many of a hundred requests of guests give back every other block of a range, or write a large one.
+    pub perforate_percent: u64,
     /// Guests write so many different contents; 0: each another.
     pub contents: u64,
 }
@@ -298,13 +305,22 @@ impl World {
     }
 
     /// A shell gives the engine a turn for what arrives and what is due, and for nothing else: somebody must be due where
-    /// anybody waits.
+    /// anybody waits, and soon where a guest does.
     fn check_alive(&self) -> Result<(), Stop> {
+        if self.device.in_flight() > 0 || self.touched {
+            return Ok(());
+        }
         let deadline = self.engine.as_ref().and_then(Engine::deadline);
-        let asleep = self.device.in_flight() == 0 && !self.touched && deadline.is_none();
-        match self.pending.first_key_value() {
-            Some((id, first)) if asleep => wrong(format!("asleep for ever, though request {} waits: {first:?}", id.0)),
-            _ => Ok(()),
+        let asleep = deadline.map_or(u64::MAX, |deadline| deadline.saturating_sub(self.now));
+        let most = if self.settings.faults.full > 0 { FULL_MEDIUM_SLEEP_MAX } else { GUEST_SLEEP_MAX };
+        let is_late =
+            |pending: &Pending| asleep == u64::MAX || asleep > most && !matches!(pending, Pending::Call { .. });
+        match self.pending.iter().find(|(_, pending)| is_late(pending)) {
+            Some((id, late)) if asleep == u64::MAX => {
+                wrong(format!("asleep for ever, though request {} waits: {late:?}", id.0))
+            }
+            Some((id, late)) => wrong(format!("asleep for {asleep} us, though request {} waits: {late:?}", id.0)),
+            None => Ok(()),
         }
     }
 

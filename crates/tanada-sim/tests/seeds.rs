@@ -29,12 +29,13 @@ fn a_fixed_set_of_runs_keeps_all_promises() {
 #[test]
 fn runs_that_once_failed_do_not_fail_again() {
     let seeds = [
-        4,       // a merge read nodes that were not written yet, the cache being too small for them
-        80,      // blocks that two ghosts share were counted by neither
-        204,     // the proof: a process tore memory that it had not begun to use
-        481,     // the proof: zeros over a hole, though flushed, leave no trace
-        5925,    // who asked a read-only store to settle was never answered
-        2000181, // a store that grew twice during one checkpoint did not open again
+        4,          // a merge read nodes that were not written yet, the cache being too small for them
+        80,         // blocks that two ghosts share were counted by neither
+        204,        // the proof: a process tore memory that it had not begun to use
+        481,        // the proof: zeros over a hole, though flushed, leave no trace
+        5925,       // who asked a read-only store to settle was never answered
+        2000181,    // a store that grew twice during one checkpoint did not open again
+        3434625100, // a full store: a part of a block that waited for a refused write slept until the next event
     ];
     for seed in seeds.into_iter().chain([9, 38, 73, 330, 340]) {
         check(&runs(seed, 1));

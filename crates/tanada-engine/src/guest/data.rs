@@ -24,6 +24,8 @@ pub struct Piece {
     pub head: VersionId,
     pub place: u64,
     pub kind: PieceKind,
+    /// What is left of a piece of which a part is placed already: the brake has let it pass.
+    pub is_rest: bool,
 }
 
 pub enum PieceKind {
@@ -80,7 +82,9 @@ impl State {
                         PieceKind::Unmap(count) => self.unmap_piece(&piece, count),
                         PieceKind::Data(ref buf) => {
                             let buf = buf.clone();
-                            self.place(&piece, buf, &mut open);
+                            if let Some(rest) = self.place(&piece, buf, &mut open) {
+                                self.pending.push_front(rest);
+                            }
                         }
                     }
                 }
@@ -94,10 +98,17 @@ impl State {
                 }
             }
         }
+        self.placed_all = self.pending.is_empty();
         if let Some(write) = open {
             let is_only = self.data_writes == before;
             self.start_write(write, is_only);
         }
+    }
+
+    /// True where blocks came after this turn had placed all there were: an op that got its busy blocks while others were
+    /// placed or refused, and that needed no device to put its edges together.
+    pub fn has_unplaced(&self) -> bool {
+        self.placed_all && !self.pending.is_empty()
     }
 
     pub fn warn_full(&mut self) {
@@ -113,13 +124,13 @@ impl State {
             PieceKind::Unmap(_) => 0,
         };
         let pressure = self.pressure();
-        let (open_blocks, open_runs) = open.map_or((0, 0), |write| (write.blocks, write.runs.len() as u64));
-        let records = Journal::promise_for(open_blocks + blocks, open_runs + blocks);
+        // One run is placed, in a device write of its own at worst; what is left of the piece is asked for again.
+        let records = open.map_or(0, DataWrite::journal_blocks) + Journal::promise_for(blocks, 1);
         if !self.journal.has_room(records + 1) || pressure >= HELD_PER_MILLE {
             self.need_checkpoint();
             return Admission::Wait;
         }
-        if !self.pass_brake(pressure, blocks) {
+        if !piece.is_rest && !self.pass_brake(pressure, blocks) {
             return Admission::Wait;
         }
         if blocks == 0 && self.pairs.is_busy() {
@@ -205,44 +216,39 @@ impl State {
         ])
     }
 
-    /// Gives a piece its blocks, in as many runs as it takes, joined to the device write being put together.
-    fn place(&mut self, piece: &Piece, buf: Buf, open: &mut Option<DataWrite>) {
+    /// Gives a piece the next run of free blocks, joined to the device write being put together where it continues it.
+    /// Returns what is left of the piece.
+    fn place(&mut self, piece: &Piece, buf: Buf, open: &mut Option<DataWrite>) -> Option<Piece> {
         let buf = if buf.is_aligned() { buf } else { Buf::copy_from(&buf) };
         let blocks = buf.len() as u64 / BLOCK;
-        let mut done = 0;
-        while done < blocks {
-            let room = open.as_ref().map_or(WRITE_BLOCKS_MAX, |write| WRITE_BLOCKS_MAX - write.blocks);
-            let want = (blocks - done).min(if room == 0 { WRITE_BLOCKS_MAX } else { room });
-            let Some((block, count)) = self.alloc.allocate(Stream::Data, want) else {
-                return self.refuse_piece(&Piece {
-                    op: piece.op,
-                    head: piece.head,
-                    place: 0,
-                    kind: PieceKind::Unmap(0),
-                });
-            };
-            if open.as_ref().is_none_or(|write| room == 0 || write.first + write.blocks != block)
-                && let Some(full) = open.replace(DataWrite::new(block))
-            {
-                self.start_write(full, false);
-            }
-            let bytes = buf.slice((done * BLOCK) as usize..((done + count) * BLOCK) as usize);
-            let crcs = bytes.chunks_exact(BLOCK as usize).map(crc32c).collect();
-            if done + count < blocks {
-                self.add_part(piece.op);
-            }
-            let run = Run { op: piece.op, head: piece.head, place: piece.place + done, block, crcs };
-            if let Some(write) = open {
-                write.push(run, bytes, count);
-            }
-            self.promised_nodes += nodes_for(count);
-            done += count;
+        let room = open.as_ref().map_or(0, |write| WRITE_BLOCKS_MAX - write.blocks);
+        let want = blocks.min(if room == 0 { WRITE_BLOCKS_MAX } else { room });
+        let Some((block, count)) = self.alloc.allocate(Stream::Data, want) else {
+            self.refuse_piece(piece);
+            return None;
+        };
+        if open.as_ref().is_none_or(|write| room == 0 || write.first + write.blocks != block)
+            && let Some(full) = open.replace(DataWrite::new(block))
+        {
+            self.start_write(full, false);
         }
+        let bytes = buf.slice(0..(count * BLOCK) as usize);
+        let crcs = bytes.chunks_exact(BLOCK as usize).map(crc32c).collect();
+        let run = Run { op: piece.op, head: piece.head, place: piece.place, block, crcs };
+        if let Some(write) = open {
+            write.push(run, bytes, count);
+        }
+        self.promised_nodes += nodes_for(count);
+        (count < blocks).then(|| {
+            self.add_part(piece.op);
+            let kind = PieceKind::Data(buf.slice((count * BLOCK) as usize..buf.len()));
+            Piece { op: piece.op, head: piece.head, place: piece.place + count, kind, is_rest: true }
+        })
     }
 
     /// `is_only`: no other is started in this turn.
     fn start_write(&mut self, mut write: DataWrite, is_only: bool) {
-        write.promised_journal = Journal::promise_for(write.blocks, write.runs.len() as u64);
+        write.promised_journal = write.journal_blocks();
         write.promised_nodes = write.runs.iter().map(|run| nodes_for(run.crcs.len() as u64)).sum();
         self.journal.promise(write.promised_journal);
         self.data_writes += 1;
@@ -335,6 +341,11 @@ impl DataWrite {
     fn new(first: u64) -> DataWrite {
         let (parts, runs) = (Vec::new(), Vec::new());
         DataWrite { first, blocks: 0, parts, runs, promised_journal: 0, promised_nodes: 0, is_paired: false }
+    }
+
+    /// Blocks of the journal that its records may need.
+    fn journal_blocks(&self) -> u64 {
+        Journal::promise_for(self.blocks, self.runs.len() as u64)
     }
 
     fn push(&mut self, run: Run, bytes: Buf, count: u64) {

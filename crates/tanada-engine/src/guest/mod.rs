@@ -261,7 +261,7 @@ impl State {
 
     fn push_unmap(&mut self, op: OpId, head: VersionId, place: u64, count: u64) {
         self.add_part(op);
-        self.pending.push_back(Piece { op, head, place, kind: PieceKind::Unmap(count) });
+        self.pending.push_back(Piece { op, head, place, kind: PieceKind::Unmap(count), is_rest: false });
     }
 
     /// Queues whole blocks, all-zero ones as holes (W5).
@@ -275,7 +275,7 @@ impl State {
             } else {
                 let bytes = buf.slice(at * BLOCK as usize..(at + run.len()) * BLOCK as usize);
                 self.add_part(op);
-                self.pending.push_back(Piece { op, head, place, kind: PieceKind::Data(bytes) });
+                self.pending.push_back(Piece { op, head, place, kind: PieceKind::Data(bytes), is_rest: false });
             }
             at += run.len();
         }

@@ -106,11 +106,18 @@ impl Journal {
         self.next_seq
     }
 
-    /// Ends the block being filled, if anything is in it.
+    /// Ends the block being filled, if anything is in it. Rather than write over what recovery needs the process ends
+    /// (J8): who records has looked for room before.
     pub fn seal(&mut self) {
         if self.building.is_empty() {
             return;
         }
+        assert!(
+            self.used() <= self.blocks,
+            "block {} of the journal would be one too many of {}",
+            self.next_seq,
+            self.blocks
+        );
         self.sealed.push((self.next_seq, self.image()));
         if self.kept + 1 == self.next_seq && self.kept_records == self.building.count() {
             self.kept = self.next_seq;

@@ -77,6 +77,7 @@ fn attempt(scratch: &Scratch, mistake: &Mistake, catcher: Catcher, time: Duratio
                 "limits",
                 "pairs",
                 "read_ahead",
+                "ring",
                 "tanada_format",
                 "checker",
                 "roundtrip",
