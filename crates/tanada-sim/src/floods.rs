@@ -63,8 +63,10 @@ impl World {
 
     /// Discards of every other block of a range, or a write of as many blocks as that gave back.
     pub fn perforate(&mut self, id: Uuid, size: u64) {
-        let count = self.rng.within(20, 200).min(size / B);
-        let first = self.rng.below(size / B - count + 1);
+        let most = *self.rng.pick(&[200, 200, 200, 900]);
+        let blocks = (size / B).min(1000);
+        let count = self.rng.within(20, most).min(blocks);
+        let first = self.rng.below(blocks - count + 1);
         if count == 0 || self.rng.chance(40) {
             return self.write_at(id, first * B, (count * B).min(size));
         }

@@ -171,10 +171,10 @@ pub fn settings(seed: u64, kind: Option<Kind>, trace: bool) -> Settings {
             config.checkpoint_journal_percent = *rng.pick(&[50, 90]);
             config.prepare_segments = 0;
             settings.journal_bytes = 64 << 12;
-            settings.outstanding_max = *rng.pick(&[4, 16]);
+            settings.outstanding_max = *rng.pick(&[4, 16, 64]);
             settings.volumes_max = 2;
             settings.perforate_percent = 10;
-            settings.brims(true);
+            settings.brims(rng.chance(70));
         }
     }
     settings
