@@ -72,7 +72,7 @@ impl Handle {
                 }
                 let (filler, slot) = slot();
                 state.room_waiters.push(filler);
-                if !has_room {
+                if !has_room && !state.journal.has_late_write() {
                     state.need_checkpoint();
                 }
                 Ok(Some(slot))

@@ -80,3 +80,37 @@ fn a_large_write_into_single_free_blocks_leaves_the_start_of_a_small_ring_alone(
     let export = shell.export(id(1), true);
     assert!(shell.read(export, 32 * MIB, MIB as u32) == large);
 }
+
+#[test]
+fn a_journal_write_that_takes_longer_than_a_round_keeps_its_place() {
+    let mut shell = small(64);
+    let export = shell.create(id(1), 4 * MIB);
+    let place = |op: &DiskOp| match op {
+        DiskOp::Write { at, .. } if (4 * MIB..4 * MIB + 64 * 4096).contains(at) => Some(*at),
+        _ => None,
+    };
+    let submit = |shell: &mut Shell, n: u64| {
+        let request = Request::Write { export, offset: n * 4096, data: Buf::copy_from(&block(n)), fua: false };
+        shell.submit(request)
+    };
+    let mut answers = vec![submit(&mut shell, 0)];
+    let late = loop {
+        assert!(shell.step(), "the journal is written");
+        if let Some(held) = shell.hold(|op| place(op).is_some()) {
+            break held;
+        }
+    };
+    let taken = place(&late.1);
+    for n in 1..200 {
+        answers.push(submit(&mut shell, n));
+        for _ in 0..4 {
+            shell.step();
+            assert!(shell.queued_ops().all(|op| place(op) != taken), "write {n} reaches the place of one in flight");
+        }
+    }
+    shell.let_go(late);
+    answers.into_iter().for_each(|answer| assert!(shell.wait(answer).is_ok()));
+    let mut shell = shell.reopen();
+    let export = shell.export(id(1), true);
+    (0..200).for_each(|n| assert!(shell.read(export, n * 4096, 4096) == block(n), "write {n}"));
+}

@@ -173,6 +173,13 @@ impl SimDevice {
         self.in_flight.iter().any(|operation| matches!(operation.op, DiskOp::Sync))
     }
 
+    /// An operation in flight that changes blocks which `op` changes, too: they may end in any order, and land so.
+    pub fn crosses(&self, op: &DiskOp) -> Option<&DiskOp> {
+        let (first, end) = changed(op)?;
+        let crosses = |other: &&DiskOp| changed(other).is_some_and(|other| other.0 < end && first < other.1);
+        self.in_flight.iter().map(|operation| &operation.op).find(crosses)
+    }
+
     pub fn in_flight(&self) -> usize {
         self.in_flight.len()
     }
@@ -436,6 +443,15 @@ impl SimDevice {
                 DiskOp::Read { .. } | DiskOp::Sync => {}
             }
         }
+    }
+}
+
+/// The bytes that an operation changes: the first, and the end.
+fn changed(op: &DiskOp) -> Option<(u64, u64)> {
+    match op {
+        DiskOp::Write { at, parts } => Some((*at, *at + parts.iter().map(|part| part.len() as u64).sum::<u64>())),
+        DiskOp::Punch { at, length } => Some((*at, *at + length)),
+        DiskOp::Read { .. } | DiskOp::Sync | DiskOp::Grow { .. } => None,
     }
 }
 

@@ -369,6 +369,9 @@ impl World {
             Action::Disk { io, op } => {
                 self.note(io.0);
                 self.trace(|| format!("io {} {op:?}", io.0));
+                if let Some(other) = self.device.crosses(&op) {
+                    return wrong(format!("{op:?} is begun while {other:?} is in flight"));
+                }
                 self.prepare_for(&op);
                 self.device.issue(io, op, self.events, &mut self.rng);
                 Ok(())

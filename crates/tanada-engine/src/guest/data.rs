@@ -124,10 +124,13 @@ impl State {
             PieceKind::Unmap(_) => 0,
         };
         let pressure = self.pressure();
-        // One run is placed, in a device write of its own at worst; what is left of the piece is asked for again.
+        // J11: one run is placed, in a device write of its own at worst; what is left of the piece is asked for again.
         let records = open.map_or(0, DataWrite::journal_blocks) + Journal::promise_for(blocks, 1);
-        if !self.journal.has_room(records + 1) || pressure >= HELD_PER_MILLE {
+        let has_room = self.journal.has_room(records + 1);
+        if pressure >= HELD_PER_MILLE || !has_room && !self.journal.has_late_write() {
             self.need_checkpoint();
+        }
+        if pressure >= HELD_PER_MILLE || !has_room {
             return Admission::Wait;
         }
         if !piece.is_rest && !self.pass_brake(pressure, blocks) {

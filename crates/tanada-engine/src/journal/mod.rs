@@ -107,7 +107,7 @@ impl Journal {
     }
 
     /// Ends the block being filled, if anything is in it. Rather than write over what recovery needs the process ends
-    /// (J8): who records has looked for room before.
+    /// (J8): who records has looked for room before (J11).
     pub fn seal(&mut self) {
         if self.building.is_empty() {
             return;
@@ -272,6 +272,17 @@ impl Journal {
         self.next_seq + 1 - self.start_seq
     }
 
+    /// Places of the ring that nothing else may be written to: those in use, and those of blocks that are still on their
+    /// way to the device. A write may take longer than a round of the ring, and would land on a later round's block (J11).
+    fn taken(&self) -> u64 {
+        self.next_seq + 1 - self.start_seq.min(self.written() + 1)
+    }
+
+    /// True where a write that has not ended takes places that no checkpoint can free.
+    pub fn has_late_write(&self) -> bool {
+        self.written() + 1 < self.start_seq
+    }
+
     pub fn blocks(&self) -> u64 {
         self.blocks
     }
@@ -283,12 +294,12 @@ impl Journal {
 
     /// True where guests may fill `wanted` more blocks; what is kept is for recovery and control (J4).
     pub fn has_room(&self, wanted: u64) -> bool {
-        self.used() + self.promised + wanted + JOURNAL_KEPT_BLOCKS <= self.blocks
+        self.taken() + self.promised + wanted + JOURNAL_KEPT_BLOCKS <= self.blocks
     }
 
     /// True where a control record finds room.
     pub fn has_control_room(&self) -> bool {
-        self.used() + self.promised + 4 <= self.blocks
+        self.taken() + self.promised + 4 <= self.blocks
     }
 
     pub fn promise(&mut self, blocks: u64) {

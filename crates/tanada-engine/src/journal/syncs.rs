@@ -97,6 +97,7 @@ impl State {
             return self.fail(format!("writing the journal failed: {error}"));
         }
         let of_pair = self.journal.completed(first);
+        self.room_waiters.drain(..).for_each(|filler| filler.fill(()));
         self.acknowledge_up_to(self.journal.written());
         if of_pair {
             self.pair_block_written();

@@ -44,6 +44,9 @@ const GIVES_WAY: u64 = 4;
 /// Pauses shorter than this are put together, in microseconds: each costs the shell a wake-up.
 const PAUSE_MIN_MICROS: u64 = 1_000;
 
+/// In a long pause so often a look is taken whether anybody waits for its end.
+const PAUSE_LOOK_MICROS: u64 = 50_000;
+
 /// How far a scrub came. Left of `place` everything is verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ScrubMark {
@@ -179,12 +182,19 @@ impl Scrubber {
         })
     }
 
-    /// Counts blocks just read and waits as the rate asks for; not at all where space waits for `reading` to end.
+    /// Counts blocks just read and waits as the rate asks for; not at all, and no longer, where space waits for `reading`
+    /// to end.
     async fn pace(&self, blocks: u64, reading: &Reading) -> Result<(), Stopped> {
         let due = self.handle.with(|state| state.scrub_charge(self.run, blocks))?;
-        let now = self.handle.with(|state| state.now);
-        if !reading.is_overtaken() && due >= now + PAUSE_MIN_MICROS {
-            self.handle.wait_until(due).await;
+        if due < self.handle.with(|state| state.now) + PAUSE_MIN_MICROS {
+            return Ok(());
+        }
+        while !reading.is_overtaken() {
+            let now = self.handle.with(|state| state.now);
+            if now >= due {
+                break;
+            }
+            self.handle.wait_until(due.min(now + PAUSE_LOOK_MICROS)).await;
             self.handle.with(|state| state.scrub_charge(self.run, 0))?;
         }
         Ok(())
