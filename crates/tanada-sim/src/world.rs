@@ -33,9 +33,9 @@ const EVENTS_MAX: u64 = 5_000_000;
 /// Actions of one turn at most.
 const ACTIONS_MAX: u64 = 1_000_000;
 
-/// Microseconds that the engine may sleep without a device operation in flight while a guest waits: the brake's longest
+/// Microseconds that the engine may sleep without a device operation in flight while anybody waits: the brake's longest
 /// waits are shorter, the time between checkpoints is longer. A medium without room is tried again once a second.
-const GUEST_SLEEP_MAX: u64 = 200_000;
+const SLEEP_MAX: u64 = 200_000;
 const FULL_MEDIUM_SLEEP_MAX: u64 = 1_000_000;
 
 pub fn wrong<T>(message: String) -> Result<T, Stop> {
@@ -304,23 +304,21 @@ impl World {
         Ok(())
     }
 
-    /// A shell gives the engine a turn for what arrives and what is due, and for nothing else: somebody must be due where
-    /// anybody waits, and soon where a guest does.
+    /// A shell gives the engine a turn for what arrives and what is due, and for nothing else: somebody must be due, and
+    /// soon, where anybody waits.
     fn check_alive(&self) -> Result<(), Stop> {
+        let Some((id, first)) = self.pending.first_key_value() else { return Ok(()) };
         if self.device.in_flight() > 0 || self.touched {
             return Ok(());
         }
+        let most = if self.settings.faults.full > 0 { FULL_MEDIUM_SLEEP_MAX } else { SLEEP_MAX };
         let deadline = self.engine.as_ref().and_then(Engine::deadline);
-        let asleep = deadline.map_or(u64::MAX, |deadline| deadline.saturating_sub(self.now));
-        let most = if self.settings.faults.full > 0 { FULL_MEDIUM_SLEEP_MAX } else { GUEST_SLEEP_MAX };
-        let is_late =
-            |pending: &Pending| asleep == u64::MAX || asleep > most && !matches!(pending, Pending::Call { .. });
-        match self.pending.iter().find(|(_, pending)| is_late(pending)) {
-            Some((id, late)) if asleep == u64::MAX => {
-                wrong(format!("asleep for ever, though request {} waits: {late:?}", id.0))
+        match deadline.map(|deadline| deadline.saturating_sub(self.now)) {
+            None => wrong(format!("asleep for ever, though request {} waits: {first:?}", id.0)),
+            Some(asleep) if asleep > most => {
+                wrong(format!("asleep for {asleep} us, though request {} waits: {first:?}", id.0))
             }
-            Some((id, late)) => wrong(format!("asleep for {asleep} us, though request {} waits: {late:?}", id.0)),
-            None => Ok(()),
+            Some(_) => Ok(()),
         }
     }
 
