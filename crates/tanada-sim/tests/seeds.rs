@@ -48,6 +48,8 @@ fn runs_that_once_failed_do_not_fail_again() {
         (Kind::NoReserve, 15), // the proof: a write beyond the end
         (Kind::Fragments, 700969), // a journal write that ended a round late landed on a newer block
         (Kind::Scrubs, 318), // a long pause of a scrub kept space from a writer
+        (Kind::Scrubs, 8000645), // a scrub took a bitmap page for damaged that was announced, and written while it looked
+        (Kind::Relayout, 8000096), // a walk at its bound waited for the next checkpoint that was due
     ];
     for (kind, seed) in seeds_of_kinds {
         check(&run(&Options { kind: Some(kind), ..Options::one(seed) }));

@@ -167,8 +167,18 @@ impl State {
 
     /// Somebody waits until nothing is pending, and only a checkpoint brings that nearer.
     pub fn wants_to_settle(&self) -> bool {
-        let waits = !self.settle_waiters.is_empty() && !self.checkpoint.running && self.walking.is_none();
-        waits && self.has_garbage() && self.next_to_walk().is_none()
+        let waits = !self.settle_waiters.is_empty() && !self.checkpoint.running;
+        waits && self.has_garbage() && !self.has_walk()
+    }
+
+    /// True where a walk is on its way, or can be begun before the next checkpoint.
+    pub fn has_walk(&self) -> bool {
+        self.walking.is_some() || self.has_room_for_walk() && self.next_to_walk().is_some()
+    }
+
+    /// What walks free is bounded between two checkpoints.
+    fn has_room_for_walk(&self) -> bool {
+        (self.walked.len() as u64) < self.config.walk_blocks
     }
 
     /// Something dropped is not given back yet, and can be.
@@ -187,7 +197,9 @@ impl State {
 
     pub fn can_walk(&self) -> bool {
         let can = !self.checkpoint.running && self.walking.is_none() && self.phase == Phase::Serving;
-        let room = (self.walked.len() as u64) < self.config.walk_blocks;
-        can && room && !self.walk_queued && self.versions.has_dying() && self.next_to_walk().is_some()
+        can && self.has_room_for_walk()
+            && !self.walk_queued
+            && self.versions.has_dying()
+            && self.next_to_walk().is_some()
     }
 }

@@ -166,7 +166,7 @@ impl State {
             return Admission::Never;
         }
         // A walk needs time between checkpoints; what it frees comes with the next.
-        if self.walking.is_none() && self.next_to_walk().is_none() {
+        if !self.has_walk() {
             self.need_checkpoint();
         }
         Admission::Wait

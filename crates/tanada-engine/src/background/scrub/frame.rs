@@ -113,6 +113,7 @@ impl Scrubber {
     async fn bitmap(&self, region: u64) -> Result<bool, Stopped> {
         let reading = self.handle.reading();
         let (geometry, entry) = self.handle.with(|state| (state.alloc.geometry(), state.alloc.entry(region)));
+        let began_settled = self.handle.with(|state| !state.checkpoint.running);
         let RegionEntry::Page { copy, crc, used } = entry else { return Ok(true) };
         let at = geometry.page_block(region, copy);
         let said = match self.handle.read_blocks(at, BLOCK as u32).await {
@@ -127,8 +128,9 @@ impl Scrubber {
             }
         };
         self.pace(1, &reading).await?;
-        // A page is announced before it is written.
-        let is_settled = self.handle.with(|state| state.alloc.entry(region) == entry && !state.checkpoint.running);
+        // A page is announced before it is written: the look-up may have come in between, and the checkpoint have ended.
+        let ends_settled = self.handle.with(|state| state.alloc.entry(region) == entry && !state.checkpoint.running);
+        let is_settled = began_settled && ends_settled;
         if let Some(said) = said {
             if !is_settled {
                 return Ok(false);
