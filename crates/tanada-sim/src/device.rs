@@ -173,11 +173,23 @@ impl SimDevice {
         self.in_flight.iter().any(|operation| matches!(operation.op, DiskOp::Sync))
     }
 
-    /// An operation in flight that changes blocks which `op` changes, too: they may end in any order, and land so.
-    pub fn crosses(&self, op: &DiskOp) -> Option<&DiskOp> {
+    /// An operation in flight that changes blocks which `op` changes, too.
+    pub fn changed_under(&self, op: &DiskOp) -> Option<&DiskOp> {
         let (first, end) = changed(op)?;
         let crosses = |other: &&DiskOp| changed(other).is_some_and(|other| other.0 < end && first < other.1);
         self.in_flight.iter().map(|operation| &operation.op).find(crosses)
+    }
+
+    /// The first and last blocks of reads in flight, begun after `since`, that `op` changes. What lies between them may be
+    /// read only because it is less than another read would cost.
+    pub fn read_under(&self, op: &DiskOp, since: IoId) -> Vec<u64> {
+        let Some((first, end)) = changed(op) else { return Vec::new() };
+        let wanted = |operation: &InFlight| match operation.op {
+            DiskOp::Read { at, length } if operation.io > since => vec![at, at + u64::from(length) - BLOCK as u64],
+            _ => Vec::new(),
+        };
+        let wanted = self.in_flight.iter().flat_map(wanted);
+        wanted.filter(|at| (first..end).contains(at)).map(|at| at / BLOCK as u64).collect()
     }
 
     pub fn in_flight(&self) -> usize {

@@ -12,6 +12,7 @@
 mod changes;
 mod content;
 mod counters;
+mod crossings;
 mod device;
 mod figures;
 mod floods;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tanada_disk::DiskOp;
 use tanada_engine::{
-    Action, Alert, Engine, EngineConfig, ExportId, Failure, OpenReport, Reply, Request, RequestId, ScrubStatus,
+    Action, Alert, Engine, EngineConfig, ExportId, Failure, IoId, OpenReport, Reply, Request, RequestId, ScrubStatus,
 };
 use tanada_format::geometry::JOURNAL_START;
 use tanada_format::{FormatOptions, format_image};
@@ -131,6 +131,9 @@ pub struct World {
     pub opened: Option<Result<OpenReport, Failure>>,
     /// Generations that backup programs hold open.
     pub generation_exports: BTreeMap<Uuid, ExportId>,
+    /// The last operation of the device that this process began, and the last before it served; see [`crate::crossings`].
+    last_io: IoId,
+    pub serving_since: Option<IoId>,
     next_request: u64,
     idle: u64,
     /// Something arrived or ended since the engine's last turn.
@@ -179,6 +182,8 @@ impl World {
             answers: BTreeMap::new(),
             opened: None,
             generation_exports: BTreeMap::new(),
+            last_io: IoId(0),
+            serving_since: None,
             next_request: 1,
             idle: 0,
             touched: false,
@@ -211,6 +216,7 @@ impl World {
         config.kept = self.kept.as_mut().map(KeptRing::found);
         self.trace(|| "---- open".to_owned());
         self.opened = None;
+        self.serving_since = None;
         self.read_only = false;
         self.idle = 0;
         self.engine = Some(Engine::open(config, self.now));
@@ -367,9 +373,8 @@ impl World {
             Action::Disk { io, op } => {
                 self.note(io.0);
                 self.trace(|| format!("io {} {op:?}", io.0));
-                if let Some(other) = self.device.crosses(&op) {
-                    return wrong(format!("{op:?} is begun while {other:?} is in flight"));
-                }
+                self.check_crossing(&op)?;
+                self.last_io = io;
                 self.prepare_for(&op);
                 self.device.issue(io, op, self.events, &mut self.rng);
                 Ok(())
@@ -390,6 +395,7 @@ impl World {
             }
             Action::Opened(result) => {
                 self.trace(|| format!("opened {result:?}"));
+                self.serving_since = Some(self.last_io);
                 self.opened = Some(result);
                 Ok(())
             }
@@ -537,6 +543,8 @@ impl World {
             answers: BTreeMap::new(),
             opened: None,
             generation_exports: BTreeMap::new(),
+            last_io: self.last_io,
+            serving_since: None,
             next_request: self.next_request,
             idle: 0,
             touched: false,
