@@ -6,8 +6,9 @@
 //!   |                      | power cut      | killed process | killed process | has its records so far
 //! ```
 //! Records are appended in the order in which they are applied (J1, V1). Blocks are sealed once and never rewritten on
-//! the device (J5). *written* and *kept* only move over blocks without a gap: an acknowledged record is never behind a
-//! hole (J6).
+//! the device (J5). A place of the ring is taken anew only when recovery needs its former block no more and the write of
+//! that one has ended (J11). *written* and *kept* only move over blocks without a gap: an acknowledged record is never
+//! behind a hole (J6).
 //!
 //! Two ways out of the process:
 //! - J6(a), without memory that outlives it: the block being filled is sealed and written in every turn that recorded
